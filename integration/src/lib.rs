@@ -1,0 +1,1 @@
+//! Black-box journeys with the real binaries.

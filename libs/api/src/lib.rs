@@ -1,0 +1,1 @@
+//! The wire border: generated gRPC code, conversions, typed clients.

@@ -1,0 +1,1 @@
+//! What each long-running process needs: config, telemetry, shutdown, health endpoints, TLS.

@@ -1,0 +1,1 @@
+//! One request in, one upstream, streaming and upgrades, on hyper 1.

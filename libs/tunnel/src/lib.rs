@@ -1,0 +1,1 @@
+//! Sans-IO data-plane core: WireGuard peers, disco, path choice, packet filter, timers.

@@ -1,0 +1,1 @@
+//! The vocabulary of Wonder Mesh: ids, keys, addresses, nodes, netmaps.

@@ -1,0 +1,1 @@
+//! Runs commands on nodes through the deploy-manager.

@@ -1,0 +1,3 @@
+//! The `deploy-cli` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A mesh node without a TUN device: SOCKS5 and the SSH runner.

@@ -1,0 +1,3 @@
+//! The `deploy-manager` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Carries encrypted packets between nodes (DERP) and answers STUN.

@@ -1,0 +1,1 @@
+//! One public URL in front of every worker's console.

@@ -1,0 +1,3 @@
+//! The `traffic-gateway` binary.
+
+fn main() {}

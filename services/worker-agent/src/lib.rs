@@ -1,0 +1,1 @@
+//! Joins a machine to a network.

@@ -1,0 +1,3 @@
+//! The `worker-agent` binary.
+
+fn main() {}
