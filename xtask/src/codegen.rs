@@ -23,7 +23,13 @@ const PACKAGE_DIR: &str = "proto/mesh/v1";
 const OUT_DIR: &str = "libs/api/src/gen";
 
 /// Messages that carry secrets: they get no `Debug` from prost; libs/api writes a redacted one.
-const WITHOUT_DEBUG: &[&str] = &[];
+const WITHOUT_DEBUG: &[&str] = &[
+    ".mesh.v1.EnrolRequest",
+    ".mesh.v1.CreateTokenResponse",
+    ".mesh.v1.PermitRejoinResponse",
+    ".mesh.v1.SshAuth",
+    ".mesh.v1.SshAuth.method",
+];
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {

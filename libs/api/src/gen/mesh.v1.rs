@@ -429,6 +429,7 @@ pub struct CreateTokenRequest {
     pub lifetime_secs: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct CreateTokenResponse {
     /// shown once
     #[prost(string, tag = "1")]
@@ -571,6 +572,7 @@ pub struct PermitRejoinRequest {
     pub node: ::core::option::Option<NodeRef>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct PermitRejoinResponse {
     #[prost(bytes = "vec", tag = "1")]
     pub permit: ::prost::alloc::vec::Vec<u8>,
@@ -1891,6 +1893,7 @@ pub struct ChallengeResponse {
     pub server_time: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct EnrolRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub token_id: ::prost::alloc::vec::Vec<u8>,
@@ -3315,6 +3318,7 @@ pub mod ssh_service_server {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct SshAuth {
     #[prost(oneof = "ssh_auth::Method", tags = "1, 2, 3")]
     pub method: ::core::option::Option<ssh_auth::Method>,
@@ -3322,6 +3326,7 @@ pub struct SshAuth {
 /// Nested message and enum types in `SshAuth`.
 pub mod ssh_auth {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[prost(skip_debug)]
     pub enum Method {
         /// the default: the deploy-manager gets one for itself
         #[prost(message, tag = "1")]

@@ -1,0 +1,224 @@
+//! Connections to the coordinator, a relay's control side or a deploy-manager: TLS pinned, any of
+//! several addresses, reconnecting by itself.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+use tower::Service;
+
+/// How long one address may take to answer, TLS included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// HTTP/2 over TLS (RFC 9113, 3.3).
+pub const ALPN_H2: &[u8] = b"h2";
+/// HTTP/1.1 over TLS.
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+
+/// Why one address did not lead to the server.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    /// Nobody answers there.
+    #[error("nothing answers there")]
+    Tcp(#[source] io::Error),
+    /// No answer in time.
+    #[error("no answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    /// The server is not part of this mesh: another CA, or a TLS-intercepting proxy in between.
+    #[error(
+        "the server there does not belong to this mesh's certificate authority (another \
+         installation, or a TLS-intercepting proxy in between)"
+    )]
+    WrongCa(#[source] TlsError),
+    /// The certificate is not valid now: one of the two clocks is off.
+    #[error("the server's certificate is not valid at this time: check this machine's clock")]
+    Clock(#[source] TlsError),
+    /// The server refused this client's certificate.
+    #[error("the server refused this client's certificate")]
+    Refused(#[source] TlsError),
+    /// Something that does not speak TLS, or breaks off.
+    #[error("what answers there does not speak TLS as a mesh server does (wrong port?)")]
+    NotTls(#[source] io::Error),
+}
+
+/// No address led to the server.
+#[derive(Debug)]
+pub struct ConnectError {
+    /// Each address with its reason, in the order tried; never empty.
+    pub attempts: Vec<(String, AttemptError)>,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot reach the server")?;
+        for (addr, error) in &self.attempts {
+            write!(f, "; {addr}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+fn classify(error: io::Error) -> AttemptError {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()).cloned();
+    match tls {
+        Some(tls @ TlsError::InvalidCertificate(_)) if is_validity(&tls) => AttemptError::Clock(tls),
+        Some(tls @ TlsError::InvalidCertificate(_)) => AttemptError::WrongCa(tls),
+        Some(tls @ TlsError::AlertReceived(alert)) if is_certificate_alert(alert) => {
+            AttemptError::Refused(tls)
+        }
+        _ => AttemptError::NotTls(error),
+    }
+}
+
+fn is_validity(error: &TlsError) -> bool {
+    matches!(
+        error,
+        TlsError::InvalidCertificate(
+            CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. }
+        )
+    )
+}
+
+fn is_certificate_alert(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    )
+}
+
+/// One TLS connection to the first of `addrs` (`host:port`) that belongs to the pinned CA and
+/// carries `server_name`. `first` rotates which one is tried first.
+pub async fn connect_tls(
+    addrs: &[String],
+    first: usize,
+    server_name: &str,
+    tls: &Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, ConnectError> {
+    let mut attempts = Vec::new();
+    for offset in 0..addrs.len() {
+        let addr = &addrs[(first + offset) % addrs.len()];
+        match tokio::time::timeout(CONNECT_TIMEOUT, attempt(addr, server_name, tls)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => attempts.push((addr.clone(), error)),
+            Err(_) => attempts.push((addr.clone(), AttemptError::Timeout)),
+        }
+    }
+    Err(ConnectError { attempts })
+}
+
+async fn attempt(
+    addr: &str,
+    server_name: &str,
+    tls: &Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, AttemptError> {
+    let name = ServerName::try_from(server_name.to_owned())
+        .map_err(|error| AttemptError::Tcp(io::Error::other(error)))?;
+    let tcp = TcpStream::connect(addr).await.map_err(AttemptError::Tcp)?;
+    tcp.set_nodelay(true).map_err(AttemptError::Tcp)?;
+    TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await.map_err(classify)
+}
+
+/// A gRPC channel that reconnects by itself; the first connection is made here, so that its
+/// failure has a reason.
+///
+/// `tls` must offer [`ALPN_H2`].
+pub async fn connect(
+    addrs: &[String],
+    server_name: &str,
+    tls: Arc<ClientConfig>,
+) -> Result<Channel, ConnectError> {
+    let stream = connect_tls(addrs, 0, server_name, &tls).await?;
+    let connector = Connector::new(addrs, server_name, tls, Some(stream));
+    let channel = endpoint().connect_with_connector_lazy(connector);
+    Ok(channel)
+}
+
+/// The same channel without a first connection: calls fail until the server is there.
+pub fn connect_lazy(addrs: &[String], server_name: &str, tls: Arc<ClientConfig>) -> Channel {
+    endpoint().connect_with_connector_lazy(Connector::new(addrs, server_name, tls, None))
+}
+
+fn endpoint() -> Endpoint {
+    // The name only fills the :authority header; who the server is, TLS decides.
+    Endpoint::from_static("http://coordinator.mesh.internal")
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+}
+
+/// Dials for [`Channel`]: the addresses in turn, starting where the last success was.
+struct Connector {
+    shared: Arc<Target>,
+    first: Option<TlsStream<TcpStream>>,
+}
+
+struct Target {
+    addrs: Vec<String>,
+    server_name: String,
+    tls: Arc<ClientConfig>,
+    next: AtomicUsize,
+}
+
+impl Connector {
+    fn new(
+        addrs: &[String],
+        server_name: &str,
+        tls: Arc<ClientConfig>,
+        first: Option<TlsStream<TcpStream>>,
+    ) -> Self {
+        let shared = Arc::new(Target {
+            addrs: addrs.to_vec(),
+            server_name: server_name.to_owned(),
+            tls,
+            next: AtomicUsize::new(0),
+        });
+        Self { shared, first }
+    }
+}
+
+impl Service<http::Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        if let Some(stream) = self.first.take() {
+            return Box::pin(std::future::ready(Ok(TokioIo::new(stream))));
+        }
+        let target = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let first = target.next.fetch_add(1, Ordering::Relaxed);
+            let stream =
+                connect_tls(&target.addrs, first, &target.server_name, &target.tls).await?;
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
