@@ -73,9 +73,14 @@ impl fmt::Display for ConnectError {
 impl std::error::Error for ConnectError {}
 
 fn classify(error: io::Error) -> AttemptError {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()).cloned();
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<TlsError>())
+        .cloned();
     match tls {
-        Some(tls @ TlsError::InvalidCertificate(_)) if is_validity(&tls) => AttemptError::Clock(tls),
+        Some(tls @ TlsError::InvalidCertificate(_)) if is_validity(&tls) => {
+            AttemptError::Clock(tls)
+        }
         Some(tls @ TlsError::InvalidCertificate(_)) => AttemptError::WrongCa(tls),
         Some(tls @ TlsError::AlertReceived(alert)) if is_certificate_alert(alert) => {
             AttemptError::Refused(tls)
@@ -137,7 +142,10 @@ async fn attempt(
         .map_err(|error| AttemptError::Tcp(io::Error::other(error)))?;
     let tcp = TcpStream::connect(addr).await.map_err(AttemptError::Tcp)?;
     tcp.set_nodelay(true).map_err(AttemptError::Tcp)?;
-    TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await.map_err(classify)
+    TlsConnector::from(Arc::clone(tls))
+        .connect(name, tcp)
+        .await
+        .map_err(classify)
 }
 
 /// A gRPC channel that reconnects by itself; the first connection is made here, so that its

@@ -131,7 +131,9 @@ impl Contexts {
             .map(PathBuf::from)
             .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")))
             .ok_or(ContextError::None)?;
-        Ok(Self { dir: base.join("mesh/contexts") })
+        Ok(Self {
+            dir: base.join("mesh/contexts"),
+        })
     }
 
     /// In exactly this folder.
@@ -159,13 +161,20 @@ impl Contexts {
             Ok(text) => Zeroizing::new(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let known = self.names().join(", ");
-                return Err(ContextError::Unknown { name, dir: self.dir.clone(), known });
+                return Err(ContextError::Unknown {
+                    name,
+                    dir: self.dir.clone(),
+                    known,
+                });
             }
             Err(source) => return Err(ContextError::Io { path, source }),
         };
         refuse_exposed(&path)?;
-        let context: Context = serde_json::from_slice(&text)
-            .map_err(|source| ContextError::Damaged { path: path.clone(), source: source.into() })?;
+        let context: Context =
+            serde_json::from_slice(&text).map_err(|source| ContextError::Damaged {
+                path: path.clone(),
+                source: source.into(),
+            })?;
         if context.version != 1 {
             let source = format!("version {}", context.version).into();
             return Err(ContextError::Damaged { path, source });
@@ -177,7 +186,10 @@ impl Contexts {
     pub fn save(&self, name: &str, context: &Context, select: bool) -> Result<(), ContextError> {
         check_name(name)?;
         let text = Zeroizing::new(serde_json::to_vec_pretty(context).map_err(|source| {
-            ContextError::Damaged { path: self.path(name), source: source.into() }
+            ContextError::Damaged {
+                path: self.path(name),
+                source: source.into(),
+            }
         })?);
         self.write(&format!("{name}.json"), &text)?;
         if select {
@@ -191,7 +203,13 @@ impl Contexts {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries
             .filter_map(|entry| {
-                Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())
+                Some(
+                    entry
+                        .file_name()
+                        .to_str()?
+                        .strip_suffix(".json")?
+                        .to_owned(),
+                )
             })
             .collect();
         names.sort();
@@ -210,8 +228,15 @@ impl Contexts {
 
     fn write(&self, file: &str, content: &[u8]) -> Result<(), ContextError> {
         let path = self.dir.join(file);
-        let fault = |source| ContextError::Io { path: path.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(fault)?;
+        let fault = |source| ContextError::Io {
+            path: path.clone(),
+            source,
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(fault)?;
         let fresh = self.dir.join(format!(".{file}.{}", std::process::id()));
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
@@ -234,12 +259,16 @@ fn check_name(name: &str) -> Result<(), ContextError> {
 fn refuse_exposed(path: &Path) -> Result<(), ContextError> {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let found = fs::metadata(path)
-        .map_err(|source| ContextError::Io { path: path.to_owned(), source })?;
+    let found = fs::metadata(path).map_err(|source| ContextError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     if found.permissions().mode() & 0o077 == 0 {
         Ok(())
     } else {
-        Err(ContextError::Exposed { path: path.to_owned() })
+        Err(ContextError::Exposed {
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -319,7 +348,13 @@ mod tests {
     use super::*;
 
     fn sample() -> Context {
-        Context::new(vec!["localhost:8080".into()], b"ca", b"cert", b"key", "default")
+        Context::new(
+            vec!["localhost:8080".into()],
+            b"ca",
+            b"cert",
+            b"key",
+            "default",
+        )
     }
 
     #[test]
@@ -332,7 +367,10 @@ mod tests {
         let read = contexts.load(Some("home")).expect("read");
         assert_eq!(read.coordinators, sample().coordinators);
         assert_eq!(contexts.current().expect("read"), Some("home".to_owned()));
-        let mode = fs::metadata(contexts.path("home")).expect("there").permissions().mode();
+        let mode = fs::metadata(contexts.path("home"))
+            .expect("there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -361,7 +399,10 @@ mod tests {
     #[test]
     fn names_that_leave_the_folder_are_refused() {
         let contexts = Contexts::in_dir("/nowhere");
-        assert!(matches!(contexts.load(Some("../x")), Err(ContextError::InvalidName(_))));
+        assert!(matches!(
+            contexts.load(Some("../x")),
+            Err(ContextError::InvalidName(_))
+        ));
     }
 
     #[test]

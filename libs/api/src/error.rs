@@ -19,7 +19,10 @@ pub enum ProtocolError {
 impl ProtocolError {
     /// An invalid field, with the reason that its parser gave.
     pub fn invalid(field: &'static str, reason: impl std::fmt::Display) -> Self {
-        Self::Invalid { field, reason: reason.to_string() }
+        Self::Invalid {
+            field,
+            reason: reason.to_string(),
+        }
     }
 }
 

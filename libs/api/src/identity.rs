@@ -52,7 +52,13 @@ impl Identity {
         .map_err(|_| InvalidIdentity)?;
         let public = IdentityPublicKey::from_spki_der(&rcgen.subject_public_key_info())
             .map_err(|_| InvalidIdentity)?;
-        Ok(Self { pkcs8, signing, rcgen, public, random })
+        Ok(Self {
+            pkcs8,
+            signing,
+            rcgen,
+            public,
+            random,
+        })
     }
 
     /// The private key as PKCS#8 DER, for a 0600 file and for TLS.
@@ -68,13 +74,18 @@ impl Identity {
     /// A certificate request (PKCS#10, RFC 2986) that asks for nothing but this key.
     pub fn csr_der(&self) -> Result<Vec<u8>, InvalidIdentity> {
         let params = rcgen::CertificateParams::default();
-        let csr = params.serialize_request(&self.rcgen).map_err(|_| InvalidIdentity)?;
+        let csr = params
+            .serialize_request(&self.rcgen)
+            .map_err(|_| InvalidIdentity)?;
         Ok(csr.der().to_vec())
     }
 
     /// An ECDSA P-256 SHA-256 signature in ASN.1 (RFC 3279, 2.2.3).
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, InvalidIdentity> {
-        let signature = self.signing.sign(&self.random, message).map_err(|_| InvalidIdentity)?;
+        let signature = self
+            .signing
+            .sign(&self.random, message)
+            .map_err(|_| InvalidIdentity)?;
         Ok(signature.as_ref().to_vec())
     }
 }
@@ -143,10 +154,22 @@ mod tests {
     #[test]
     fn a_proof_fits_only_its_own_context_and_nonce() {
         let proof = enrol_proof(ENROL_WG, &[1; 32], b"nonce", b"spki");
-        assert!(verify_enrol_proof(ENROL_WG, &[1; 32], b"nonce", b"spki", &proof));
-        assert!(!verify_enrol_proof(ENROL_DISCO, &[1; 32], b"nonce", b"spki", &proof));
-        assert!(!verify_enrol_proof(ENROL_WG, &[2; 32], b"nonce", b"spki", &proof));
-        assert!(!verify_enrol_proof(ENROL_WG, &[1; 32], b"other", b"spki", &proof));
+        assert!(verify_enrol_proof(
+            ENROL_WG, &[1; 32], b"nonce", b"spki", &proof
+        ));
+        assert!(!verify_enrol_proof(
+            ENROL_DISCO,
+            &[1; 32],
+            b"nonce",
+            b"spki",
+            &proof
+        ));
+        assert!(!verify_enrol_proof(
+            ENROL_WG, &[2; 32], b"nonce", b"spki", &proof
+        ));
+        assert!(!verify_enrol_proof(
+            ENROL_WG, &[1; 32], b"other", b"spki", &proof
+        ));
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub(crate) fn parsed<T: std::str::FromStr>(
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|error| ProtocolError::invalid(field, error))
+    text.parse()
+        .map_err(|error| ProtocolError::invalid(field, error))
 }
 
 /// The field's bytes as an id or a key.

@@ -73,7 +73,10 @@ pub fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
-        Some(ClientCert { certificate, key_pkcs8 }) => {
+        Some(ClientCert {
+            certificate,
+            key_pkcs8,
+        }) => {
             let key = PrivatePkcs8KeyDer::from(key_pkcs8.to_vec());
             builder.with_client_auth_cert(vec![certificate], key.into())?
         }
@@ -99,7 +102,12 @@ impl PinnedVerifier {
             Pin::Fingerprint(_) => None,
         };
         let algorithms = provider.signature_verification_algorithms;
-        Ok(Self { pin, known, provider, algorithms })
+        Ok(Self {
+            pin,
+            known,
+            provider,
+            algorithms,
+        })
     }
 }
 

@@ -64,12 +64,18 @@ impl Subject {
         use x509_parser::extensions::GeneralName;
 
         let (_, cert) = x509_parser::parse_x509_certificate(der).map_err(|_| InvalidSubject)?;
-        let names = cert.subject_alternative_name().map_err(|_| InvalidSubject)?;
+        let names = cert
+            .subject_alternative_name()
+            .map_err(|_| InvalidSubject)?;
         let names = names.ok_or(InvalidSubject)?;
-        let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) if uri.starts_with("mesh://") => Some(*uri),
-            _ => None,
-        });
+        let mut uris = names
+            .value
+            .general_names
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::URI(uri) if uri.starts_with("mesh://") => Some(*uri),
+                _ => None,
+            });
         match (uris.next(), uris.next()) {
             (Some(uri), None) => uri.parse(),
             _ => Err(InvalidSubject),
@@ -97,7 +103,13 @@ mod tests {
 
     #[test]
     fn other_uris_name_nobody() {
-        for uri in ["https://x/y", "mesh://", "mesh://default", "mesh://Default/x", "mesh://relay/x"] {
+        for uri in [
+            "https://x/y",
+            "mesh://",
+            "mesh://default",
+            "mesh://Default/x",
+            "mesh://relay/x",
+        ] {
             assert_eq!(uri.parse::<Subject>(), Err(InvalidSubject), "{uri}");
         }
     }

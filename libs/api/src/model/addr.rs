@@ -21,7 +21,10 @@ fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, ProtocolError> {
     } else if let Ok(v6) = <[u8; 16]>::try_from(bytes) {
         Ok(Ipv6Addr::from(v6).into())
     } else {
-        Err(ProtocolError::invalid(field, "an IP address has 4 or 16 bytes"))
+        Err(ProtocolError::invalid(
+            field,
+            "an IP address has 4 or 16 bytes",
+        ))
     }
 }
 
@@ -31,7 +34,10 @@ pub(crate) fn port(field: &'static str, number: u32) -> Result<u16, ProtocolErro
 
 impl From<OverlayAddrs> for pb::OverlayAddrs {
     fn from(OverlayAddrs { v4, v6 }: OverlayAddrs) -> Self {
-        Self { v4: v4.octets().to_vec(), v6: v6.octets().to_vec() }
+        Self {
+            v4: v4.octets().to_vec(),
+            v6: v6.octets().to_vec(),
+        }
     }
 }
 
@@ -41,14 +47,20 @@ impl TryFrom<pb::OverlayAddrs> for OverlayAddrs {
     fn try_from(pb::OverlayAddrs { v4, v6 }: pb::OverlayAddrs) -> Result<Self, ProtocolError> {
         match (ip("addrs.v4", &v4)?, ip("addrs.v6", &v6)?) {
             (IpAddr::V4(v4), IpAddr::V6(v6)) => Ok(Self { v4, v6 }),
-            _ => Err(ProtocolError::invalid("addrs", "one IPv4 and one IPv6 address are needed")),
+            _ => Err(ProtocolError::invalid(
+                "addrs",
+                "one IPv4 and one IPv6 address are needed",
+            )),
         }
     }
 }
 
 impl From<IpNet> for pb::Prefix {
     fn from(net: IpNet) -> Self {
-        Self { addr: octets(net.addr()), len: net.prefix_len().into() }
+        Self {
+            addr: octets(net.addr()),
+            len: net.prefix_len().into(),
+        }
     }
 }
 
@@ -65,7 +77,10 @@ impl TryFrom<pb::Prefix> for IpNet {
 
 impl From<SocketAddr> for pb::Endpoint {
     fn from(addr: SocketAddr) -> Self {
-        Self { addr: octets(addr.ip()), port: addr.port().into() }
+        Self {
+            addr: octets(addr.ip()),
+            port: addr.port().into(),
+        }
     }
 }
 
@@ -73,6 +88,9 @@ impl TryFrom<pb::Endpoint> for SocketAddr {
     type Error = ProtocolError;
 
     fn try_from(pb::Endpoint { addr, port: number }: pb::Endpoint) -> Result<Self, ProtocolError> {
-        Ok(Self::new(ip("endpoint.addr", &addr)?, port("endpoint.port", number)?))
+        Ok(Self::new(
+            ip("endpoint.addr", &addr)?,
+            port("endpoint.port", number)?,
+        ))
     }
 }

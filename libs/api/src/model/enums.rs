@@ -91,7 +91,10 @@ pub fn service_kind(number: i32) -> Result<ServiceKind, ProtocolError> {
         Ok(pb::ServiceKind::Http) => Ok(ServiceKind::Http),
         Ok(pb::ServiceKind::Tcp) => Ok(ServiceKind::Tcp),
         Ok(pb::ServiceKind::Unspecified) => Err(ProtocolError::Missing("service.kind")),
-        Err(_) => Err(ProtocolError::invalid("service.kind", "unknown to this version")),
+        Err(_) => Err(ProtocolError::invalid(
+            "service.kind",
+            "unknown to this version",
+        )),
     }
 }
 

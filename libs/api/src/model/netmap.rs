@@ -15,20 +15,49 @@ use crate::pb;
 pub const MAX_PEERS: usize = 1_000_000;
 
 impl From<Cursor> for pb::Cursor {
-    fn from(Cursor { version, epoch, volatile }: Cursor) -> Self {
-        Self { version, epoch, volatile_sequence: volatile }
+    fn from(
+        Cursor {
+            version,
+            epoch,
+            volatile,
+        }: Cursor,
+    ) -> Self {
+        Self {
+            version,
+            epoch,
+            volatile_sequence: volatile,
+        }
     }
 }
 
 impl From<pb::Cursor> for Cursor {
-    fn from(pb::Cursor { version, epoch, volatile_sequence }: pb::Cursor) -> Self {
-        Self { version, epoch, volatile: volatile_sequence }
+    fn from(
+        pb::Cursor {
+            version,
+            epoch,
+            volatile_sequence,
+        }: pb::Cursor,
+    ) -> Self {
+        Self {
+            version,
+            epoch,
+            volatile: volatile_sequence,
+        }
     }
 }
 
 impl From<SelfNode> for pb::SelfNode {
     fn from(node: SelfNode) -> Self {
-        let SelfNode { id, network, network_name, name, role, addrs, console_prefix, ssh_ca } = node;
+        let SelfNode {
+            id,
+            network,
+            network_name,
+            name,
+            role,
+            addrs,
+            console_prefix,
+            ssh_ca,
+        } = node;
         Self {
             id: id.as_bytes().to_vec(),
             network_id: network.as_bytes().to_vec(),
@@ -46,8 +75,16 @@ impl TryFrom<pb::SelfNode> for SelfNode {
     type Error = ProtocolError;
 
     fn try_from(node: pb::SelfNode) -> Result<Self, ProtocolError> {
-        let pb::SelfNode { id, network_id, network, name, role, addrs, console_prefix, ssh_ca } =
-            node;
+        let pb::SelfNode {
+            id,
+            network_id,
+            network,
+            name,
+            role,
+            addrs,
+            console_prefix,
+            ssh_ca,
+        } = node;
         Ok(Self {
             id: from_bytes("node.id", &id)?,
             network: from_bytes("node.network_id", &network_id)?,
@@ -90,7 +127,9 @@ impl From<Peer> for pb::Peer {
             ssh_host_keys,
             ssh_user,
             endpoints: endpoints.into_iter().map(Into::into).collect(),
-            home_relay: home_relay.map(|id| id.as_bytes().to_vec()).unwrap_or_default(),
+            home_relay: home_relay
+                .map(|id| id.as_bytes().to_vec())
+                .unwrap_or_default(),
             state: pb::NodeState::from(state).into(),
         }
     }
@@ -120,13 +159,22 @@ impl TryFrom<pb::Peer> for Peer {
             name: parsed("peer.name", &name)?,
             role: enums::role(role)?,
             addrs: required("peer.addrs", addrs)?.try_into()?,
-            routes: routes.into_iter().map(IpNet::try_from).collect::<Result<_, _>>()?,
+            routes: routes
+                .into_iter()
+                .map(IpNet::try_from)
+                .collect::<Result<_, _>>()?,
             wg_key: from_bytes("peer.wg_key", &wg_key)?,
             disco_key: from_bytes("peer.disco_key", &disco_key)?,
-            services: services.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            services: services
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             ssh_host_keys,
             ssh_user,
-            endpoints: endpoints.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            endpoints: endpoints
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             home_relay: optional_relay("peer.home_relay", &home_relay)?,
             state: enums::node_state(state),
         })
@@ -134,7 +182,14 @@ impl TryFrom<pb::Peer> for Peer {
 }
 
 impl From<PeerPatch> for pb::PeerPatch {
-    fn from(PeerPatch { id, endpoints, home_relay, state }: PeerPatch) -> Self {
+    fn from(
+        PeerPatch {
+            id,
+            endpoints,
+            home_relay,
+            state,
+        }: PeerPatch,
+    ) -> Self {
         Self {
             id: id.as_bytes().to_vec(),
             endpoints: endpoints.map(|list| pb::EndpointList {
@@ -151,10 +206,18 @@ impl TryFrom<pb::PeerPatch> for PeerPatch {
     type Error = ProtocolError;
 
     fn try_from(patch: pb::PeerPatch) -> Result<Self, ProtocolError> {
-        let pb::PeerPatch { id, endpoints, home_relay, state } = patch;
+        let pb::PeerPatch {
+            id,
+            endpoints,
+            home_relay,
+            state,
+        } = patch;
         let endpoints = endpoints
             .map(|pb::EndpointList { endpoints }| {
-                endpoints.into_iter().map(TryInto::try_into).collect::<Result<Vec<_>, _>>()
+                endpoints
+                    .into_iter()
+                    .map(TryInto::try_into)
+                    .collect::<Result<Vec<_>, _>>()
             })
             .transpose()?;
         let home_relay = home_relay
@@ -172,20 +235,31 @@ impl TryFrom<pb::PeerPatch> for PeerPatch {
 
 impl From<PacketFilter> for pb::PacketFilter {
     fn from(PacketFilter { rules }: PacketFilter) -> Self {
-        let rules = rules.into_iter().map(|FilterRule { sources, protocols, ports }| {
-            pb::FilterRule {
-                sources: sources.into_iter().map(Into::into).collect(),
-                protocols: protocols.into_iter().map(|p| pb::Protocol::from(p).into()).collect(),
-                ports: ports
-                    .into_iter()
-                    .map(|PortRange { first, last }| pb::PortRange {
-                        first: first.into(),
-                        last: last.into(),
-                    })
-                    .collect(),
-            }
-        });
-        Self { rules: rules.collect() }
+        let rules = rules.into_iter().map(
+            |FilterRule {
+                 sources,
+                 protocols,
+                 ports,
+             }| {
+                pb::FilterRule {
+                    sources: sources.into_iter().map(Into::into).collect(),
+                    protocols: protocols
+                        .into_iter()
+                        .map(|p| pb::Protocol::from(p).into())
+                        .collect(),
+                    ports: ports
+                        .into_iter()
+                        .map(|PortRange { first, last }| pb::PortRange {
+                            first: first.into(),
+                            last: last.into(),
+                        })
+                        .collect(),
+                }
+            },
+        );
+        Self {
+            rules: rules.collect(),
+        }
     }
 }
 
@@ -193,29 +267,51 @@ impl TryFrom<pb::PacketFilter> for PacketFilter {
     type Error = ProtocolError;
 
     fn try_from(pb::PacketFilter { rules }: pb::PacketFilter) -> Result<Self, ProtocolError> {
-        let rule = |pb::FilterRule { sources, protocols, ports }| {
+        let rule = |pb::FilterRule {
+                        sources,
+                        protocols,
+                        ports,
+                    }| {
             Ok(FilterRule {
-                sources: sources.into_iter().map(IpNet::try_from).collect::<Result<_, _>>()?,
+                sources: sources
+                    .into_iter()
+                    .map(IpNet::try_from)
+                    .collect::<Result<_, _>>()?,
                 // A protocol that this version does not know lets nothing in.
                 protocols: protocols.into_iter().filter_map(enums::protocol).collect(),
-                ports: ports.into_iter().map(port_range).collect::<Result<_, _>>()?,
+                ports: ports
+                    .into_iter()
+                    .map(port_range)
+                    .collect::<Result<_, _>>()?,
             })
         };
-        Ok(Self { rules: rules.into_iter().map(rule).collect::<Result<_, ProtocolError>>()? })
+        Ok(Self {
+            rules: rules
+                .into_iter()
+                .map(rule)
+                .collect::<Result<_, ProtocolError>>()?,
+        })
     }
 }
 
 fn port_range(pb::PortRange { first, last }: pb::PortRange) -> Result<PortRange, ProtocolError> {
     let (first, last) = (port("ports.first", first)?, port("ports.last", last)?);
     if first > last {
-        return Err(ProtocolError::invalid("ports", "the last port is below the first"));
+        return Err(ProtocolError::invalid(
+            "ports",
+            "the last port is below the first",
+        ));
     }
     Ok(PortRange { first, last })
 }
 
 impl From<Relay> for pb::Relay {
     fn from(Relay { id, derp, stun }: Relay) -> Self {
-        Self { id: id.as_bytes().to_vec(), derp, stun }
+        Self {
+            id: id.as_bytes().to_vec(),
+            derp,
+            stun,
+        }
     }
 }
 
@@ -223,7 +319,11 @@ impl TryFrom<pb::Relay> for Relay {
     type Error = ProtocolError;
 
     fn try_from(pb::Relay { id, derp, stun }: pb::Relay) -> Result<Self, ProtocolError> {
-        Ok(Self { id: from_bytes("relay.id", &id)?, derp, stun })
+        Ok(Self {
+            id: from_bytes("relay.id", &id)?,
+            derp,
+            stun,
+        })
     }
 }
 
@@ -243,7 +343,10 @@ impl Assembler {
         let last = chunk.last;
         add(&mut update, chunk)?;
         if update.peers.len() > MAX_PEERS || update.removed.len() > MAX_PEERS {
-            return Err(ProtocolError::invalid("netmap.peers", "more than a million peers"));
+            return Err(ProtocolError::invalid(
+                "netmap.peers",
+                "more than a million peers",
+            ));
         }
         if last {
             return Ok(Some(update));
@@ -254,8 +357,17 @@ impl Assembler {
 }
 
 fn add(update: &mut NetmapUpdate, chunk: pb::NetmapChunk) -> Result<(), ProtocolError> {
-    let pb::NetmapChunk { cursor, full, last, node, peers, removed, patches, filter, relays } =
-        chunk;
+    let pb::NetmapChunk {
+        cursor,
+        full,
+        last,
+        node,
+        peers,
+        removed,
+        patches,
+        filter,
+        relays,
+    } = chunk;
     if last {
         update.cursor = required("netmap.cursor", cursor)?.into();
     }
@@ -276,8 +388,12 @@ fn add(update: &mut NetmapUpdate, chunk: pb::NetmapChunk) -> Result<(), Protocol
         update.filter = Some(filter.try_into()?);
     }
     if let Some(pb::RelayList { relays }) = relays {
-        update.relays =
-            Some(relays.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?);
+        update.relays = Some(
+            relays
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+        );
     }
     Ok(())
 }

@@ -15,24 +15,50 @@ pub const MAX_REPORTED: usize = 64;
 
 impl From<Service> for pb::Service {
     fn from(Service { name, kind, port }: Service) -> Self {
-        Self { name: name.into(), kind: pb::ServiceKind::from(kind).into(), port: port.into() }
+        Self {
+            name: name.into(),
+            kind: pb::ServiceKind::from(kind).into(),
+            port: port.into(),
+        }
     }
 }
 
 impl TryFrom<pb::Service> for Service {
     type Error = ProtocolError;
 
-    fn try_from(pb::Service { name, kind, port: number }: pb::Service) -> Result<Self, ProtocolError> {
+    fn try_from(
+        pb::Service {
+            name,
+            kind,
+            port: number,
+        }: pb::Service,
+    ) -> Result<Self, ProtocolError> {
         let port = port("service.port", number)?;
         if port == 0 {
-            return Err(ProtocolError::invalid("service.port", "a port is at least 1"));
+            return Err(ProtocolError::invalid(
+                "service.port",
+                "a port is at least 1",
+            ));
         }
-        Ok(Self { name: parsed("service.name", &name)?, kind: enums::service_kind(kind)?, port })
+        Ok(Self {
+            name: parsed("service.name", &name)?,
+            kind: enums::service_kind(kind)?,
+            port,
+        })
     }
 }
 
 impl From<Route> for pb::Route {
-    fn from(Route { node, network, name, addrs, services, state }: Route) -> Self {
+    fn from(
+        Route {
+            node,
+            network,
+            name,
+            addrs,
+            services,
+            state,
+        }: Route,
+    ) -> Self {
         Self {
             node_id: node.as_bytes().to_vec(),
             network: network.into(),
@@ -48,13 +74,23 @@ impl TryFrom<pb::Route> for Route {
     type Error = ProtocolError;
 
     fn try_from(route: pb::Route) -> Result<Self, ProtocolError> {
-        let pb::Route { node_id, network, name, addrs, services, state } = route;
+        let pb::Route {
+            node_id,
+            network,
+            name,
+            addrs,
+            services,
+            state,
+        } = route;
         Ok(Self {
             node: from_bytes("route.node_id", &node_id)?,
             network: parsed("route.network", &network)?,
             name: parsed("route.name", &name)?,
             addrs: required("route.addrs", addrs)?.try_into()?,
-            services: services.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            services: services
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             state: enums::node_state(state),
         })
     }
@@ -95,7 +131,9 @@ impl From<NodeReport> for pb::NodeReport {
         } = report;
         Self {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
-            home_relay: home_relay.map(|id| id.as_bytes().to_vec()).unwrap_or_default(),
+            home_relay: home_relay
+                .map(|id| id.as_bytes().to_vec())
+                .unwrap_or_default(),
             services: services.into_iter().map(Into::into).collect(),
             ssh_host_keys,
             ssh_user,
@@ -120,19 +158,34 @@ impl TryFrom<pb::NodeReport> for NodeReport {
             derp,
             stun,
         } = report;
-        for count in
-            [endpoints.len(), services.len(), ssh_host_keys.len(), derp.len(), stun.len()]
-        {
+        for count in [
+            endpoints.len(),
+            services.len(),
+            ssh_host_keys.len(),
+            derp.len(),
+            stun.len(),
+        ] {
             if count > MAX_REPORTED {
-                return Err(ProtocolError::invalid("report", "more than 64 entries of one kind"));
+                return Err(ProtocolError::invalid(
+                    "report",
+                    "more than 64 entries of one kind",
+                ));
             }
         }
-        let long = ssh_host_keys.iter().any(|key| key.len() > 8192 || key.contains('\n'));
+        let long = ssh_host_keys
+            .iter()
+            .any(|key| key.len() > 8192 || key.contains('\n'));
         if long || ssh_user.len() > 256 || ssh_user.contains(['\n', '\0']) {
-            return Err(ProtocolError::invalid("report.ssh", "a key or user name is malformed"));
+            return Err(ProtocolError::invalid(
+                "report.ssh",
+                "a key or user name is malformed",
+            ));
         }
         if derp.iter().chain(&stun).any(|addr| addr.len() > 300) {
-            return Err(ProtocolError::invalid("report.derp", "an address is too long"));
+            return Err(ProtocolError::invalid(
+                "report.derp",
+                "an address is too long",
+            ));
         }
         Ok(Self {
             endpoints: endpoints
@@ -140,7 +193,10 @@ impl TryFrom<pb::NodeReport> for NodeReport {
                 .map(SocketAddr::try_from)
                 .collect::<Result<_, _>>()?,
             home_relay: optional_relay("report.home_relay", &home_relay)?,
-            services: services.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            services: services
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
             ssh_host_keys,
             ssh_user,
             ssh_via_loopback,
@@ -154,5 +210,9 @@ pub(crate) fn optional_relay(
     field: &'static str,
     bytes: &[u8],
 ) -> Result<Option<RelayId>, ProtocolError> {
-    if bytes.is_empty() { Ok(None) } else { from_bytes(field, bytes).map(Some) }
+    if bytes.is_empty() {
+        Ok(None)
+    } else {
+        from_bytes(field, bytes).map(Some)
+    }
 }
