@@ -189,16 +189,21 @@ proptest! {
     }
 
     #[test]
-    fn peers_encoded_beforehand_are_the_same_bytes(peers in vec(peer(), 0..4)) {
+    fn parts_encoded_beforehand_are_the_same_bytes(
+        peers in vec(peer(), 0..4),
+        patches in vec(patch(), 0..4),
+    ) {
         let cursor = Some(Cursor { version: 3, epoch: 9, volatile: 1 }.into());
         let peers: Vec<pb::Peer> = peers.into_iter().map(Into::into).collect();
+        let patches: Vec<pb::PeerPatch> = patches.into_iter().map(Into::into).collect();
         let encoded = pb::EncodedNetmapChunk {
             cursor,
             full: true,
             peers: peers.iter().map(prost::Message::encode_to_vec).collect(),
+            patches: patches.iter().map(prost::Message::encode_to_vec).collect(),
             ..Default::default()
         };
-        let plain = pb::NetmapChunk { cursor, full: true, peers, ..Default::default() };
+        let plain = pb::NetmapChunk { cursor, full: true, peers, patches, ..Default::default() };
         prop_assert_eq!(plain.encode_to_vec(), encoded.encode_to_vec());
     }
 

@@ -2126,8 +2126,8 @@ pub struct EncodedNetmapChunk {
     pub peers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(bytes = "vec", repeated, tag = "6")]
     pub removed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(message, repeated, tag = "7")]
-    pub patches: ::prost::alloc::vec::Vec<PeerPatch>,
+    #[prost(bytes = "vec", repeated, tag = "7")]
+    pub patches: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(message, optional, tag = "8")]
     pub filter: ::core::option::Option<PacketFilter>,
     #[prost(message, optional, tag = "9")]
