@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use mesh_types::{NodeId, RelayId};
+use mesh_types::{NodeId, RelayId, Timestamp};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring as provider};
@@ -58,6 +58,14 @@ pub fn fingerprint(certificate: &[u8]) -> Option<[u8; 32]> {
     let (_, cert) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let hash = ring::digest::digest(&ring::digest::SHA256, cert.public_key().raw);
     hash.as_ref().try_into().ok()
+}
+
+/// From when until when a certificate is valid; `None` when it is not a certificate.
+pub fn validity(certificate: &[u8]) -> Option<(Timestamp, Timestamp)> {
+    let (_, cert) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let validity = cert.validity();
+    let at = |time: &x509_parser::time::ASN1Time| Timestamp::from_secs(time.timestamp());
+    Some((at(&validity.not_before), at(&validity.not_after)))
 }
 
 /// A client configuration held to `pin`, with the ALPN protocols given (empty: none).
