@@ -1,0 +1,43 @@
+//! The flags every service has, and the typed ones a service adds.
+
+use std::path::PathBuf;
+
+/// Flags about configuration, for `#[command(flatten)]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct ConfigArgs {
+    /// Read this file instead of /etc/mesh/<service>.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key, such as log.level=debug (repeatable; wins over file and environment)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Say whether the configuration is good, and exit
+    #[arg(long)]
+    pub check_config: bool,
+    /// Print the configuration in force, secrets redacted, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Accept settings that are unsafe outside of development
+    #[arg(long)]
+    pub dev: bool,
+}
+
+/// Values from a service's own flags; they win over every other layer.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides(pub(super) Vec<(String, String)>);
+
+impl Overrides {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `key` (dotted, such as `server.listen`) has this value, if one was given.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: Option<impl ToString>) -> Self {
+        if let Some(value) = value {
+            self.0.push((key.to_owned(), value.to_string()));
+        }
+        self
+    }
+}

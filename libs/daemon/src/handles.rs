@@ -1,0 +1,25 @@
+//! What a service is handed when it is built.
+
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+
+/// The process's metrics and readiness, passed to every `App::build`.
+#[derive(Debug, Clone, Default)]
+pub struct Handles {
+    /// Where to register metrics.
+    pub metrics: Metrics,
+    /// Where to say what is not ready yet.
+    pub readiness: Readiness,
+}
+
+impl Handles {
+    /// The same process, seen by one of its parts: metrics get the label `part`, readiness names
+    /// the prefix `part/`. For a process that runs several services, or one of them twice.
+    #[must_use]
+    pub fn scoped(&self, part: &str) -> Self {
+        Self {
+            metrics: self.metrics.scoped("part", part),
+            readiness: self.readiness.scoped(part),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Readiness: who in this process is not ready yet, and why.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What keeps the process from being ready. Clones share one list.
+#[derive(Clone, Default)]
+pub struct Readiness {
+    shared: Arc<Mutex<Shared>>,
+    prefix: String,
+}
+
+#[derive(Default)]
+struct Shared {
+    draining: bool,
+    next_id: u64,
+    latches: Vec<Entry>,
+}
+
+struct Entry {
+    id: u64,
+    name: String,
+    /// Why not; `None` when ready.
+    reason: Option<String>,
+}
+
+/// One thing that is not ready.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct NotReady {
+    /// Which part, such as `coordinator/store`.
+    pub name: String,
+    /// What it waits for.
+    pub reason: String,
+}
+
+impl Readiness {
+    /// Adds something that is not ready, for `reason`, until [`Latch::ready`] is called.
+    pub fn latch(&self, name: &str, reason: &str) -> Latch {
+        let mut shared = self.lock();
+        let id = shared.next_id;
+        shared.next_id += 1;
+        shared.latches.push(Entry {
+            id,
+            name: format!("{}{name}", self.prefix),
+            reason: Some(reason.to_owned()),
+        });
+        Latch {
+            id,
+            readiness: self.clone(),
+        }
+    }
+
+    /// The same list, with `part/` in front of each name added through this handle.
+    #[must_use]
+    pub fn scoped(&self, part: &str) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            prefix: format!("{}{part}/", self.prefix),
+        }
+    }
+
+    /// From now on not ready: the process shuts down.
+    pub fn drain(&self) {
+        self.lock().draining = true;
+    }
+
+    /// Whether everything is ready and nothing shuts down.
+    pub fn is_ready(&self) -> bool {
+        self.report().is_empty()
+    }
+
+    /// What is not ready, in the order it was added; empty when ready.
+    pub fn report(&self) -> Vec<NotReady> {
+        let shared = self.lock();
+        let draining = shared.draining.then(|| NotReady {
+            name: "process".to_owned(),
+            reason: "shutting down".to_owned(),
+        });
+        let waiting = shared.latches.iter().filter_map(|entry| {
+            let reason = entry.reason.clone()?;
+            Some(NotReady {
+                name: entry.name.clone(),
+                reason,
+            })
+        });
+        draining.into_iter().chain(waiting).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // INVARIANT: no code between lock and unlock can panic half way through a change.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Readiness").field(&self.report()).finish()
+    }
+}
+
+/// One thing that must be ready; it counts as long as this value lives.
+#[derive(Debug)]
+pub struct Latch {
+    id: u64,
+    readiness: Readiness,
+}
+
+impl Latch {
+    /// It is ready.
+    pub fn ready(&self) {
+        self.update(None);
+    }
+
+    /// It is not ready (any more), and why.
+    pub fn not_ready(&self, reason: &str) {
+        self.update(Some(reason.to_owned()));
+    }
+
+    fn update(&self, reason: Option<String>) {
+        let mut shared = self.readiness.lock();
+        if let Some(entry) = shared.latches.iter_mut().find(|entry| entry.id == self.id) {
+            entry.reason = reason;
+        }
+    }
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        self.readiness
+            .lock()
+            .latches
+            .retain(|entry| entry.id != self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_must_be_ready_and_each_reason_is_named() {
+        let readiness = Readiness::default();
+        let store = readiness
+            .scoped("coordinator")
+            .latch("store", "opening the database");
+        let relay = readiness.latch("relay", "no key list yet");
+        assert_eq!(readiness.report().len(), 2);
+        store.ready();
+        assert_eq!(
+            readiness.report(),
+            [NotReady {
+                name: "relay".to_owned(),
+                reason: "no key list yet".to_owned()
+            }]
+        );
+        relay.ready();
+        assert!(readiness.is_ready());
+        store.not_ready("the disk is full");
+        assert_eq!(readiness.report()[0].name, "coordinator/store");
+        drop(store);
+        assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn a_draining_process_is_not_ready() {
+        let readiness = Readiness::default();
+        assert!(readiness.is_ready());
+        readiness.drain();
+        assert_eq!(readiness.report()[0].reason, "shutting down");
+    }
+}
