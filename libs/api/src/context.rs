@@ -14,7 +14,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::ClientConfig;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
@@ -303,6 +304,21 @@ impl Context {
             deploy: None,
             gateway: None,
         }
+    }
+
+    /// From PEM texts (RFC 7468), as a coordinator writes them for its first operator.
+    pub fn from_pem(
+        coordinators: Vec<String>,
+        ca: &str,
+        certificate: &str,
+        key: &str,
+        network: impl Into<String>,
+    ) -> Result<Self, ContextConnectError> {
+        let fault = |error: pem::Error| ContextConnectError::Credential(error.into());
+        let ca = CertificateDer::from_pem_slice(ca.as_bytes()).map_err(fault)?;
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(fault)?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(fault)?;
+        Ok(Self::new(coordinators, &ca, &certificate, key.secret_pkcs8_der(), network))
     }
 
     /// The CA's certificate (DER).
