@@ -1,0 +1,90 @@
+//! What can go wrong between one request and its upstream.
+
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Any error, as hyper and tower pass them around.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The upstream could not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Something answered, and nothing listens there.
+    #[error("the upstream refuses connections")]
+    Refused(#[source] BoxError),
+    /// Nothing answered for the time given.
+    #[error("the upstream did not answer the dial")]
+    TimedOut,
+    /// There is no way to it at present.
+    #[error("the upstream cannot be reached")]
+    Unreachable(#[source] BoxError),
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(err: io::Error) -> Self {
+        match err.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused(err.into()),
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Unreachable(err.into()),
+        }
+    }
+}
+
+/// Why a request is not fit to be forwarded. Nothing of it reaches the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// Both `Content-Length` and `Transfer-Encoding` (RFC 9112, 6.1): a smuggling attempt.
+    #[error("the request has both Content-Length and Transfer-Encoding")]
+    AmbiguousLength,
+    /// `Content-Length` is not one number (RFC 9112, 6.3).
+    #[error("the request's Content-Length is not one number")]
+    ContentLength,
+    /// No `Host`, or more than one (RFC 9112, 3.2).
+    #[error("the request has no Host header, or more than one")]
+    Host,
+    /// `CONNECT`, or a target without a path: only an ordinary resource can be forwarded.
+    #[error("the request's method or target cannot be forwarded")]
+    Target,
+    /// The forward address given by the caller is not an `http` URI with a host.
+    #[error("the address to forward to is not an http:// URI with a host")]
+    ForwardUri,
+}
+
+/// Why there is no response from the upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The request is not fit to be forwarded.
+    #[error("bad request")]
+    Request(#[from] BadRequest),
+    /// The upstream could not be dialled.
+    #[error("cannot dial the upstream")]
+    Connect(#[from] ConnectError),
+    /// The upstream was dialled but did not begin to answer in time.
+    #[error("the upstream did not begin to answer within {} s", .0.as_secs_f32())]
+    FirstByte(Duration),
+    /// The upstream closed the connection or answered something that is not HTTP/1.1.
+    #[error("the upstream broke off or does not speak HTTP/1.1")]
+    Upstream(#[source] hyper::Error),
+    /// The upstream switched protocols although nobody asked, or to another protocol.
+    #[error("the upstream switched to a protocol that was not asked for")]
+    Upgrade,
+}
+
+impl ProxyError {
+    /// The status that tells a client this: 400, 502, 503 or 504.
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            Self::Request(_) => StatusCode::BAD_REQUEST,
+            Self::Connect(ConnectError::Unreachable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect(ConnectError::TimedOut) | Self::FirstByte(_) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::Connect(ConnectError::Refused(_)) | Self::Upstream(_) | Self::Upgrade => {
+                StatusCode::BAD_GATEWAY
+            }
+        }
+    }
+}
