@@ -186,11 +186,13 @@ impl SshServer {
             running.await
         };
         let grace = async {
-            let login = logged_in.wait_for(Option::is_some);
-            match tokio::time::timeout(LOGIN_GRACE, login).await {
-                Ok(_) => std::future::pending().await,
-                Err(_elapsed) => ServeError::LoginGrace,
+            let login = tokio::time::timeout(LOGIN_GRACE, logged_in.wait_for(Option::is_some));
+            // Taken apart here: what `wait_for` gives must not be held across an await.
+            let late = login.await.is_err();
+            if !late {
+                std::future::pending::<()>().await;
             }
+            ServeError::LoginGrace
         };
         let result = tokio::select! {
             ended = session => ended.map_err(|error| ServeError::Protocol(error.0)),
@@ -434,8 +436,12 @@ impl Handler for Connection {
             .collect();
         tracing::info!(node = self.shared.node, name, "ssh subsystem refused");
         let text = format!("mesh: no SSH subsystem {name:?} here; use rsync, or scp -O\r\n");
+        // OpenSSH's client drops what a refused request says; a failed one it shows to its user.
+        session.channel_success(channel)?;
         session.extended_data(channel, 1, text)?;
-        session.channel_failure(channel)?;
+        session.exit_status_request(channel, 1)?;
+        session.eof(channel)?;
+        session.close(channel)?;
         Ok(())
     }
 

@@ -1,13 +1,14 @@
 //! What has to happen between `fork` and `exec`, and the terminal's size: the one unsafe place.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
 use nix::pty::Winsize;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use tokio::io::unix::AsyncFd;
 
 /// Whose rights a process is to have.
 #[derive(Debug, Clone)]
@@ -56,6 +57,18 @@ fn take_terminal() -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Registers a terminal, which must not block, with the reactor.
+pub(super) fn watch(terminal: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the `AsyncFd` from here on: it stays open and the same
+    // until that is dropped, and an `OwnedFd` always names the descriptor that it owns.
+    #[allow(
+        unsafe_code,
+        reason = "the safe constructor is deprecated for types that may lie"
+    )]
+    let watched = unsafe { AsyncFd::register(terminal) };
+    watched.map_err(io::Error::from)
 }
 
 /// Sets the size of the terminal; programs in it get SIGWINCH.

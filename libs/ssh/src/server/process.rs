@@ -93,7 +93,7 @@ impl Process {
             .and_then(|id| i32::try_from(id).ok())
             .map(Pid::from_raw);
         let io = match master {
-            Some(master) => Io::Terminal(AsyncFd::register(master)?),
+            Some(master) => Io::Terminal(platform::watch(master)?),
             None => match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
                 (Some(stdin), Some(stdout), Some(stderr)) => Io::Pipes {
                     stdin,
