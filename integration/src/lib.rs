@@ -1,1 +1,22 @@
-//! Black-box journeys with the real binaries.
+//! The harness of the journeys: real binaries, started as a person would start them.
+//!
+//! Black box: the only things shared with the product are its wire contract (`mesh-api`), its
+//! vocabulary (`mesh-types`) and, for raw packets, its relay frames (`mesh-tunnel`). The tests
+//! are one file per user journey in `tests/`; the kit that knows nothing of the product is
+//! `mesh-testkit`.
+//!
+//! The binaries are those beside the running test: `cargo build --workspace` makes them.
+
+pub mod binaries;
+pub mod cli;
+pub mod grpc;
+pub mod mesh_up;
+pub mod metrics;
+pub mod raw;
+pub mod server;
+pub mod socks;
+
+pub use binaries::binary;
+pub use cli::Cli;
+pub use mesh_up::{MeshUp, MeshUpOptions, NodeReady, Ready};
+pub use server::Server;
