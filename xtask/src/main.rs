@@ -3,18 +3,32 @@
 //! What lives here: one module per verb, plus [`workspace`] (where things are) and [`process`]
 //! (running children). What does not: anything the product itself needs at run time.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to people")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line talks to people"
+)]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod ci;
 mod codegen;
+mod fuzz;
+mod lint;
 mod process;
+mod setup;
+mod test;
+mod tidy;
 mod workspace;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "What a contributor or the CI runs on this repository")]
+#[command(
+    name = "cargo xtask",
+    about = "What a contributor or the CI runs on this repository"
+)]
 struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -22,13 +36,34 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Install the Debian packages that tests and benches need; asks before it uses root.
+    Setup(setup::Args),
+    /// All tests: units, then the journeys with the real binaries.
+    Test(test::Args),
+    /// Formatting, clippy and rustdoc; every warning is an error.
+    Lint,
+    /// The repository's own rules: dependency edges, imports, sizes, names, links.
+    Tidy,
     /// Generate libs/api/src/gen from proto/mesh/v1 (no protoc needed).
     Codegen(codegen::Args),
+    /// Run a benchmark in release mode; its report is target/bench/NAME.json.
+    Bench(bench::Args),
+    /// Fuzz one target, or list the targets.
+    Fuzz(fuzz::Args),
+    /// Everything .ci/run does.
+    Ci(ci::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lint => lint::run(),
+        Verb::Tidy => tidy::run(),
         Verb::Codegen(args) => codegen::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Ci(args) => ci::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,10 @@
 //! Running child processes, with what is run shown to the person who waits.
 
-use std::process::Command;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -12,8 +16,11 @@ pub(crate) fn cargo() -> Command {
     let mut command = Command::new(program);
     command.current_dir(workspace::root());
     // Set for us by `cargo run`; inner builds must not take them for their own.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
     }
     command
 }
@@ -29,15 +36,67 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Like [`run`], and what it prints on standard output is also appended to `log`.
+pub(crate) fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+    let line = describe(command);
+    eprintln!("+ {line}");
+    if let Some(dir) = log.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut file = OpenOptions::new().create(true).append(true).open(log)?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {line}"))?;
+    let output = child
+        .stdout
+        .take()
+        .context("the child has no standard output")?;
+    for bytes in BufReader::new(output).split(b'\n') {
+        let bytes = bytes.with_context(|| format!("read what {line} prints"))?;
+        let text = String::from_utf8_lossy(&bytes);
+        println!("{text}");
+        writeln!(file, "{text}")?;
+    }
+    let status = child.wait().with_context(|| format!("wait for {line}"))?;
+    if !status.success() {
+        bail!("{line}: {status}");
+    }
+    Ok(())
+}
+
 /// The command as one would type it.
 pub(crate) fn describe(command: &Command) -> String {
-    let program = std::path::Path::new(command.get_program())
+    let program = Path::new(command.get_program())
         .file_name()
         .unwrap_or_else(|| command.get_program())
         .to_string_lossy()
         .into_owned();
     std::iter::once(program)
-        .chain(command.get_args().map(|arg| arg.to_string_lossy().into_owned()))
+        .chain(
+            command
+                .get_args()
+                .map(|arg| arg.to_string_lossy().into_owned()),
+        )
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// Where a program is, looking also where only root's PATH leads.
+pub(crate) fn find_program(name: impl AsRef<OsStr>) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name.as_ref()))
+        .find(|file| file.is_file())
+}
+
+/// Whether this process runs as root.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Whether this is a CI run (`CI=true`): nothing is asked and nothing may be skipped.
+pub(crate) fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true" || value == "1")
 }

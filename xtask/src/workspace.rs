@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 
 /// The repository's root directory.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository's root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the repository's root")
 }
 
 /// Where cargo puts what it builds: `CARGO_TARGET_DIR` or `target`.
@@ -23,11 +25,20 @@ pub(crate) fn target_dir() -> PathBuf {
 /// Files that were deleted but not yet committed are left out.
 pub(crate) fn files() -> Result<Vec<PathBuf>> {
     let output = Command::new("git")
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ])
         .current_dir(root())
         .output()
         .context("run git ls-files")?;
-    ensure!(output.status.success(), "git ls-files failed: is this a git checkout?");
+    ensure!(
+        output.status.success(),
+        "git ls-files failed: is this a git checkout?"
+    );
     let listed = String::from_utf8(output.stdout).context("read file names")?;
     let mut files: Vec<PathBuf> = listed
         .split('\0')

@@ -1,0 +1,120 @@
+//! `bench`: runs a benchmark in release mode and checks that it left its report.
+//!
+//! A benchmark is `benches/<name>.rs` of a crate with `harness = false`. It runs our code and its
+//! peers in alternation and writes every figure and ratio to `target/bench/<name>.json`. It gates
+//! nothing by time.
+
+use std::fs;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{process, setup, workspace};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Which one; all of them are listed when none is named.
+    name: Option<String>,
+    /// Fewer and shorter rounds: under two minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Passed on to the benchmark.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+struct Bench {
+    name: &'static str,
+    package: &'static str,
+    /// Whether it runs the product's binaries or programs of other people.
+    black_box: bool,
+    purpose: &'static str,
+}
+
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "gateway",
+        package: "traffic-gateway",
+        black_box: true,
+        purpose: "requests per second and p99 against nginx, haproxy and caddy",
+    },
+    Bench {
+        name: "tunnel-core",
+        package: "mesh-tunnel",
+        black_box: false,
+        purpose: "packets per second and core, against bare boringtun",
+    },
+    Bench {
+        name: "netmap",
+        package: "mesh-netmap",
+        black_box: false,
+        purpose: "10 000 nodes: cost of a full map and of one change",
+    },
+    Bench {
+        name: "join",
+        package: "integration",
+        black_box: true,
+        purpose: "join to first 200 through the gateway; joins per second",
+    },
+];
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Some(name) = &args.name else {
+        for bench in BENCHES {
+            println!("{:<12} {}", bench.name, bench.purpose);
+        }
+        return Ok(());
+    };
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
+        let names: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        bail!(
+            "there is no benchmark {name}: it is one of {}",
+            names.join(", ")
+        );
+    };
+    if bench.black_box {
+        setup::run(&setup::Args {
+            yes: false,
+            check: false,
+        })?;
+        process::run(process::cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    }
+    let mut build = process::cargo();
+    process::run(build.args([
+        "bench",
+        "-p",
+        bench.package,
+        "--bench",
+        bench.name,
+        "--no-run",
+    ]))?;
+
+    let begun = (Instant::now(), SystemTime::now());
+    let mut command = process::cargo();
+    command.args(["bench", "-p", bench.package, "--bench", bench.name, "--"]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    process::run(command.args(&args.rest))?;
+
+    let report = workspace::target_dir().join(format!("bench/{}.json", bench.name));
+    let metadata = fs::metadata(&report)
+        .with_context(|| format!("bench {} left no {}", bench.name, report.display()))?;
+    ensure!(
+        metadata.modified()? >= begun.1,
+        "{} is older than this run: the benchmark did not write it",
+        report.display()
+    );
+    let text = fs::read_to_string(&report)?;
+    serde_json::from_str::<serde_json::Value>(&text)
+        .with_context(|| format!("{} is no JSON", report.display()))?;
+    println!(
+        "bench {}: {:.1} s, report in {}",
+        bench.name,
+        begun.0.elapsed().as_secs_f64(),
+        report.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! `ci`: every check in order, each with its duration; `.ci/run` calls it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{codegen, fuzz, lint, setup, test, tidy, workspace};
+
+/// Arguments of `cargo xtask ci`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Fail when all stages together take longer, in minutes.
+    #[arg(long, default_value_t = 75)]
+    limit: u64,
+    /// How long each fuzz target runs, in seconds.
+    #[arg(long, default_value_t = 10)]
+    fuzz_seconds: u64,
+}
+
+struct Stage {
+    name: &'static str,
+    took: Duration,
+    error: Option<anyhow::Error>,
+}
+
+/// Runs the verb. A stage runs although an earlier one failed, so that one run tells all.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let begun = Instant::now();
+    let artefacts = workspace::target_dir().join("ci");
+    if artefacts.exists() {
+        fs::remove_dir_all(&artefacts)?;
+    }
+    fs::create_dir_all(&artefacts)?;
+
+    let mut stages = Vec::new();
+    let mut stage = |name, work: &dyn Fn() -> Result<()>| {
+        println!("\n== {name}");
+        let begun = Instant::now();
+        let error = work().err();
+        let took = begun.elapsed();
+        match &error {
+            None => println!("== {name}: ok, {}", minutes(took)),
+            Some(error) => println!("== {name}: FAILED, {}: {error:#}", minutes(took)),
+        }
+        stages.push(Stage { name, took, error });
+    };
+    stage("setup", &|| {
+        setup::run(&setup::Args {
+            yes: true,
+            check: false,
+        })
+    });
+    stage("tidy", &tidy::run);
+    stage("codegen --check", &|| {
+        codegen::run(&codegen::Args { check: true })
+    });
+    stage("lint", &lint::run);
+    stage("fuzz", &|| fuzz::run(&fuzz::Args::all(args.fuzz_seconds)));
+    stage("test", &|| test::run(&test::Args::default()));
+    finish(args, &stages, begun.elapsed())
+}
+
+fn finish(args: &Args, stages: &[Stage], total: Duration) -> Result<()> {
+    println!("\n== stages");
+    for stage in stages {
+        let verdict = if stage.error.is_some() {
+            "FAILED"
+        } else {
+            "ok"
+        };
+        println!("{:<16} {:>9}  {verdict}", stage.name, minutes(stage.took));
+    }
+    println!("{:<16} {:>9}", "total", minutes(total));
+    let failed: Vec<&str> = stages
+        .iter()
+        .filter(|stage| stage.error.is_some())
+        .map(|stage| stage.name)
+        .collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    if total > Duration::from_secs(args.limit * 60) {
+        bail!("took {}, the limit is {} min", minutes(total), args.limit);
+    }
+    Ok(())
+}
+
+fn minutes(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    format!("{}:{:02} min", seconds / 60, seconds % 60)
+}

@@ -1,0 +1,161 @@
+//! `test`: units, then the real binaries, then the journeys, then the build with virtual time.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{process, setup, workspace};
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Run only these parts; all of them when none is named.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Install missing packages without asking.
+    #[arg(long)]
+    yes: bool,
+    /// Passed on to the test binaries, such as a filter.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// A part of the tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Unit, property and service tests of every crate.
+    Unit,
+    /// Black-box journeys with the real binaries.
+    Journeys,
+    /// The data plane's tests that need virtual time, in a target directory of their own.
+    VirtualTime,
+}
+
+/// Where the output of this run's test binaries is kept.
+pub(crate) fn log_path() -> PathBuf {
+    workspace::target_dir().join("ci/test.log")
+}
+
+/// Runs the verb. Later parts run although an earlier one failed, so that one run tells all.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    prepare(args)?;
+    let log = log_path();
+    if log.exists() {
+        std::fs::remove_file(&log)?;
+    }
+    let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
+    let mut failures = Vec::new();
+    if wanted(Part::Unit) {
+        failures.extend(unit(args).err());
+    }
+    if wanted(Part::Journeys) {
+        failures.extend(journeys(args).err());
+    }
+    if wanted(Part::VirtualTime) {
+        failures.extend(virtual_time(args).err());
+    }
+    summarise(&log);
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
+    bail!("tests failed:\n  {}", lines.join("\n  "))
+}
+
+/// In CI everything must be there. On a desk a person may decline root: journeys then say
+/// SKIPPED themselves.
+fn prepare(args: &Args) -> Result<()> {
+    let prepared = setup::run(&setup::Args {
+        yes: args.yes,
+        check: false,
+    });
+    if let Err(error) = &prepared
+        && !process::is_ci()
+    {
+        eprintln!("warning: {error:#}");
+        eprintln!("warning: tests that need them say SKIPPED");
+        return Ok(());
+    }
+    prepared
+}
+
+fn unit(args: &Args) -> Result<()> {
+    let mut command = process::cargo();
+    command.args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "integration",
+        "--no-fail-fast",
+    ]);
+    command.arg("--").args(&args.rest);
+    require_all(&mut command);
+    process::run_logged(&mut command, &log_path()).context("unit tests")
+}
+
+fn journeys(args: &Args) -> Result<()> {
+    process::run(process::cargo().args(["build", "--workspace", "--bins"]))
+        .context("build the binaries for the journeys")?;
+    if !process::is_root() {
+        eprintln!("warning: SKIPPED: journeys in network namespaces, because this is not root");
+    }
+    let mut command = process::cargo();
+    command.args(["test", "-p", "integration", "--no-fail-fast"]);
+    // One at a time: they count processes, namespaces, ports and bytes.
+    command.args(["--", "--test-threads=1"]).args(&args.rest);
+    require_all(&mut command);
+    process::run_logged(&mut command, &log_path()).context("journeys")
+}
+
+/// boringtun's mock clock stands still for a whole build, so these tests have a build of their own.
+fn virtual_time(args: &Args) -> Result<()> {
+    let manifest = workspace::root().join("libs/tunnel/Cargo.toml");
+    let manifest: toml::Table = std::fs::read_to_string(manifest)?.parse()?;
+    let features = manifest.get("features").and_then(toml::Value::as_table);
+    if !features.is_some_and(|features| features.contains_key("virtual-time")) {
+        bail!("mesh-tunnel has no feature virtual-time: the tests under virtual time did not run");
+    }
+    let mut command = process::cargo();
+    command.args([
+        "test",
+        "-p",
+        "mesh-tunnel",
+        "--features",
+        "virtual-time",
+        "--no-fail-fast",
+    ]);
+    command
+        .arg("--target-dir")
+        .arg(workspace::target_dir().join("virtual-time"));
+    command.arg("--").args(&args.rest);
+    require_all(&mut command);
+    process::run_logged(&mut command, &log_path()).context("tests under virtual time")
+}
+
+/// In CI a test that skips itself fails.
+fn require_all(command: &mut std::process::Command) {
+    if process::is_ci() {
+        command.env("MESH_TEST_REQUIRE_ALL", "1");
+    }
+}
+
+/// Repeats every result line at the end, where people and machines look for them.
+fn summarise(log: &std::path::Path) {
+    let Ok(text) = std::fs::read_to_string(log) else {
+        return;
+    };
+    println!("\n== results");
+    for line in text.lines().filter(|line| line.starts_with("test result:")) {
+        // A crate without tests of a kind says nothing.
+        if !line.contains(" 0 passed; 0 failed; 0 ignored;") {
+            println!("{line}");
+        }
+    }
+    let failed: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("test ") && line.ends_with("... FAILED"))
+        .collect();
+    for line in failed {
+        println!("{line}");
+    }
+}

@@ -1,0 +1,138 @@
+//! Names that may stand only in certain files.
+
+use std::path::Path;
+
+use super::source::{code_lines, is_test_path, mentions};
+use super::{Findings, Tree};
+
+struct Rule {
+    word: &'static str,
+    /// Path prefixes where it may stand.
+    allowed: &'static [&'static str],
+    /// Path prefixes where it is looked for; empty means everywhere.
+    scope: &'static [&'static str],
+    /// Whether tests and benches are looked at too.
+    in_tests: bool,
+    why: &'static str,
+}
+
+const CORES: &[&str] = &["libs/types/src", "libs/netmap/src", "libs/tunnel/src"];
+
+const RULES: &[Rule] = &[
+    everywhere(
+        "sea_orm",
+        &["services/coordinator/src/store"],
+        "SQL never gets past `store`",
+    ),
+    everywhere(
+        "sea_orm_migration",
+        &["services/coordinator/src/store"],
+        "SQL stays in `store`",
+    ),
+    everywhere("redis", &[], "no Redis before the issue that brings `bus`"),
+    everywhere(
+        "boringtun",
+        // The benchmark compares with it.
+        &["libs/tunnel/src/wg", "libs/tunnel/benches"],
+        "WireGuard stays behind tunnel::wg",
+    ),
+    everywhere("russh", &["libs/ssh/src"], "SSH stays behind mesh_ssh"),
+    everywhere(
+        "fast_socks5",
+        &["services/deploy-manager/src"],
+        "SOCKS belongs to deploy-manager",
+    ),
+    everywhere(
+        "smoltcp",
+        &["libs/node/src"],
+        "the netstack stays in mesh_node",
+    ),
+    core("Instant::now", "a core is told the time"),
+    core("SystemTime::now", "a core is told the time"),
+    core("tokio", "a core does no IO"),
+    core("TcpStream", "a core does no IO"),
+    core("TcpListener", "a core does no IO"),
+    core("UdpSocket", "a core does no IO"),
+    core("std::fs", "a core does no IO"),
+    core("thread_rng", "a core's randomness comes from its seed"),
+    core("rand::rng", "a core's randomness comes from its seed"),
+    core("SystemRandom", "a core's randomness comes from its seed"),
+    core("OsRng", "a core's randomness comes from its seed"),
+    core("SysRng", "a core's randomness comes from its seed"),
+];
+
+const fn everywhere(
+    word: &'static str,
+    allowed: &'static [&'static str],
+    why: &'static str,
+) -> Rule {
+    Rule {
+        word,
+        allowed,
+        scope: &[],
+        in_tests: true,
+        why,
+    }
+}
+
+const fn core(word: &'static str, why: &'static str) -> Rule {
+    Rule {
+        word,
+        allowed: &[],
+        scope: CORES,
+        in_tests: false,
+        why,
+    }
+}
+
+pub(super) fn check(tree: &Tree, findings: &mut Findings) {
+    for (path, source) in tree.texts("rs") {
+        if path.starts_with("xtask") || path.starts_with("libs/api/src/gen") {
+            continue;
+        }
+        let test_path = is_test_path(path);
+        let code = code_lines(source);
+        for rule in RULES {
+            let in_scope = rule.scope.is_empty() || starts_with_any(path, rule.scope);
+            if !in_scope || starts_with_any(path, rule.allowed) || (test_path && !rule.in_tests) {
+                continue;
+            }
+            for (number, line) in &code {
+                if mentions(line, rule.word) {
+                    let at = format!("{}:{number}", path.display());
+                    findings.fault(format!(
+                        "{at}: `{}` must not be here: {}",
+                        rule.word, rule.why
+                    ));
+                }
+            }
+        }
+        check_wire(path, &code, findings);
+    }
+}
+
+/// Generated types live in libs/api and, in services, in files named grpc*.
+fn check_wire(path: &Path, code: &[(usize, String)], findings: &mut Findings) {
+    let is_grpc = path
+        .components()
+        .any(|part| part.as_os_str().to_string_lossy().starts_with("grpc"));
+    if path.starts_with("libs/api") || is_grpc {
+        return;
+    }
+    for (number, line) in code {
+        if mentions(line, "pb::") || mentions(line, "mesh_api::pb") {
+            findings.fault(format!(
+                "{}:{number}: generated types must not be here: the wire never gets past api and \
+                 files named grpc*",
+                path.display()
+            ));
+        }
+    }
+}
+
+/// `services/coordinator/src/store` covers `store.rs` and `store/…`, and no `storefront.rs`.
+fn starts_with_any(path: &Path, prefixes: &[&str]) -> bool {
+    prefixes
+        .iter()
+        .any(|prefix| path.starts_with(prefix) || path.with_extension("") == Path::new(prefix))
+}
