@@ -1,1 +1,616 @@
-//! placeholder
+//! The separate binaries in a lab: five hosts, or all on one.
+//!
+//! ```text
+//!  core 10.90.0.1      coordinator, relay        ┐
+//!  edge 10.90.0.2      gateway, deploy-manager   ├ the mesh hosts' segment 10.90.0.0/24
+//!  worker-node-1 .11, worker-node-2 .12, …       ┘
+//!  edge 10.91.0.2, client 10.91.0.9              the clients' segment 10.91.0.0/24
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use mesh_testkit::{Child, Curl, CurlReply, Host, Lab, Segment, Spec, TestUser, eventually};
+use serde_json::Value;
+
+use crate::cli::{Cli, USUAL};
+
+/// How long a service may take to be ready, in any test.
+const START: Duration = Duration::from_secs(20);
+const COORDINATOR_PORT: u16 = 8080;
+const GATEWAY_PORT: u16 = 8081;
+const DEPLOY_PORT: u16 = 8082;
+const SOCKS_PORT: u16 = 1080;
+const DERP_PORT: u16 = 8443;
+const STUN_PORT: u16 = 3478;
+
+/// Where the services run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Each on its host.
+    Spread,
+    /// All on one host.
+    Single,
+}
+
+/// A running installation of separate binaries.
+#[derive(Debug)]
+pub struct Field {
+    // Before the lab, so that processes end by themselves while their network is still there.
+    services: BTreeMap<&'static str, Child>,
+    workers: BTreeMap<String, Worker>,
+    operator: Cli,
+    layout: Layout,
+    hosts: BTreeMap<String, (Host, Ipv4Addr)>,
+    client: Host,
+    mesh: Segment,
+    user: Option<Arc<TestUser>>,
+    networks: Vec<String>,
+    lab: Lab,
+}
+
+/// A worker-agent with its host.
+#[derive(Debug)]
+pub struct Worker {
+    name: String,
+    cli: Cli,
+    host: Host,
+    addr: Ipv4Addr,
+    state_dir: PathBuf,
+    sets: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Field {
+    /// Coordinator, relay, gateway and deploy-manager, ready, with an operator logged in on `edge`.
+    /// As `user`, or as root.
+    #[track_caller]
+    pub fn start(layout: Layout, user: Option<&Arc<TestUser>>) -> Self {
+        Self::with_networks(layout, user, &[])
+    }
+
+    /// The same, with further networks that gateway and deploy-manager serve too.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[track_caller]
+    pub fn with_networks(layout: Layout, user: Option<&Arc<TestUser>>, further: &[&str]) -> Self {
+        Self::try_start(layout, user, further).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    fn try_start(
+        layout: Layout,
+        user: Option<&Arc<TestUser>>,
+        further: &[&str],
+    ) -> anyhow::Result<Self> {
+        let lab = Lab::new()?;
+        let (mesh, clients) = (lab.segment(24)?, lab.segment(24)?);
+        let core_addr = Ipv4Addr::new(10, 90, 0, 1);
+        let edge_addr = match layout {
+            Layout::Spread => Ipv4Addr::new(10, 90, 0, 2),
+            Layout::Single => core_addr,
+        };
+        let core = lab.host_on("core", &mesh, core_addr)?;
+        let edge = match layout {
+            Layout::Spread => lab.host_on("edge", &mesh, edge_addr)?,
+            Layout::Single => core.clone(),
+        };
+        lab.attach(&edge, &clients, Ipv4Addr::new(10, 91, 0, 2))?;
+        let client = lab.host_on("client", &clients, Ipv4Addr::new(10, 91, 0, 9))?;
+        let mut operator = Cli::new()?.on(&edge);
+        if let Some(user) = user {
+            operator = operator.as_user(user)?;
+        }
+        let hosts = BTreeMap::from([
+            ("core".to_owned(), (core, core_addr)),
+            ("edge".to_owned(), (edge, edge_addr)),
+        ]);
+        let networks = std::iter::once("default").chain(further.iter().copied());
+        let mut field = Self {
+            services: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            operator,
+            layout,
+            hosts,
+            client,
+            mesh,
+            user: user.cloned(),
+            networks: networks.map(str::to_owned).collect(),
+            lab,
+        };
+        field.start_coordinator()?;
+        let state = field.state_dir("coordinator");
+        let login = field
+            .operator
+            .product("mesh")
+            .args(["login", "--coordinator-state"])
+            .arg(state)
+            .run(USUAL)?;
+        login.success().context("mesh login")?;
+        for network in further {
+            field
+                .operator
+                .mesh(&["network", "create", network])
+                .success()?;
+        }
+        field.join_and_start_relay()?;
+        field.join_and_start_edge()?;
+        Ok(field)
+    }
+
+    /// The lab.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The segment of the mesh hosts.
+    pub fn mesh_segment(&self) -> &Segment {
+        &self.mesh
+    }
+
+    /// A host by name: `core`, `edge`, or a worker's.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[track_caller]
+    pub fn host(&self, name: &str) -> &Host {
+        &self
+            .hosts
+            .get(name)
+            .unwrap_or_else(|| panic!("no host {name}"))
+            .0
+    }
+
+    /// The address of a host on the mesh hosts' segment.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[track_caller]
+    pub fn addr(&self, name: &str) -> Ipv4Addr {
+        self.hosts
+            .get(name)
+            .unwrap_or_else(|| panic!("no host {name}"))
+            .1
+    }
+
+    /// A host of the clients' segment, which sees the gateway and nothing else.
+    pub fn client(&self) -> &Host {
+        &self.client
+    }
+
+    /// The gateway as the client sees it.
+    pub fn gateway_addr(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::new(10, 91, 0, 2), GATEWAY_PORT))
+    }
+
+    /// The gateway's URL for clients, of a path that starts with a slash.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://gateway:{GATEWAY_PORT}{path}")
+    }
+
+    /// A call of curl from the client's host.
+    pub fn client_curl(&self) -> Curl {
+        let resolve = format!("gateway:{GATEWAY_PORT}:10.91.0.2");
+        Curl::new()
+            .on(Some(&self.client))
+            .args(["--resolve", &resolve])
+    }
+
+    /// Fetches a path of the gateway from the client's host.
+    pub fn curl(&self, path: &str) -> anyhow::Result<CurlReply> {
+        self.client_curl().get(self.url(path))
+    }
+
+    /// The operator, on the host of the deploy-manager.
+    pub fn operator(&self) -> &Cli {
+        &self.operator
+    }
+
+    /// The SOCKS5 listener of a network, on the loopback of `edge`.
+    ///
+    /// # Panics
+    /// When the field does not serve the network.
+    #[track_caller]
+    pub fn socks(&self, network: &str) -> SocketAddr {
+        let at = self.networks.iter().position(|name| name == network);
+        let at = at.unwrap_or_else(|| panic!("no network {network}"));
+        let offset = u16::try_from(at).expect("a few networks");
+        SocketAddr::from((Ipv4Addr::LOCALHOST, SOCKS_PORT + offset))
+    }
+
+    /// A service's process: `coordinator`, `relay`, `gateway`, `deploy-manager`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[track_caller]
+    pub fn service(&self, name: &str) -> &Child {
+        self.services
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    /// Takes a service's process away, to end it.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[track_caller]
+    pub fn take_service(&mut self, name: &str) -> Child {
+        self.services
+            .remove(name)
+            .unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    /// A service's metrics, as text.
+    pub fn metrics(&self, service: &str) -> anyhow::Result<String> {
+        let (host, port) = match service {
+            "coordinator" => ("core", 9464),
+            "gateway" => ("edge", 9465),
+            "deploy-manager" => ("edge", 9466),
+            "relay" => ("core", 9468),
+            other => anyhow::bail!("{other} is no service"),
+        };
+        let url = format!("http://127.0.0.1:{port}/metrics");
+        Curl::new().on(Some(self.host(host))).get(url)?.ok()
+    }
+
+    fn state_dir(&self, service: &str) -> PathBuf {
+        self.operator.work(&format!("state-{service}"))
+    }
+
+    /// One of the binaries, on a host, with its state directory.
+    fn program(&self, name: &str, host: &str) -> Spec {
+        self.operator
+            .product(name)
+            .host(self.host(host))
+            .arg("--set")
+            .arg(format!("state_dir={}", self.state_dir(name).display()))
+    }
+
+    fn token_file(&self, name: &str, role: &str, network: &str) -> anyhow::Result<PathBuf> {
+        let token = self.operator.token(&["--role", role, "--network", network]);
+        self.operator.file(&format!("{name}.token"), &token)
+    }
+
+    /// Starts the coordinator, for the first time or again.
+    pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
+        let at = SocketAddr::from((self.addr("core"), COORDINATOR_PORT));
+        let child = self
+            .program("coordinator", "core")
+            .args(["--set", &format!("server.listen={at}")])
+            .args(["--set", &format!("server.advertise={at}")])
+            .args(["--set", "admin.listen=127.0.0.1:9464"])
+            .spawn()?;
+        self.ready("coordinator", "core", 9464, child)
+    }
+
+    fn join_and_start_relay(&mut self) -> anyhow::Result<()> {
+        let file = self.token_file("relay", "relay", "default")?;
+        let join = self
+            .program("relay", "core")
+            .args(["join", "--token-file"])
+            .arg(file);
+        join.run(USUAL)?.success().context("relay join")?;
+        self.start_relay()
+    }
+
+    /// Starts the relay, for the first time or again.
+    pub fn start_relay(&mut self) -> anyhow::Result<()> {
+        let addr = self.addr("core");
+        let derp = SocketAddr::from((addr, DERP_PORT));
+        let stun = SocketAddr::from((addr, STUN_PORT));
+        let child = self
+            .program("relay", "core")
+            .args(["--set", &format!("server.listen={derp}")])
+            .args(["--set", &format!("stun.listen={stun}")])
+            .args(["--set", "admin.listen=127.0.0.1:9468"])
+            .spawn()?;
+        self.ready("relay", "core", 9468, child)
+    }
+
+    fn join_and_start_edge(&mut self) -> anyhow::Result<()> {
+        for network in self.networks.clone() {
+            for (service, role) in [
+                ("traffic-gateway", "gateway"),
+                ("deploy-manager", "deployer"),
+            ] {
+                let file = self.token_file(&format!("{service}-{network}"), role, &network)?;
+                let join = self
+                    .program(service, "edge")
+                    .args(["join", "--token-file"])
+                    .arg(file)
+                    .args(["--hostname", service]);
+                join.run(USUAL)?
+                    .success()
+                    .with_context(|| format!("{service} join"))?;
+            }
+        }
+        self.start_gateway()?;
+        self.start_deploy_manager()
+    }
+
+    /// Starts the gateway, for the first time or again.
+    pub fn start_gateway(&mut self) -> anyhow::Result<()> {
+        let child = self
+            .program("traffic-gateway", "edge")
+            .arg("--dev")
+            .args(["--set", &format!("server.listen=0.0.0.0:{GATEWAY_PORT}")])
+            .args(["--set", "server.allowed_hosts=gateway"])
+            .args(["--set", "admin.listen=127.0.0.1:9465"])
+            .spawn()?;
+        self.ready("gateway", "edge", 9465, child)
+    }
+
+    /// Starts the deploy-manager, for the first time or again.
+    pub fn start_deploy_manager(&mut self) -> anyhow::Result<()> {
+        let grpc = SocketAddr::from((self.addr("edge"), DEPLOY_PORT));
+        let mut spec = self
+            .program("deploy-manager", "edge")
+            .args(["--set", &format!("server.listen={grpc}")])
+            .args(["--set", "admin.listen=127.0.0.1:9466"]);
+        let mut context = vec!["context".to_owned(), "set".to_owned()];
+        for network in &self.networks {
+            let socks = self.socks(network);
+            spec = spec.args(["--set", &format!("socks.{network}={socks}")]);
+            context.extend(["--socks".to_owned(), format!("{network}={socks}")]);
+        }
+        let child = spec.spawn()?;
+        self.ready("deploy-manager", "edge", 9466, child)?;
+        context.extend(["--deploy".to_owned(), grpc.to_string()]);
+        let gateway = format!("http://localhost:{GATEWAY_PORT}/");
+        context.extend(["--gateway".to_owned(), gateway]);
+        let set = self.operator.product("mesh").args(context).run(USUAL)?;
+        set.success().context("mesh context set")?;
+        Ok(())
+    }
+
+    /// Waits for a service's readiness endpoint and keeps its process.
+    fn ready(
+        &mut self,
+        name: &'static str,
+        host: &str,
+        admin: u16,
+        mut child: Child,
+    ) -> anyhow::Result<()> {
+        let host = self.host(host).clone();
+        eventually(&format!("{name} is ready"), START, || {
+            // An end is final: there is nothing to wait for then.
+            assert!(
+                child.is_running(),
+                "{name} ended:\n{}",
+                child.log().tail(30)
+            );
+            let reply = Curl::new()
+                .on(Some(&host))
+                .get(format!("http://127.0.0.1:{admin}/readyz"))?;
+            ensure!(reply.status == 200, "{reply:?}");
+            Ok(())
+        });
+        self.services.insert(name, child);
+        Ok(())
+    }
+
+    /// Adds a worker to a network: its host (when spread), its join, its run with further settings
+    /// (`key=value`).
+    ///
+    /// # Panics
+    /// When it does not join.
+    #[track_caller]
+    pub fn add_worker(&mut self, name: &str, network: &str, sets: &[&str]) -> &mut Worker {
+        self.join_worker(name, network, sets).start();
+        self.worker_mut(name)
+    }
+
+    /// Adds a worker's host and joins it, without starting it.
+    ///
+    /// # Panics
+    /// When it does not join.
+    #[track_caller]
+    pub fn join_worker(&mut self, name: &str, network: &str, sets: &[&str]) -> &mut Worker {
+        self.try_join(name, network, sets)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.worker_mut(name)
+    }
+
+    fn try_join(&mut self, name: &str, network: &str, sets: &[&str]) -> anyhow::Result<()> {
+        let number = u8::try_from(self.workers.len()).context("a few workers")?;
+        let addr = Ipv4Addr::new(10, 90, 0, 11 + number);
+        let (host, addr) = match self.layout {
+            Layout::Spread => {
+                if !self.hosts.contains_key(name) {
+                    let host = self.lab.host_on(name, &self.mesh, addr)?;
+                    self.hosts.insert(name.to_owned(), (host, addr));
+                }
+                (self.host(name).clone(), self.addr(name))
+            }
+            Layout::Single => (self.host("core").clone(), self.addr("core")),
+        };
+        let mut cli = Cli::new()?.on(&host);
+        if let Some(user) = &self.user {
+            cli = cli.as_user(user)?;
+        }
+        let token = self
+            .operator
+            .token(&["--role", "worker", "--network", network]);
+        let file = cli.file("join.token", &token)?;
+        let worker = Worker {
+            name: name.to_owned(),
+            state_dir: cli.work("state"),
+            cli,
+            host,
+            addr,
+            sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+            child: None,
+        };
+        let join = worker
+            .agent("join")
+            .arg("--token-file")
+            .arg(file)
+            .args(["--hostname", name]);
+        join.run(USUAL)?.success().context("worker-agent join")?;
+        self.workers.insert(name.to_owned(), worker);
+        Ok(())
+    }
+
+    /// Makes a worker's host ahead of the worker, to start things on it.
+    pub fn prepare_host(&mut self, name: &str) -> anyhow::Result<Host> {
+        let number = u8::try_from(self.workers.len()).context("a few workers")?;
+        let addr = Ipv4Addr::new(10, 90, 0, 11 + number);
+        let host = self.lab.host_on(name, &self.mesh, addr)?;
+        self.hosts.insert(name.to_owned(), (host.clone(), addr));
+        Ok(host)
+    }
+
+    /// A worker by name.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[track_caller]
+    pub fn worker(&self, name: &str) -> &Worker {
+        self.workers
+            .get(name)
+            .unwrap_or_else(|| panic!("no worker {name}"))
+    }
+
+    /// A worker by name, to change it.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[track_caller]
+    pub fn worker_mut(&mut self, name: &str) -> &mut Worker {
+        self.workers
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no worker {name}"))
+    }
+
+    /// Waits until a console answers 200 through the gateway.
+    #[track_caller]
+    pub fn wait_for_console(&self, path: &str, within: Duration) {
+        eventually(&format!("the console at {path}"), within, || {
+            self.curl(path)?.ok()
+        });
+    }
+
+    /// Checks the logs of everything that runs.
+    #[track_caller]
+    pub fn assert_logs_clean(&self, allowed: &[&str]) {
+        for child in self.services.values() {
+            child.assert_log_clean(allowed);
+        }
+        for child in self
+            .workers
+            .values()
+            .filter_map(|worker| worker.child.as_ref())
+        {
+            child.assert_log_clean(allowed);
+        }
+    }
+}
+
+impl Worker {
+    fn agent(&self, verb: &str) -> Spec {
+        let spec = self
+            .cli
+            .product("worker-agent")
+            .name(format!("{}-{verb}", self.name));
+        let spec = spec.arg(verb).arg("--set");
+        spec.arg(format!("state_dir={}", self.state_dir.display()))
+    }
+
+    /// Starts it, for the first time or again.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let mut spec = self.agent("run");
+        for set in &self.sets {
+            spec = spec.args(["--set", set]);
+        }
+        self.child = Some(spec.spawn().unwrap_or_else(|error| panic!("{error:#}")));
+    }
+
+    /// Runs one of the agent's verbs.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    #[track_caller]
+    pub fn run(&self, verb: &str, args: &[&str]) -> mesh_testkit::Finished {
+        let spec = self.agent(verb).args(args);
+        spec.run(USUAL).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Publishes a service of its loopback.
+    #[track_caller]
+    pub fn publish(&self, name: &str, port: u16) {
+        self.run("publish", &[name, &port.to_string()])
+            .expect_code(0);
+    }
+
+    /// What `worker-agent status --json` prints.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        let ran = self.agent("status").arg("--json").run(USUAL)?.success()?;
+        serde_json::from_str(&ran.stdout).with_context(|| format!("not JSON: {}", ran.stdout))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Its address on the mesh hosts' segment.
+    pub fn addr(&self) -> Ipv4Addr {
+        self.addr
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &std::path::Path {
+        &self.state_dir
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn child(&self) -> &Child {
+        self.child.as_ref().expect("the worker runs")
+    }
+
+    /// Takes its process away, to end it.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn take_child(&mut self) -> Child {
+        self.child.take().expect("the worker runs")
+    }
+}
+
+/// The overlay IPv4 address of a node, as the operator sees it.
+///
+/// # Panics
+/// When there is no such node.
+#[track_caller]
+pub fn overlay_addr(cli: &Cli, network: &str, node: &str) -> Ipv4Addr {
+    let listed = cli.mesh_json(&["node", "show", node, "--network", network]);
+    find_v4(&listed).unwrap_or_else(|| panic!("no overlay address in {listed}"))
+}
+
+fn find_v4(value: &Value) -> Option<Ipv4Addr> {
+    match value {
+        Value::String(text) => text
+            .parse()
+            .ok()
+            .filter(|addr: &Ipv4Addr| addr.octets()[0] == 100),
+        Value::Array(items) => items.iter().find_map(find_v4),
+        Value::Object(fields) => fields.values().find_map(find_v4),
+        _ => None,
+    }
+}

@@ -9,6 +9,7 @@
 
 pub mod binaries;
 pub mod cli;
+pub mod field;
 pub mod grpc;
 pub mod mesh_up;
 pub mod metrics;
@@ -18,5 +19,6 @@ pub mod socks;
 
 pub use binaries::binary;
 pub use cli::Cli;
+pub use field::{Field, Layout, Worker};
 pub use mesh_up::{MeshUp, MeshUpOptions, NodeReady, Ready};
 pub use server::Server;
