@@ -2227,6 +2227,9 @@ pub struct IssueCertificateRequest {
     /// node ids; those that see SSH from loopback add it to source-address
     #[prost(bytes = "vec", repeated, tag = "4")]
     pub targets: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// deployers: the operator they act for; refused when he is not valid
+    #[prost(bytes = "vec", tag = "5")]
+    pub operator: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IssueCertificateResponse {
