@@ -86,13 +86,18 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn fuzz(target: &str, seconds: u64) -> Result<()> {
+    let host = host()?;
     let fuzz = workspace::root().join("fuzz");
     let build_dir = fuzz.join("target");
     let mut build = process::cargo();
     build
         .current_dir(&fuzz)
         .args(["build", "--release", "--bin", target]);
-    build.arg("--target-dir").arg(&build_dir);
+    // Naming the target keeps the flags away from build scripts, which do not link libFuzzer.
+    build
+        .args(["--target", &host])
+        .arg("--target-dir")
+        .arg(&build_dir);
     process::run(build.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}")))?;
 
     let grown = build_dir.join("corpus").join(target);
@@ -100,7 +105,8 @@ fn fuzz(target: &str, seconds: u64) -> Result<()> {
     for dir in [&grown, &crashes] {
         fs::create_dir_all(dir)?;
     }
-    let mut command = std::process::Command::new(build_dir.join("release").join(target));
+    let mut command =
+        std::process::Command::new(build_dir.join(&host).join("release").join(target));
     command.current_dir(&fuzz).arg(&grown);
     let committed: PathBuf = fuzz.join("corpus").join(target);
     if committed.is_dir() {
@@ -120,4 +126,16 @@ fn fuzz(target: &str, seconds: u64) -> Result<()> {
             crashes.display()
         )
     })
+}
+
+/// The machine's target triple, as rustc names it.
+fn host() -> Result<String> {
+    let output = std::process::Command::new("rustc")
+        .arg("-vV")
+        .current_dir(workspace::root())
+        .output()
+        .context("run rustc")?;
+    let text = String::from_utf8(output.stdout)?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
 }

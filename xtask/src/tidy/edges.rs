@@ -110,7 +110,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("tracing-subscriber", &["mesh-daemon"]),
     ("protox", &["xtask"]),
     ("tonic-prost-build", &["xtask"]),
-    ("tonic-prost", &["mesh-api"]),
+    ("tonic-prost", &["coordinator", "mesh-api"]),
     ("fantoccini", &["mesh-testkit"]),
 ];
 

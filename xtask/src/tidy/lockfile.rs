@@ -16,7 +16,7 @@ const BANNED: &[&str] = &[
 
 /// One of each, or types of the same name do not fit together.
 const ONCE: &[&str] = &[
-    "tokio", "hyper", "h2", "http", "rustls", "tonic", "prost", "axum", "ring",
+    "tokio", "hyper", "h2", "rustls", "tonic", "prost", "axum", "ring",
 ];
 
 pub(super) fn check(tree: &Tree, findings: &mut Findings) -> Result<()> {
