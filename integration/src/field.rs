@@ -321,8 +321,7 @@ impl Field {
                 let join = self
                     .program(service, "edge")
                     .args(["join", "--token-file"])
-                    .arg(file)
-                    .args(["--hostname", service]);
+                    .arg(file);
                 join.run(USUAL)?
                     .success()
                     .with_context(|| format!("{service} join"))?;
@@ -354,7 +353,11 @@ impl Field {
         let mut context = vec!["context".to_owned(), "set".to_owned()];
         for network in &self.networks {
             let socks = self.socks(network);
-            spec = spec.args(["--set", &format!("socks.{network}={socks}")]);
+            let key = match network.as_str() {
+                "default" => "socks.listen".to_owned(),
+                other => format!("socks.networks.{other}"),
+            };
+            spec = spec.args(["--set", &format!("{key}={socks}")]);
             context.extend(["--socks".to_owned(), format!("{network}={socks}")]);
         }
         let child = spec.spawn()?;

@@ -417,6 +417,11 @@ impl Finished {
         )
     }
 
+    /// The lines of both outputs, standard output's first.
+    pub fn log_lines(&self) -> impl Iterator<Item = &str> {
+        self.stdout.lines().chain(self.stderr.lines())
+    }
+
     /// Itself when the exit code was 0.
     pub fn success(self) -> anyhow::Result<Self> {
         anyhow::ensure!(self.code == Some(0), "failed: {}", self.all());

@@ -1,0 +1,130 @@
+//! The same mesh from separate binaries, and a worker that joins a running one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use integration::{Field, Layout};
+use mesh_testkit::{CurlReply, Need, TestUser, needs};
+
+const NEEDED: [Need; 5] = [
+    Need::Root,
+    Need::Program("ip"),
+    Need::Program("curl"),
+    Need::Program("useradd"),
+    Need::Program("setpriv"),
+];
+const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
+
+fn assert_fleet_works(field: &Field, workers: &[&str]) {
+    let page = field
+        .curl("/")
+        .and_then(CurlReply::ok)
+        .expect("the list of workers");
+    let status = field
+        .operator()
+        .deploy(&[&["status"], workers].concat())
+        .expect_code(0);
+    let lines: Vec<&str> = status.stdout.lines().collect();
+    assert_eq!(lines.len(), workers.len(), "{}", status.all());
+    for (name, line) in workers.iter().zip(lines) {
+        assert!(page.contains(name), "{name} is not on the page:\n{page}");
+        assert!(
+            line.starts_with(&format!("[OK] {name} -> hostname: ")),
+            "{line}"
+        );
+        let reply = field.curl(&format!("/{name}/")).expect("curl runs");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(reply.body.contains(name), "{reply:?}");
+    }
+    let ran = field
+        .operator()
+        .deploy(&["exec", "uname -n", "all"])
+        .expect_code(0);
+    for name in workers {
+        assert!(ran.stdout.contains(name), "{}", ran.all());
+    }
+}
+
+#[test]
+fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let user = Arc::new(TestUser::create().expect("user"));
+    let mut field = Field::start(Layout::Single, Some(&user));
+    for name in WORKERS {
+        field.add_worker(name, "default", &[]);
+        field.wait_for_console(&format!("/{name}/"), Duration::from_secs(20));
+    }
+    assert_fleet_works(&field, &WORKERS);
+
+    // Joined ahead: what counts is the time from its start to the first page.
+    field.join_worker("worker-node-3", "default", &[]);
+    let started = Instant::now();
+    field.worker_mut("worker-node-3").start();
+    field.wait_for_console("/worker-node-3/", Duration::from_secs(20));
+    let took = started.elapsed();
+    assert!(
+        took < Duration::from_secs(3),
+        "the third worker took {took:?}"
+    );
+    assert_fleet_works(&field, &[WORKERS[0], WORKERS[1], "worker-node-3"]);
+
+    // What runs goes on while the coordinator is away, also for a worker that starts again then.
+    let mut coordinator = field.take_service("coordinator");
+    coordinator.terminate().expect("signalled");
+    coordinator
+        .finish(Duration::from_secs(30))
+        .expect("ends")
+        .success()
+        .expect("exit code 0");
+    coordinator.assert_log_clean(&[]);
+    for name in WORKERS {
+        let reply = field.curl(&format!("/{name}/")).expect("curl runs");
+        assert_eq!(reply.status, 200, "{name} without coordinator: {reply:?}");
+    }
+    let mut stopped = field.worker_mut(WORKERS[0]).take_child();
+    stopped.terminate().expect("signalled");
+    stopped
+        .finish(Duration::from_secs(30))
+        .expect("ends")
+        .success()
+        .expect("exit code 0");
+    stopped.assert_log_clean(&[]);
+    field.worker_mut(WORKERS[0]).start();
+    field.wait_for_console("/worker-node-1/", Duration::from_secs(20));
+    field
+        .start_coordinator()
+        .expect("the coordinator starts again");
+    mesh_testkit::eventually("everybody is back", Duration::from_secs(20), || {
+        let listed = field.operator().mesh(&["node", "list"]).success()?.stdout;
+        let online = listed
+            .lines()
+            .filter(|line| line.contains("online"))
+            .count();
+        anyhow::ensure!(online >= 5, "{online} online:\n{listed}");
+        Ok(())
+    });
+
+    // A removed worker is gone within 2 s, everywhere.
+    field
+        .operator()
+        .mesh_ok(&["node", "remove", "--yes", "worker-node-3"]);
+    let removed = Instant::now();
+    mesh_testkit::eventually(
+        "the removed worker is unknown",
+        Duration::from_secs(10),
+        || {
+            let status = field.curl("/worker-node-3/")?.status;
+            anyhow::ensure!(status == 404, "status {status}");
+            Ok(())
+        },
+    );
+    assert!(
+        removed.elapsed() < Duration::from_secs(2),
+        "gone after {:?}",
+        removed.elapsed()
+    );
+    assert_fleet_works(&field, &WORKERS);
+    field.assert_logs_clean(&[]);
+}
