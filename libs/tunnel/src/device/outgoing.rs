@@ -1,0 +1,310 @@
+//! IP packets of this node on their way to peers.
+
+use std::time::Instant;
+
+use rand::Rng;
+
+use super::{Device, random_tx};
+use crate::buffers::{Batch, Out, WG_OVERHEAD};
+use crate::event::{Event, PathKind};
+use crate::packet;
+use crate::path::Via;
+use crate::router::Slot;
+use crate::stats::DropReason;
+use crate::wg::{MAX_HANDSHAKE, Sealed, Session};
+
+/// The packets of a batch by peer, each peer's in their order. Grouping them makes the datagrams
+/// for one address lie side by side, whatever the order in the batch.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    groups: Vec<Group>,
+    /// For each packet of the batch the next one of its group.
+    next: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Group {
+    slot: Slot,
+    first: u32,
+    last: u32,
+}
+
+const END: u32 = u32::MAX;
+
+impl Groups {
+    fn clear(&mut self) {
+        self.groups.clear();
+        self.next.clear();
+    }
+
+    #[inline]
+    fn append(&mut self, slot: Slot, packet: u32) {
+        let same_as_last = self
+            .groups
+            .last()
+            .is_some_and(|group| group.slot == slot)
+            .then(|| self.groups.len() - 1);
+        let at = same_as_last.or_else(|| self.groups.iter().position(|g| g.slot == slot));
+        match at {
+            Some(at) => {
+                let group = &mut self.groups[at];
+                self.next[group.last as usize] = packet;
+                group.last = packet;
+            }
+            None => self.groups.push(Group {
+                slot,
+                first: packet,
+                last: packet,
+            }),
+        }
+    }
+}
+
+impl Device {
+    /// Encrypts the packets of this node and empties the batch. Packets to a peer without a
+    /// session start a handshake and wait for it, up to 256 of them; packets that cannot go
+    /// anywhere are dropped and counted.
+    pub fn seal(&mut self, batch: &mut Batch, out: &mut Out, now: Instant) {
+        self.now = now;
+        let mut groups = std::mem::take(&mut self.groups);
+        groups.clear();
+        for at in 0..batch.len() {
+            groups.next.push(END);
+            match self.route(batch.packet(at), now) {
+                Ok(slot) => groups.append(slot, u32::try_from(at).unwrap_or(END)),
+                Err(reason) => self.drops.count(reason),
+            }
+        }
+        for group in &groups.groups {
+            self.seal_group(*group, &groups.next, batch, out, now);
+        }
+        self.groups = groups;
+        batch.clear();
+    }
+
+    /// Finds the peer that a packet is for and notes its flow.
+    #[inline]
+    fn route(&mut self, bytes: &[u8], now: Instant) -> Result<Slot, DropReason> {
+        if bytes.len() > self.mtu {
+            return Err(DropReason::TooLong);
+        }
+        let header = packet::parse(bytes).map_err(|_| DropReason::Malformed)?;
+        if !self.filter.is_own(header.src) {
+            return Err(DropReason::ForeignSource);
+        }
+        let slot = self.router.lookup(header.dst).ok_or(DropReason::NoRoute)?;
+        self.filter.note_outgoing(&header, now);
+        Ok(slot)
+    }
+
+    fn seal_group(
+        &mut self,
+        group: Group,
+        next: &[u32],
+        batch: &Batch,
+        out: &mut Out,
+        now: Instant,
+    ) {
+        let slot = group.slot;
+        self.ensure_session(slot, now);
+        let Some(peer) = self.peers.slot_mut(slot) else {
+            return;
+        };
+        let woke = peer.paths.on_activity(now);
+        let relay = peer.relay(&self.relays.connected, self.relays.home, now);
+        let path = peer.paths.choose(relay, now);
+        let Some(session) = peer.session.as_deref_mut() else {
+            return;
+        };
+        let mut initiation = [0; MAX_HANDSHAKE];
+        let mut initiation_len = None;
+        let mut at = group.first;
+        while at != END {
+            let i = at as usize;
+            at = next[i];
+            let len = batch.packet(i).len();
+            let padded = batch.padded(i, self.mtu);
+            let room = (padded.len() + WG_OVERHEAD).max(MAX_HANDSHAKE);
+            let into = match path {
+                PathKind::Direct(_) => out.reserve_direct(room),
+                PathKind::Relay(_) => out.reserve_relayed(room),
+                PathKind::None => {
+                    self.drops.count(DropReason::NoPath);
+                    continue;
+                }
+            };
+            match session.seal(padded, into, self.jitter, now) {
+                Sealed::Data(sealed) => match path {
+                    PathKind::Direct(to) => out.commit_direct(to, sealed),
+                    PathKind::Relay(relay) => {
+                        peer.counters.tx_relay_bytes += len as u64;
+                        out.commit_relayed(relay, &peer.wg_key, sealed);
+                    }
+                    PathKind::None => {}
+                },
+                Sealed::Initiation(sealed) => {
+                    initiation[..sealed].copy_from_slice(&into[..sealed]);
+                    initiation_len = Some(sealed);
+                }
+                Sealed::Waits => {}
+            }
+            peer.counters.tx_bytes += len as u64;
+            peer.counters.tx_packets += 1;
+        }
+        if let Some(len) = initiation_len {
+            self.jitter = self.rng.next_u32();
+            self.send_handshake(slot, &initiation[..len], out, now);
+        }
+        if woke || initiation_len.is_some() {
+            self.wake(slot, now);
+        }
+    }
+
+    /// Makes the peer's session if it has none: this is where an idle peer starts to cost more
+    /// than its facts.
+    pub(super) fn ensure_session(&mut self, slot: Slot, now: Instant) {
+        let has_one = self
+            .peers
+            .slot(slot)
+            .is_none_or(|peer| peer.session.is_some());
+        if has_one {
+            return;
+        }
+        // Random, so that indices tell nobody how many peers there are (WireGuard, 5.4.2).
+        let index = loop {
+            let index = self.rng.next_u32() >> 8;
+            if !self.peers.by_index.contains_key(&index) {
+                break index;
+            }
+        };
+        self.peers.by_index.insert(index, slot);
+        if let Some(peer) = self.peers.slot_mut(slot) {
+            let session = Session::new(&self.identity, &peer.wg_key, index, now);
+            peer.session = Some(Box::new(session));
+            peer.index = Some(index);
+        }
+    }
+
+    /// Sends a handshake message every way that the peer may be reached: over the trusted path if
+    /// there is one, else by relay and to all candidates. Duplicates do no harm.
+    pub(super) fn send_handshake(
+        &mut self,
+        slot: Slot,
+        message: &[u8],
+        out: &mut Out,
+        now: Instant,
+    ) {
+        let Some(peer) = self.peers.slot(slot) else {
+            return;
+        };
+        for to in peer.paths.handshake_targets(now) {
+            out.reserve_direct(message.len()).copy_from_slice(message);
+            out.commit_direct(to, message.len());
+        }
+        if !peer.paths.is_trusted(now)
+            && let Some(relay) = peer.relay(&self.relays.connected, self.relays.home, now)
+        {
+            out.reserve_relayed(message.len()).copy_from_slice(message);
+            out.commit_relayed(relay, &peer.wg_key, message.len());
+        }
+    }
+
+    /// Sends one datagram to a peer by the given way.
+    pub(super) fn send_via(&self, slot: Slot, via: Via, message: &[u8], out: &mut Out) {
+        match via {
+            Via::Direct(to) => {
+                out.reserve_direct(message.len()).copy_from_slice(message);
+                out.commit_direct(to, message.len());
+            }
+            Via::Relay(relay) => {
+                if let Some(peer) = self.peers.slot(slot) {
+                    out.reserve_relayed(message.len()).copy_from_slice(message);
+                    out.commit_relayed(relay, &peer.wg_key, message.len());
+                }
+            }
+        }
+    }
+
+    /// Sends what waited for the session, after it was established.
+    pub(super) fn flush(&mut self, slot: Slot, out: &mut Out, now: Instant) {
+        let room = self.mtu + WG_OVERHEAD + MAX_HANDSHAKE;
+        let Some(peer) = self.peers.slot_mut(slot) else {
+            return;
+        };
+        let relay = peer.relay(&self.relays.connected, self.relays.home, now);
+        let path = peer.paths.choose(relay, now);
+        let Some(session) = peer.session.as_deref_mut() else {
+            return;
+        };
+        match path {
+            PathKind::Direct(to) => {
+                while let Some(len) = session.flush(out.reserve_direct(room), now) {
+                    out.commit_direct(to, len);
+                }
+            }
+            PathKind::Relay(relay) => {
+                while let Some(len) = session.flush(out.reserve_relayed(room), now) {
+                    peer.counters.tx_relay_bytes += len as u64;
+                    out.commit_relayed(relay, &peer.wg_key, len);
+                }
+            }
+            PathKind::None => {}
+        }
+    }
+
+    /// Sends what the peer's paths asked for in `self.actions`.
+    pub(super) fn perform_actions(&mut self, slot: Slot, out: &mut Out, now: Instant) {
+        use crate::disco::Message;
+        use crate::path::Action;
+
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Ping { via, tx } => {
+                    let wg_key = self.wg_public;
+                    self.send_disco(slot, via, &Message::Ping { tx, wg_key }, out);
+                }
+                Action::CallMeMaybe { relay } => {
+                    let mut endpoints = self.endpoints();
+                    for seen in self.mapped.seen(now) {
+                        if !endpoints.contains(&seen) {
+                            endpoints.push(seen);
+                        }
+                    }
+                    if !endpoints.is_empty() {
+                        let message = Message::CallMeMaybe { endpoints };
+                        self.send_disco(slot, Via::Relay(relay), &message, out);
+                    }
+                }
+            }
+        }
+        self.actions = actions;
+    }
+
+    /// Tells the shell when packets to the peer take another way than it was last told.
+    pub(super) fn tell_path(&mut self, slot: Slot, now: Instant) {
+        let Some(peer) = self.peers.slot(slot) else {
+            return;
+        };
+        let path = self.path_of(peer, now);
+        if let Some(peer) = self.peers.slot_mut(slot)
+            && peer.told != path
+        {
+            peer.told = path;
+            let peer = peer.node;
+            self.push_event(Event::PathChanged { peer, path });
+        }
+    }
+
+    /// Runs the peer's path timers.
+    pub(super) fn poll_paths(&mut self, slot: Slot, out: &mut Out, now: Instant) {
+        let Some(peer) = self.peers.slot_mut(slot) else {
+            return;
+        };
+        let relay = peer.relay(&self.relays.connected, self.relays.home, now);
+        let rng = &mut self.rng;
+        let mut random = || random_tx(rng);
+        peer.paths.poll(relay, &mut random, &mut self.actions, now);
+        self.perform_actions(slot, out, now);
+    }
+}

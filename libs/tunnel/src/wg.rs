@@ -1,0 +1,461 @@
+//! WireGuard sessions: the only file that knows boringtun (docs/adr/0004-boringtun-and-time.md).
+//!
+//! A [`Session`] is one peer's tunnel with our own driver around boringtun's `Tunn`: it takes
+//! `now`, retries handshakes with jitter, pads, and says what a datagram turned out to be.
+//! boringtun reads the clock for its own timers. With the feature `virtual-time` that clock is a
+//! mock which follows our `now`; without it, it is the machine's, and our `now` decides only when
+//! boringtun is asked.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+use mesh_types::WgPublicKey;
+use mesh_types::key::SecretKey;
+
+use crate::stats::DropReason;
+
+/// Longest handshake message, in bytes (an initiation).
+pub(crate) const MAX_HANDSHAKE: usize = 148;
+/// Handshake messages per second from which on cookies are asked for. Every initiation is counted
+/// twice: when its sender is looked up, and by the session.
+const HANDSHAKES_PER_SECOND: u64 = 1000;
+/// A handshake without an answer is given up after this long (WireGuard: REKEY_ATTEMPT_TIME).
+const GIVE_UP: Duration = Duration::from_secs(90);
+/// Pauses between initiations; the last one repeats. WireGuard's REKEY_TIMEOUT is 5 s; the first
+/// ones are shorter because a path may open any moment, and the last one is a little shorter so
+/// that the jitter is ours, not boringtun's.
+const RETRY: [Duration; 3] = [
+    Duration::from_millis(1000),
+    Duration::from_millis(2000),
+    Duration::from_millis(4500),
+];
+/// Up to this is added to each pause.
+const JITTER_MILLIS: u32 = 333;
+/// All keys are gone this long after the last authentic packet (REJECT_AFTER_TIME is 180 s).
+const SESSIONS_GONE: Duration = Duration::from_secs(200);
+
+const INITIATION: u8 = 1;
+const RESPONSE: u8 = 2;
+const COOKIE: u8 = 3;
+const DATA: u8 = 4;
+
+/// What a datagram claims to be, by its type and length alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Initiation,
+    /// Answers to our handshakes; the index names the session that asked.
+    Answer {
+        receiver: u32,
+    },
+    Data {
+        receiver: u32,
+    },
+}
+
+/// `None` when it cannot be WireGuard.
+#[inline]
+pub(crate) fn classify(datagram: &[u8]) -> Option<Kind> {
+    let (head, _) = datagram.split_first_chunk::<8>()?;
+    let receiver = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+    match (head[0], [head[1], head[2], head[3]], datagram.len()) {
+        (DATA, [0, 0, 0], 32..) => Some(Kind::Data { receiver }),
+        (INITIATION, [0, 0, 0], 148) => Some(Kind::Initiation),
+        (RESPONSE, [0, 0, 0], 92) => {
+            let index = datagram.get(8..12)?;
+            Some(Kind::Answer {
+                receiver: u32::from_le_bytes([index[0], index[1], index[2], index[3]]),
+            })
+        }
+        (COOKIE, [0, 0, 0], 64) => Some(Kind::Answer { receiver }),
+        _ => None,
+    }
+}
+
+/// Our static keys, and the defence against floods of handshakes that all sessions share.
+pub(crate) struct Identity {
+    private: StaticSecret,
+    public: PublicKey,
+    limiter: Arc<RateLimiter>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Identity({:?})",
+            WgPublicKey::from_bytes(self.public.to_bytes())
+        )
+    }
+}
+
+/// Who sent an initiation.
+#[derive(Debug)]
+pub(crate) enum Initiator {
+    /// This peer, as far as its sealed static key says; the session verifies the rest.
+    Peer(WgPublicKey),
+    /// Too many handshakes: the sender must first show that it owns its address. This many bytes
+    /// of the answer were written.
+    AskCookie(usize),
+    Invalid(DropReason),
+}
+
+impl Identity {
+    pub(crate) fn new(private: &SecretKey, now: Instant) -> Self {
+        clock::follow(now);
+        let private = StaticSecret::from(*private.expose());
+        let public = PublicKey::from(&private);
+        Self {
+            limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND)),
+            private,
+            public,
+        }
+    }
+
+    /// Forgets how many handshakes came, once a second; without it cookies are asked for forever.
+    pub(crate) fn reset_load(&self, now: Instant) {
+        clock::follow(now);
+        self.limiter.reset_count();
+    }
+
+    /// Opens an initiation far enough to know its sender.
+    pub(crate) fn initiator(
+        &self,
+        from: IpAddr,
+        datagram: &[u8],
+        answer: &mut [u8; MAX_HANDSHAKE],
+        now: Instant,
+    ) -> Initiator {
+        clock::follow(now);
+        self.limiter.reset_count();
+        match self.limiter.verify_packet(Some(from), datagram, answer) {
+            Ok(Packet::HandshakeInit(init)) => {
+                match parse_handshake_anon(&self.private, &self.public, &init) {
+                    Ok(half) => Initiator::Peer(WgPublicKey::from_bytes(half.peer_static_public)),
+                    Err(error) => Initiator::Invalid(reason(&error)),
+                }
+            }
+            Err(TunnResult::WriteToNetwork(cookie)) => Initiator::AskCookie(cookie.len()),
+            Err(TunnResult::Err(error)) => Initiator::Invalid(reason(&error)),
+            Ok(_) | Err(_) => Initiator::Invalid(DropReason::Unauthentic),
+        }
+    }
+}
+
+/// What sealing a packet came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sealed {
+    /// This many bytes are the datagram with the packet.
+    Data(usize),
+    /// There is no session: the packet waits, and this many bytes are an initiation to be sent.
+    Initiation(usize),
+    /// There is no session yet: the packet waits.
+    Waits,
+}
+
+/// What a data datagram turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opened {
+    /// An IP packet of this many bytes.
+    Packet(usize),
+    Keepalive,
+    Invalid(DropReason),
+}
+
+/// What a handshake datagram came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handled {
+    /// This many bytes must be sent back.
+    Reply(usize),
+    Nothing,
+    Invalid(DropReason),
+}
+
+/// What the timers want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Send these many bytes: an initiation, to be sent wherever the peer may be.
+    Initiation(usize),
+    /// Send these many bytes: a keepalive.
+    Keepalive(usize),
+    Nothing,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    since: Instant,
+    next: Instant,
+    retries: usize,
+}
+
+/// The WireGuard tunnel to one peer.
+pub(crate) struct Session {
+    tunn: Tunn,
+    attempt: Option<Attempt>,
+    /// Index of the session that last carried data to us; another one is a new session.
+    carrying: Option<u32>,
+    established: Option<Instant>,
+    last_authentic: Instant,
+    unreachable: bool,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("attempt", &self.attempt)
+            .field("established", &self.established)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// `index` is a random number below 2^24 that no other session of the device has.
+    pub(crate) fn new(identity: &Identity, peer: &WgPublicKey, index: u32, now: Instant) -> Self {
+        clock::follow(now);
+        Self {
+            tunn: Tunn::new(
+                identity.private.clone(),
+                PublicKey::from(*peer.as_bytes()),
+                None,
+                None,
+                index,
+                Some(Arc::clone(&identity.limiter)),
+            ),
+            attempt: None,
+            carrying: None,
+            established: None,
+            last_authentic: now,
+            unreachable: false,
+        }
+    }
+
+    pub(crate) fn established(&self) -> Option<Instant> {
+        self.established
+    }
+
+    /// Encrypts a packet, which the caller padded; `into` has at least 32 bytes more and at least
+    /// [`MAX_HANDSHAKE`].
+    #[inline]
+    pub(crate) fn seal(
+        &mut self,
+        padded: &[u8],
+        into: &mut [u8],
+        jitter: u32,
+        now: Instant,
+    ) -> Sealed {
+        clock::follow(now);
+        match self.tunn.encapsulate(padded, into) {
+            TunnResult::WriteToNetwork(datagram) if datagram[0] == DATA => {
+                Sealed::Data(datagram.len())
+            }
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                self.begin_attempt(jitter, now);
+                Sealed::Initiation(len)
+            }
+            // boringtun believes that a handshake is under way, but ours was given up.
+            _ if self.attempt.is_none() => self
+                .initiate(into, jitter, now)
+                .map_or(Sealed::Waits, Sealed::Initiation),
+            _ => Sealed::Waits,
+        }
+    }
+
+    /// Decrypts a data datagram; `into` has at least its length.
+    #[inline]
+    pub(crate) fn open(
+        &mut self,
+        receiver: u32,
+        datagram: &[u8],
+        into: &mut [u8],
+        now: Instant,
+    ) -> Opened {
+        clock::follow(now);
+        let opened = match self.tunn.decapsulate(None, datagram, into) {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Opened::Packet(packet.len())
+            }
+            TunnResult::Done => Opened::Keepalive,
+            TunnResult::WriteToNetwork(_) => Opened::Invalid(DropReason::Unauthentic),
+            TunnResult::Err(error) => return Opened::Invalid(reason(&error)),
+        };
+        self.last_authentic = now;
+        if self.carrying != Some(receiver) {
+            self.carrying = Some(receiver);
+            self.on_established(now);
+        }
+        opened
+    }
+
+    /// Takes an initiation, a response or a cookie. `from` is what a cookie is bound to.
+    pub(crate) fn handshake(
+        &mut self,
+        from: IpAddr,
+        datagram: &[u8],
+        into: &mut [u8],
+        now: Instant,
+    ) -> Handled {
+        clock::follow(now);
+        let is_response = datagram.first() == Some(&RESPONSE);
+        match self.tunn.decapsulate(Some(from), datagram, into) {
+            TunnResult::WriteToNetwork(reply) => {
+                let len = reply.len();
+                // A cookie reply is no proof of anything about the sender.
+                if reply[0] != COOKIE {
+                    self.last_authentic = now;
+                    self.unreachable = false;
+                    if is_response {
+                        self.on_established(now);
+                    }
+                }
+                Handled::Reply(len)
+            }
+            TunnResult::Err(error) => Handled::Invalid(reason(&error)),
+            _ => Handled::Nothing,
+        }
+    }
+
+    /// Encrypts the next packet that waited for the session; `None` when none is left.
+    pub(crate) fn flush(&mut self, into: &mut [u8], now: Instant) -> Option<usize> {
+        clock::follow(now);
+        match self.tunn.decapsulate(None, &[], into) {
+            TunnResult::WriteToNetwork(datagram) if datagram[0] == DATA => Some(datagram.len()),
+            _ => None,
+        }
+    }
+
+    /// Writes a new initiation, whatever is under way; `into` has at least [`MAX_HANDSHAKE`].
+    pub(crate) fn initiate(&mut self, into: &mut [u8], jitter: u32, now: Instant) -> Option<usize> {
+        clock::follow(now);
+        match self.tunn.format_handshake_initiation(into, true) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                self.begin_attempt(jitter, now);
+                Some(len)
+            }
+            _ => None,
+        }
+    }
+
+    /// Runs the timers; `jitter` is any random number.
+    pub(crate) fn tick(&mut self, into: &mut [u8], jitter: u32, now: Instant) -> Due {
+        clock::follow(now);
+        if let Some(attempt) = self.attempt {
+            if now.saturating_duration_since(attempt.since) >= GIVE_UP {
+                self.attempt = None;
+                self.unreachable = true;
+            } else if attempt.next <= now
+                && let TunnResult::WriteToNetwork(datagram) =
+                    self.tunn.format_handshake_initiation(into, true)
+            {
+                let len = datagram.len();
+                self.begin_attempt(jitter, now);
+                return Due::Initiation(len);
+            }
+        }
+        match self.tunn.update_timers(into) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                if datagram[0] == INITIATION {
+                    self.begin_attempt(jitter, now);
+                    Due::Initiation(len)
+                } else {
+                    Due::Keepalive(len)
+                }
+            }
+            _ => Due::Nothing,
+        }
+    }
+
+    /// Whether the last handshake was given up, once.
+    pub(crate) fn take_unreachable(&mut self) -> bool {
+        std::mem::take(&mut self.unreachable)
+    }
+
+    /// Whether there is nothing left for the timers to do: no handshake, all keys gone.
+    pub(crate) fn is_idle(&self, now: Instant) -> bool {
+        self.attempt.is_none()
+            && now.saturating_duration_since(self.last_authentic) >= SESSIONS_GONE
+    }
+
+    /// Makes the next initiation due at once, while a handshake is under way.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.next = now;
+            attempt.retries = 0;
+        }
+    }
+
+    /// When the next initiation is due, while a handshake is under way.
+    pub(crate) fn next_attempt(&self) -> Option<Instant> {
+        self.attempt.map(|attempt| attempt.next)
+    }
+
+    fn begin_attempt(&mut self, jitter: u32, now: Instant) {
+        let (since, retries) = self
+            .attempt
+            .map_or((now, 0), |attempt| (attempt.since, attempt.retries + 1));
+        let pause = RETRY
+            .get(retries)
+            .copied()
+            .unwrap_or(RETRY[RETRY.len() - 1]);
+        let jitter = Duration::from_millis(u64::from(jitter % JITTER_MILLIS));
+        self.attempt = Some(Attempt {
+            since,
+            next: now + pause + jitter,
+            retries,
+        });
+    }
+
+    fn on_established(&mut self, now: Instant) {
+        self.attempt = None;
+        self.unreachable = false;
+        self.established = Some(now);
+    }
+}
+
+fn reason(error: &WireGuardError) -> DropReason {
+    match error {
+        WireGuardError::DuplicateCounter
+        | WireGuardError::InvalidCounter
+        | WireGuardError::WrongTai64nTimestamp => DropReason::Replayed,
+        WireGuardError::NoCurrentSession
+        | WireGuardError::WrongIndex
+        | WireGuardError::UnexpectedPacket => DropReason::UnknownSession,
+        WireGuardError::UnderLoad => DropReason::UnderLoad,
+        WireGuardError::InvalidPacket | WireGuardError::IncorrectPacketLength => {
+            DropReason::Malformed
+        }
+        _ => DropReason::Unauthentic,
+    }
+}
+
+/// Makes boringtun's clock follow ours, where that is possible.
+mod clock {
+    use std::time::Instant;
+
+    #[cfg(not(feature = "virtual-time"))]
+    #[inline]
+    pub(super) fn follow(_now: Instant) {}
+
+    #[cfg(feature = "virtual-time")]
+    pub(super) fn follow(now: Instant) {
+        use std::sync::OnceLock;
+        use std::time::Duration;
+
+        /// boringtun's mock starts at zero; this leaves room for instants before the first one.
+        const START: Duration = Duration::from_secs(1_000_000);
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        let epoch = *EPOCH.get_or_init(|| now);
+        let time = match now.checked_duration_since(epoch) {
+            Some(after) => START + after,
+            None => START.saturating_sub(epoch.duration_since(now)),
+        };
+        mock_instant::MockClock::set_time(time);
+    }
+}
