@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -218,6 +218,43 @@ impl client::Handler for HostKeyCheck {
             presented: presented.fingerprint(),
         }))
     }
+}
+
+/// Takes any host key, and keeps it.
+struct HostKeyCapture(Arc<Mutex<Option<PublicKey>>>);
+
+impl client::Handler for HostKeyCapture {
+    type Error = russh::Error;
+
+    async fn check_server_key(
+        &mut self,
+        presented: &PublicKeyOrCertificate,
+    ) -> Result<bool, russh::Error> {
+        let presented = PublicKey::new(presented.public_key().key_data().clone());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
+        Ok(false)
+    }
+}
+
+/// Asks an SSH server for its host key by a key exchange; nobody logs in. Only for servers that
+/// cannot be anybody else's, such as one on this machine's loopback.
+///
+/// # Errors
+///
+/// [`ConnectError::Protocol`] when the other side does not speak SSH; `node` names it there.
+pub async fn host_key<S>(stream: S, node: &str) -> Result<PublicKey, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let seen = Arc::new(Mutex::new(None));
+    let capture = HostKeyCapture(Arc::clone(&seen));
+    let (stream, _cut_on_drop) = severable(stream);
+    let outcome = client::connect_stream(Arc::new(config(&[])), stream, capture).await;
+    if let Some(key) = seen.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Ok(key);
+    }
+    let source = outcome.err().unwrap_or(russh::Error::Disconnect);
+    Err(ConnectError::Protocol { node: node.to_owned(), source })
 }
 
 /// The client's settings; the pinned keys' algorithms come first, so that a machine with several
