@@ -7,7 +7,7 @@ use mesh_tunnel::disco::{self, Message};
 
 fuzz_target!(|bytes: &[u8]| {
     if disco::is_disco(bytes) {
-        drop(disco::claimed_sender(bytes));
+        let _ = disco::claimed_sender(bytes);
     }
     if let Ok(message) = Message::decode(bytes) {
         let mut again = Vec::new();
