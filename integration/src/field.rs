@@ -61,6 +61,7 @@ pub struct Worker {
     host: Host,
     addr: Ipv4Addr,
     state_dir: PathBuf,
+    shares_host: bool,
     sets: Vec<String>,
     child: Option<Child>,
 }
@@ -419,13 +420,10 @@ impl Field {
     }
 
     fn try_join(&mut self, name: &str, network: &str, sets: &[&str]) -> anyhow::Result<()> {
-        let number = u8::try_from(self.workers.len()).context("a few workers")?;
-        let addr = Ipv4Addr::new(10, 90, 0, 11 + number);
         let (host, addr) = match self.layout {
             Layout::Spread => {
                 if !self.hosts.contains_key(name) {
-                    let host = self.lab.host_on(name, &self.mesh, addr)?;
-                    self.hosts.insert(name.to_owned(), (host, addr));
+                    self.prepare_host(name)?;
                 }
                 (self.host(name).clone(), self.addr(name))
             }
@@ -445,6 +443,7 @@ impl Field {
             cli,
             host,
             addr,
+            shares_host: self.layout == Layout::Single,
             sets: sets.iter().map(|set| (*set).to_owned()).collect(),
             child: None,
         };
@@ -460,8 +459,8 @@ impl Field {
 
     /// Makes a worker's host ahead of the worker, to start things on it.
     pub fn prepare_host(&mut self, name: &str) -> anyhow::Result<Host> {
-        let number = u8::try_from(self.workers.len()).context("a few workers")?;
-        let addr = Ipv4Addr::new(10, 90, 0, 11 + number);
+        let number = u8::try_from(self.hosts.len()).context("a few hosts")?;
+        let addr = Ipv4Addr::new(10, 90, 0, 9 + number);
         let host = self.lab.host_on(name, &self.mesh, addr)?;
         self.hosts.insert(name.to_owned(), (host.clone(), addr));
         Ok(host)
@@ -530,6 +529,11 @@ impl Worker {
     #[track_caller]
     pub fn start(&mut self) {
         let mut spec = self.agent("run");
+        if self.shares_host {
+            // The usual ports can be had by one agent of a machine only.
+            spec = spec.args(["--set", "wireguard.listen=0.0.0.0:0"]);
+            spec = spec.args(["--set", "admin.listen=127.0.0.1:0"]);
+        }
         for set in &self.sets {
             spec = spec.args(["--set", set]);
         }

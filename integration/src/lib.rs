@@ -9,6 +9,7 @@
 
 pub mod binaries;
 pub mod cli;
+pub mod derp;
 pub mod field;
 pub mod grpc;
 pub mod mesh_up;

@@ -88,6 +88,7 @@ fn request(method: &str, worker: &RawNode) -> Vec<u8> {
             network: "default".to_owned(),
             principal: "nobody".to_owned(),
             targets: vec![worker.enrolled.node_id.clone()],
+            ..Default::default()
         }
         .encode_to_vec(),
         _ => Vec::new(),

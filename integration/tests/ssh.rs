@@ -54,7 +54,7 @@ fn stand() -> Stand {
     let host_key = sshd.host_key().with_extension("pub");
     let sets = [
         "ssh.mode=sshd".to_owned(),
-        format!("ssh.sshd={at}"),
+        format!("ssh.sshd_addr={at}"),
         format!("ssh.host_keys={}", host_key.display()),
         format!("ssh.user={}", user.name()),
     ];

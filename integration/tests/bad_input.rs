@@ -1,0 +1,430 @@
+//! Mistakes of people and of networks, each with a message that says what to do.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use integration::{Cli, MeshUp, MeshUpOptions};
+use mesh_testkit::{Finished, Need, Spec, TestUser, eventually, needs};
+use mesh_types::JoinToken;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn coordinator(cli: &Cli) -> MeshUp {
+    MeshUp::start(
+        cli,
+        MeshUpOptions {
+            demo: false,
+            ..MeshUpOptions::default()
+        },
+    )
+}
+
+fn join_spec(cli: &Cli, name: &str, token: &str) -> Spec {
+    let file = cli
+        .file(&format!("{name}.token"), token)
+        .expect("token file");
+    let state = cli.work(&format!("state-{name}"));
+    cli.product("worker-agent")
+        .args(["join", "--token-file"])
+        .arg(file)
+        .args(["--hostname", name, "--state-dir"])
+        .arg(state)
+}
+
+fn ran(spec: Spec) -> Finished {
+    let ran = spec.run(SOON).expect("runs");
+    assert!(!ran.all().contains("panicked"), "{}", ran.all());
+    ran
+}
+
+/// It failed, on purpose, and said something with all of `parts` in it.
+#[track_caller]
+fn assert_says(ran: &Finished, code: i32, parts: &[&str]) {
+    assert_eq!(ran.code, Some(code), "{}", ran.all());
+    for part in parts {
+        assert!(
+            ran.stderr.to_lowercase().contains(&part.to_lowercase()),
+            "{part:?} is not in: {}",
+            ran.all()
+        );
+    }
+}
+
+/// A token whose coordinator is somewhere else.
+fn moved(token: &str, to: &str) -> String {
+    let mut token: JoinToken = token.parse().expect("a join token");
+    token.coordinators = vec![to.to_owned()];
+    token.reveal()
+}
+
+#[test]
+fn an_address_that_leads_nowhere_is_named() {
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    let token = cli.token(&["--reusable"]);
+    let unknown = ran(join_spec(
+        &cli,
+        "unknown",
+        &moved(&token, "no-such-host.invalid:8080"),
+    ));
+    assert_says(&unknown, 1, &["no-such-host.invalid:8080"]);
+    let nobody = ran(join_spec(&cli, "nobody", &moved(&token, "127.0.0.1:1")));
+    assert_says(&nobody, 1, &["127.0.0.1:1"]);
+    // The gateway speaks no TLS: a wrong port of the right machine.
+    let gateway = format!("127.0.0.1:{}", up.gateway_port());
+    let wrong = ran(join_spec(&cli, "wrong", &moved(&token, &gateway)));
+    assert_says(&wrong, 1, &[&gateway, "port"]);
+    up.child().assert_log_clean(&[]);
+}
+
+#[test]
+fn a_coordinator_that_is_down_is_named_by_every_command() {
+    let cli = Cli::new().expect("folders");
+    let mut up = coordinator(&cli);
+    let addr = up.ready().coordinator.addr.clone();
+    up.stop().expect("stopped");
+    for args in [
+        &["node", "list"][..],
+        &["token", "create"],
+        &["network", "list"],
+    ] {
+        assert_says(&cli.mesh(args), 1, &[&addr]);
+    }
+    let status = cli.mesh(&["status"]);
+    assert_eq!(status.code, Some(1), "{}", status.all());
+    assert!(
+        status.all().contains(&addr) && status.all().contains("mesh up"),
+        "{}",
+        status.all()
+    );
+    let exec = cli.deploy(&["exec", "true", "all"]);
+    assert!(exec.code.is_some_and(|code| code != 0), "{}", exec.all());
+    assert!(exec.stderr.contains(&addr), "{}", exec.all());
+}
+
+#[test]
+fn without_a_context_the_next_command_is_named() {
+    let cli = Cli::new().expect("folders");
+    assert_says(&cli.mesh(&["node", "list"]), 1, &["mesh up", "mesh login"]);
+    assert_says(
+        &cli.deploy(&["status", "all"]),
+        1,
+        &["mesh up", "mesh login"],
+    );
+    let wrong = cli.mesh(&["--context", "elsewhere", "node", "list"]);
+    assert_says(&wrong, 1, &["elsewhere"]);
+}
+
+#[test]
+fn usage_and_configuration_faults_have_their_own_exit_codes() {
+    let cli = Cli::new().expect("folders");
+    assert_eq!(cli.mesh(&["nonsense"]).code, Some(2));
+    assert_eq!(
+        cli.mesh(&["token", "create", "--expires", "25h"]).code,
+        Some(2)
+    );
+    assert_eq!(cli.deploy(&["exec"]).code, Some(2));
+    for service in ["coordinator", "relay", "traffic-gateway", "deploy-manager"] {
+        let spec = cli
+            .product(service)
+            .args(["--set", "no.such.key=1", "--set", "admin.listen=x"]);
+        let faults = ran(spec.arg("--check-config"));
+        assert_says(&faults, 64, &["no", "admin.listen"]);
+        let state = format!("state_dir={}", cli.work(service).display());
+        let printed = ran(cli
+            .product(service)
+            .args(["--set", &state, "--print-config"]));
+        assert_eq!(printed.code, Some(0), "{service}: {}", printed.all());
+        assert!(
+            printed.stdout.contains("listen"),
+            "{service}: {}",
+            printed.all()
+        );
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_its_flag() {
+    let cli = Cli::new().expect("folders");
+    for flag in [
+        "--coordinator-port",
+        "--gateway-port",
+        "--socks-port",
+        "--relay-port",
+    ] {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let port = taken.local_addr().expect("bound").port().to_string();
+        let mut args = vec!["up", "--state-dir"];
+        let state = cli.work(&format!("state{flag}")).display().to_string();
+        args.push(&state);
+        for other in [
+            "--coordinator-port",
+            "--gateway-port",
+            "--deploy-port",
+            "--socks-port",
+            "--relay-port",
+            "--stun-port",
+            "--wg-port",
+            "--admin-port",
+        ] {
+            args.extend([other, if other == flag { port.as_str() } else { "0" }]);
+        }
+        assert_says(&cli.mesh(&args), 1, &[&port, flag]);
+    }
+}
+
+#[test]
+fn a_state_directory_is_taken_by_one_process_of_one_user_and_one_version() {
+    let cli = Cli::new().expect("folders");
+    let mut up = coordinator(&cli);
+    let state = cli.work("state");
+    let again = ran(second(&cli, &state));
+    assert_says(&again, 1, &["state"]);
+    assert!(
+        again.stderr.contains("already") || again.stderr.contains("another"),
+        "{}",
+        again.all()
+    );
+    // The first one is none the worse for it.
+    cli.mesh_ok(&["node", "list"]);
+
+    let token = cli.token(&[]);
+    ran(join_spec(&cli, "worker", &token)).expect_code(0);
+    let agent_state = cli.work("state-worker");
+    let versions: Vec<_> = ["format", "version"]
+        .iter()
+        .map(|name| agent_state.join(name))
+        .filter(|path| path.is_file())
+        .collect();
+    assert_eq!(
+        versions.len(),
+        1,
+        "one file tells the format: {:?}",
+        list(&agent_state)
+    );
+    std::fs::write(&versions[0], "9999\n").expect("written");
+    let run = cli
+        .product("worker-agent")
+        .args(["run", "--state-dir"])
+        .arg(&agent_state);
+    assert_says(&ran(run), 1, &["9999", "version"]);
+
+    up.stop().expect("stopped");
+    if needs(&[
+        Need::Root,
+        Need::Program("useradd"),
+        Need::Program("setpriv"),
+    ]) {
+        let user = Arc::new(TestUser::create().expect("user"));
+        let stranger = Cli::new()
+            .expect("folders")
+            .as_user(&user)
+            .expect("handed over");
+        // Reachable for the stranger, and still not the stranger's.
+        for dir in cli.work("x").ancestors().skip(1).take(2) {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).expect("opened");
+        }
+        let refused = ran(second(&stranger, &state));
+        assert_says(&refused, 1, &[&state.display().to_string()]);
+        let text = refused.stderr.to_lowercase();
+        let told = ["owner", "belongs", "another user", "permission"];
+        assert!(
+            told.iter().any(|word| text.contains(word)),
+            "{}",
+            refused.all()
+        );
+    }
+}
+
+fn list(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn second(cli: &Cli, state: &Path) -> Spec {
+    let mut spec = cli.product("mesh").arg("up").arg("--state-dir").arg(state);
+    for port in [
+        "--coordinator-port",
+        "--gateway-port",
+        "--deploy-port",
+        "--socks-port",
+        "--relay-port",
+        "--stun-port",
+        "--wg-port",
+        "--admin-port",
+    ] {
+        spec = spec.args([port, "0"]);
+    }
+    spec
+}
+
+/// A proxy that answers TLS with a certificate of its own for whatever name is asked.
+fn intercepting_proxy() -> std::net::SocketAddr {
+    let key = rcgen::KeyPair::generate().expect("key");
+    let name = mesh_api::tls::COORDINATOR_NAME.to_owned();
+    let params = rcgen::CertificateParams::new(vec![name]).expect("name");
+    let certificate = params.self_signed(&key).expect("certificate");
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .expect("identity");
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let addr = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let Ok(tls) = rustls::ServerConnection::new(Arc::clone(&config)) else {
+                return;
+            };
+            let mut stream = rustls::StreamOwned::new(tls, stream);
+            // The client ends it as soon as it sees the certificate.
+            let mut first = [0; 1];
+            drop(stream.read(&mut first).and_then(|_| stream.flush()));
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_wrong_authority_or_an_intercepting_proxy_is_told_and_sees_no_secret() {
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    let token = cli.token(&["--reusable"]);
+    let proxy = intercepting_proxy().to_string();
+    let intercepted = ran(join_spec(&cli, "intercepted", &moved(&token, &proxy)));
+    assert_says(&intercepted, 1, &[&proxy, "certificate authority", "proxy"]);
+
+    let other_cli = Cli::new().expect("folders");
+    let other = coordinator(&other_cli);
+    let addr = other.ready().coordinator.addr.clone();
+    let wrong = ran(join_spec(&cli, "wrong-ca", &moved(&token, &addr)));
+    assert_says(&wrong, 1, &[&addr, "certificate authority"]);
+
+    // The same for an operator whose context leads to somebody else's coordinator.
+    let contexts = cli.contexts();
+    let mut context = cli.context().expect("a context");
+    context.coordinators = vec![addr.clone()];
+    contexts.save("elsewhere", &context, false).expect("saved");
+    let listed = cli.mesh(&["--context", "elsewhere", "node", "list"]);
+    assert_says(&listed, 1, &[&addr, "certificate authority"]);
+    for running in [&up, &other] {
+        running.child().assert_log_clean(&[]);
+    }
+}
+
+#[test]
+fn a_clock_that_is_off_by_a_day_is_told() {
+    if !needs(&[Need::Program("faketime")]) {
+        return;
+    }
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    let token = cli.token(&["--reusable"]);
+    let agent = integration::binary("worker-agent");
+    for (name, shift) in [("behind", "-4d"), ("ahead", "+40d")] {
+        let file = cli
+            .file(&format!("{name}.token"), &token)
+            .expect("token file");
+        let joined = ran(cli
+            .spec("faketime")
+            .args(["-f", shift])
+            .arg(&agent)
+            .args(["join", "--token-file"])
+            .arg(file)
+            .args(["--hostname", name, "--state-dir"])
+            .arg(cli.work(&format!("state-{name}"))));
+        assert_says(&joined, 1, &["clock"]);
+    }
+    // A day, which certificates allow for and heartbeats do not.
+    let file = cli.file("day.token", &token).expect("token file");
+    let state = cli.work("state-day");
+    let joined = ran(cli
+        .spec("faketime")
+        .args(["-f", "-1d"])
+        .arg(&agent)
+        .args(["join", "--token-file"])
+        .arg(file)
+        .args(["--hostname", "day", "--state-dir"])
+        .arg(&state));
+    if joined.code != Some(0) {
+        assert_says(&joined, 1, &["clock"]);
+        return;
+    }
+    let worker = cli
+        .spec("faketime")
+        .args(["-f", "-1d"])
+        .arg(&agent)
+        .args(["run", "--state-dir"])
+        .arg(&state)
+        .args([
+            "--set",
+            "wireguard.listen=127.0.0.1:0",
+            "--set",
+            "admin.listen=127.0.0.1:0",
+        ])
+        .spawn()
+        .expect("starts");
+    eventually("the skew is an event", SOON, || {
+        let events = cli.mesh(&["events"]).success()?.stdout;
+        anyhow::ensure!(
+            events.contains("skew") && events.contains("day"),
+            "{events}"
+        );
+        Ok(())
+    });
+    drop(worker);
+    up.child().assert_log_clean(&[]);
+}
+
+#[test]
+fn damaged_tokens_and_odd_files_are_told_apart() {
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    let token = cli.token(&["--reusable"]);
+    let cut = token[..token.len() - 5].to_owned();
+    assert_says(&ran(join_spec(&cli, "cut", &cut)), 1, &["damaged"]);
+    assert_says(
+        &ran(join_spec(&cli, "other", "hello")),
+        1,
+        &["mesh1.", "mesh token create"],
+    );
+    assert_says(&ran(join_spec(&cli, "empty", "")), 1, &["mesh1."]);
+    let missing = cli
+        .product("worker-agent")
+        .args(["join", "--token-file", "/no/such/file", "--state-dir"])
+        .arg(cli.work("state-missing"));
+    assert_says(&ran(missing), 1, &["/no/such/file"]);
+    // Blanks and line ends around a good one do no harm; and by standard input it works as well.
+    let padded = cli
+        .product("worker-agent")
+        .args([
+            "join",
+            "--token-file",
+            "-",
+            "--hostname",
+            "padded",
+            "--state-dir",
+        ])
+        .arg(cli.work("state-padded"))
+        .stdin(format!("  {token}\n\n"));
+    ran(padded).expect_code(0);
+    // As an argument it works, with a warning: other users of the machine can see arguments.
+    let shown = cli
+        .product("worker-agent")
+        .args(["join", &token, "--hostname", "shown", "--state-dir"])
+        .arg(cli.work("state-shown"));
+    let shown = ran(shown).expect_code(0);
+    assert!(shown.stderr.contains("--token-file"), "{}", shown.all());
+    up.child().assert_log_clean(&[]);
+}
