@@ -1,0 +1,435 @@
+//! The control session as a state machine: no socket, no clock, no randomness but the seed's.
+//!
+//! ```text
+//!             ┌────────── failed, closed, silent ──────────┐
+//!             ▼                                            │
+//!   Waiting ──► Connecting ── opened ──► Opening ── welcome ──► Live
+//!      ▲  │         ▲                                       │
+//!      │  └─ expired ─► (renew first)                       │ goodbye: removed
+//!      └──────────────────────────────────────────────      ▼
+//!                                                        Removed
+//! ```
+//!
+//! The shell ([`super::stream`]) does what [`Machine::poll_action`] says and tells what came of it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use mesh_api::model::node::NodeReport;
+use mesh_types::heartbeat::{
+    HEARTBEAT_INTERVAL_SECS, HEARTBEAT_TTL_SECS, HeartbeatRefusal, MAX_SKEW_SECS,
+};
+use mesh_types::{Cursor, Netmap, NetmapUpdate, Timestamp};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::ControlState;
+
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(HEARTBEAT_INTERVAL_SECS);
+/// A stream on which nothing arrives for this long is dead: three answered heartbeats are missing.
+const SILENCE: Duration = Duration::from_secs(HEARTBEAT_TTL_SECS);
+/// How long opening a stream may take, up to the welcome.
+const OPENING: Duration = Duration::from_secs(20);
+/// Cap of the back-off between streams.
+pub(super) const BACKOFF_CAP: Duration = Duration::from_secs(5);
+const BACKOFF_START: Duration = Duration::from_millis(250);
+/// Between attempts to renew a certificate that is still valid.
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+
+/// A point in time by both clocks: the monotonic one for intervals, the wall for what is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) at: Instant,
+    pub(super) wall: Timestamp,
+}
+
+/// When a certificate counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Validity {
+    pub(crate) from: Timestamp,
+    pub(crate) until: Timestamp,
+}
+
+/// What the coordinator says on the stream.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Welcome {
+        nonce: Vec<u8>,
+        server_time: Timestamp,
+    },
+    Netmap(NetmapUpdate),
+    /// A part of an update that is not whole yet.
+    Partial,
+    HeartbeatAck {
+        refusal: Option<HeartbeatRefusal>,
+    },
+    Goodbye(Goodbye),
+}
+
+/// Why the coordinator ends a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goodbye {
+    Removed,
+    Replaced,
+    Shutdown,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Open a stream and send a hello with this cursor.
+    Open { cursor: Option<Cursor> },
+    /// Drop the stream, or the attempt to open one.
+    Close,
+    /// Sign and send a heartbeat.
+    Heartbeat {
+        nonce: Vec<u8>,
+        sequence: u64,
+        time: Timestamp,
+    },
+    /// Send the report.
+    Report(NodeReport),
+    /// Ask for a new certificate.
+    Renew,
+    /// The netmap is another one; see [`Machine::netmap`].
+    NetmapChanged,
+    /// The state for people changed; see [`Machine::state`].
+    StateChanged,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting {
+        until: Instant,
+    },
+    Opening {
+        deadline: Instant,
+    },
+    Live {
+        nonce: Vec<u8>,
+        sequence: u64,
+        next_heartbeat: Instant,
+        last_heard: Instant,
+    },
+    Removed,
+}
+
+/// One node's side of the control session.
+#[derive(Debug)]
+pub(super) struct Machine {
+    state: State,
+    failures: u32,
+    netmap: Option<Netmap>,
+    report: Option<NodeReport>,
+    validity: Validity,
+    renewing: bool,
+    renew_at: Instant,
+    last_error: Option<String>,
+    random: StdRng,
+    actions: VecDeque<Action>,
+}
+
+impl Machine {
+    /// A session that connects at once. `netmap` is the stored one.
+    pub(super) fn new(
+        netmap: Option<Netmap>,
+        validity: Validity,
+        seed: [u8; 32],
+        now: Now,
+    ) -> Self {
+        let mut machine = Self {
+            state: State::Waiting { until: now.at },
+            failures: 0,
+            netmap,
+            report: None,
+            validity,
+            renewing: false,
+            renew_at: now.at,
+            last_error: None,
+            random: StdRng::from_seed(seed),
+            actions: VecDeque::new(),
+        };
+        machine.renew_at = machine.renewal_due(now);
+        machine
+    }
+
+    pub(super) fn netmap(&self) -> Option<&Netmap> {
+        self.netmap.as_ref()
+    }
+
+    pub(super) fn validity(&self) -> Validity {
+        self.validity
+    }
+
+    /// The state and what went wrong last, for people.
+    pub(super) fn state(&self) -> (ControlState, Option<&str>) {
+        let state = match &self.state {
+            State::Waiting { .. } => ControlState::Waiting,
+            State::Opening { .. } => ControlState::Connecting,
+            State::Live { .. } => ControlState::Connected,
+            State::Removed => ControlState::Removed,
+        };
+        (state, self.last_error.as_deref())
+    }
+
+    /// What to do next. Ask until `None` after every call that takes `&mut self`.
+    pub(super) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Machine::handle_timeout`] is due. Ask again after every call that takes `&mut self`.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let next = match &self.state {
+            // An expired certificate opens nothing; the renewal comes first.
+            State::Waiting { until } => (!self.renewing).then_some(*until),
+            State::Opening { deadline } => Some(*deadline),
+            State::Live {
+                next_heartbeat,
+                last_heard,
+                ..
+            } => Some((*next_heartbeat).min(*last_heard + SILENCE)),
+            State::Removed => return None,
+        };
+        let renew = (!self.renewing).then_some(self.renew_at);
+        match (next, renew) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Now) {
+        if matches!(self.state, State::Removed) {
+            return;
+        }
+        if !self.renewing && now.at >= self.renew_at {
+            self.renewing = true;
+            self.actions.push_back(Action::Renew);
+        }
+        let expired = now.wall >= self.validity.until;
+        match &mut self.state {
+            State::Waiting { until } if now.at >= *until => {
+                if expired && self.renewing {
+                    return;
+                }
+                self.state = State::Opening {
+                    deadline: now.at + OPENING,
+                };
+                let cursor = self.netmap.as_ref().map(|netmap| netmap.cursor);
+                self.actions.push_back(Action::StateChanged);
+                self.actions.push_back(Action::Open { cursor });
+            }
+            State::Opening { deadline } if now.at >= *deadline => {
+                let limit = OPENING.as_secs();
+                let text = format!("the coordinator did not answer within {limit} s");
+                self.fail(text, now);
+            }
+            State::Live { last_heard, .. } if now.at >= *last_heard + SILENCE => {
+                let limit = SILENCE.as_secs();
+                let text = format!("the coordinator was silent for {limit} s");
+                self.fail(text, now);
+            }
+            State::Live {
+                nonce,
+                sequence,
+                next_heartbeat,
+                ..
+            } if now.at >= *next_heartbeat => {
+                *sequence += 1;
+                *next_heartbeat = now.at + HEARTBEAT_INTERVAL;
+                let (nonce, sequence) = (nonce.clone(), *sequence);
+                self.actions.push_back(Action::Heartbeat {
+                    nonce,
+                    sequence,
+                    time: now.wall,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// The stream could not be opened, or ended, or said what cannot be.
+    pub(super) fn handle_closed(&mut self, reason: String, now: Now) {
+        match self.state {
+            State::Opening { .. } | State::Live { .. } => self.fail(reason, now),
+            State::Waiting { .. } | State::Removed => {}
+        }
+    }
+
+    /// What the node says of itself changed; the newest is sent now and on each new stream.
+    pub(super) fn handle_report(&mut self, report: NodeReport) {
+        if self.report.as_ref() == Some(&report) {
+            return;
+        }
+        self.report = Some(report.clone());
+        if matches!(self.state, State::Live { .. }) {
+            self.actions.push_back(Action::Report(report));
+        }
+    }
+
+    /// A new certificate is in place.
+    pub(super) fn handle_renewed(&mut self, validity: Validity, now: Now) {
+        self.validity = validity;
+        self.renewing = false;
+        self.renew_at = self.renewal_due(now);
+        self.actions.push_back(Action::StateChanged);
+    }
+
+    /// The certificate could not be renewed; the old one stays.
+    pub(super) fn handle_renew_failed(&mut self, reason: String, now: Now) {
+        self.renewing = false;
+        let expired = now.wall >= self.validity.until;
+        let wait = if expired { BACKOFF_CAP } else { RENEW_RETRY };
+        self.renew_at = now.at + self.jittered(wait);
+        self.last_error = Some(reason);
+        self.actions.push_back(Action::StateChanged);
+    }
+
+    /// The coordinator says that this node is none of its network any more.
+    pub(super) fn handle_removed(&mut self) {
+        self.last_error = Some("this node was removed from its network".to_owned());
+        self.state = State::Removed;
+        self.actions.push_back(Action::Close);
+        self.actions.push_back(Action::StateChanged);
+    }
+
+    pub(super) fn handle_message(&mut self, message: Incoming, now: Now) {
+        match &mut self.state {
+            State::Opening { .. } => match message {
+                Incoming::Welcome { nonce, server_time } => self.welcome(nonce, server_time, now),
+                Incoming::Goodbye(reason) => self.goodbye(reason, now),
+                _ => self.fail("the coordinator spoke before its welcome".to_owned(), now),
+            },
+            State::Live { last_heard, .. } => {
+                *last_heard = now.at;
+                self.live_message(message, now);
+            }
+            State::Waiting { .. } | State::Removed => {}
+        }
+    }
+
+    fn welcome(&mut self, nonce: Vec<u8>, server_time: Timestamp, now: Now) {
+        self.failures = 0;
+        self.last_error = skew_text(now.wall, server_time);
+        self.state = State::Live {
+            nonce: nonce.clone(),
+            sequence: 1,
+            next_heartbeat: now.at + HEARTBEAT_INTERVAL,
+            last_heard: now.at,
+        };
+        self.actions.push_back(Action::StateChanged);
+        if let Some(report) = &self.report {
+            self.actions.push_back(Action::Report(report.clone()));
+        }
+        self.actions.push_back(Action::Heartbeat {
+            nonce,
+            sequence: 1,
+            time: now.wall,
+        });
+    }
+
+    fn live_message(&mut self, message: Incoming, now: Now) {
+        match message {
+            Incoming::Welcome { .. } => {
+                self.fail(
+                    "the coordinator greeted twice on one stream".to_owned(),
+                    now,
+                );
+            }
+            Incoming::Partial => {}
+            Incoming::Netmap(update) => {
+                // INVARIANT: a node acts only on its last good netmap. A full update starts from
+                // nothing, and a delta fails only when there is nothing to apply it to.
+                let before = if update.full {
+                    None
+                } else {
+                    self.netmap.take()
+                };
+                match Netmap::apply(before, update) {
+                    Ok(netmap) => {
+                        self.netmap = Some(netmap);
+                        self.actions.push_back(Action::NetmapChanged);
+                    }
+                    Err(error) => self.fail(error.to_string(), now),
+                }
+            }
+            Incoming::HeartbeatAck { refusal: None } => {
+                if self.last_error.take().is_some() {
+                    self.actions.push_back(Action::StateChanged);
+                }
+            }
+            Incoming::HeartbeatAck {
+                refusal: Some(refusal),
+            } => {
+                let text = format!("the coordinator refused a heartbeat: {refusal}");
+                if self.last_error.as_ref() != Some(&text) {
+                    self.last_error = Some(text);
+                    self.actions.push_back(Action::StateChanged);
+                }
+            }
+            Incoming::Goodbye(reason) => self.goodbye(reason, now),
+        }
+    }
+
+    fn goodbye(&mut self, reason: Goodbye, now: Now) {
+        match reason {
+            Goodbye::Removed => self.handle_removed(),
+            Goodbye::Replaced => {
+                // Two processes with one identity would otherwise take turns as fast as they can.
+                self.failures = 16;
+                self.fail(
+                    "another stream with this node's identity took over".to_owned(),
+                    now,
+                );
+            }
+            Goodbye::Shutdown => self.fail("the coordinator is stopping".to_owned(), now),
+        }
+    }
+
+    fn fail(&mut self, reason: String, now: Now) {
+        let cap = BACKOFF_START
+            .saturating_mul(1 << self.failures.min(10))
+            .min(BACKOFF_CAP);
+        self.failures = self.failures.saturating_add(1);
+        let wait = self.jittered(cap);
+        self.last_error = Some(reason);
+        self.state = State::Waiting {
+            until: now.at + wait,
+        };
+        self.actions.push_back(Action::Close);
+        self.actions.push_back(Action::StateChanged);
+    }
+
+    /// Between half of `cap` and all of it.
+    fn jittered(&mut self, cap: Duration) -> Duration {
+        cap.mul_f64(self.random.random_range(0.5..=1.0))
+    }
+
+    /// Two thirds into the certificate's life, give or take a little, or now.
+    fn renewal_due(&mut self, now: Now) -> Instant {
+        let life = self.validity.until.since(self.validity.from);
+        let due = self
+            .validity
+            .from
+            .plus(life.mul_f64(self.random.random_range(0.65..0.68)));
+        now.at + due.since(now.wall)
+    }
+}
+
+/// What to tell a person when this machine's clock differs too much for heartbeats to count.
+fn skew_text(own: Timestamp, server: Timestamp) -> Option<String> {
+    let (off, way) = if own > server {
+        (own.since(server), "ahead of")
+    } else {
+        (server.since(own), "behind")
+    };
+    (off.as_secs() > MAX_SKEW_SECS).then(|| {
+        format!(
+            "this machine's clock is {} s {way} the coordinator's: set it, heartbeats are refused \
+             until then",
+            off.as_secs()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,660 @@
+//! The data plane's one task: it owns the tunnel, the UDP sockets and the relay links.
+//!
+//! `select!` in [`Driver::next_event`] only chooses what happens next; everything else is
+//! synchronous. One turn reads all that is there, feeds it through the tunnel into the TCP/IP
+//! stack, and sends what comes out, batch by batch, in buffers that are reused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::{pending, poll_fn};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use mesh_tunnel::{Batch, Device, Event as TunnelEvent, Out, Source};
+use mesh_types::{Netmap, NodeId, Relay, RelayId};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Sleep;
+
+mod derp;
+mod endpoints;
+mod udp;
+
+use derp::{Inbox, Item, Link, LinkState};
+use udp::ReadBuffers;
+pub(crate) use udp::UdpPort;
+
+use crate::control::{ControlState, ControlStatus};
+use crate::counters::add;
+use crate::netstack::{Netstack, PacketStack as _};
+use crate::node::{RelayMode, Shared, Snapshot, stopped};
+use crate::random;
+use crate::state_dir::StateDir;
+
+/// Relays that a node keeps a connection to, to know the nearest.
+const STANDING_LINKS: usize = 3;
+/// A further relay, used for peers that listen there, is let go after this long without use.
+const IDLE_LINK: Duration = Duration::from_secs(300);
+/// Reads of one socket per turn, so that no socket starves another.
+const READS: usize = 4;
+/// Rounds between stack and tunnel per turn, for the same reason.
+const ROUNDS: usize = 4;
+/// How often interfaces and relays are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+const INTERFACES: Duration = Duration::from_secs(20);
+/// How old the figures in the status may be while there is traffic.
+const SNAPSHOT: Duration = Duration::from_millis(100);
+/// How long connections may take to end when the node stops.
+const DRAIN: Duration = Duration::from_secs(1);
+/// Turns before other tasks of the thread are let in.
+const TURNS: u32 = 4;
+
+/// What a driver is made of.
+pub(crate) struct Parts {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: StateDir,
+    pub(crate) device: Device,
+    pub(crate) stack: Netstack,
+    pub(crate) ports: Vec<UdpPort>,
+    pub(crate) netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    pub(crate) control: watch::Receiver<ControlStatus>,
+    pub(crate) stop: watch::Receiver<bool>,
+    /// Peers that are greeted as soon as there is a netmap.
+    pub(crate) greet: Vec<NodeId>,
+}
+
+pub(crate) struct Driver {
+    parts: Parts,
+    out: Out,
+    batch: Batch,
+    buffers: ReadBuffers,
+    inbox: Inbox,
+    links: BTreeMap<RelayId, Link>,
+    relays: Vec<Relay>,
+    home: Option<RelayId>,
+    stun: Option<JoinHandle<Vec<SocketAddr>>>,
+    version: Option<u64>,
+    stack_deadline: Option<Instant>,
+    housekeeping: Instant,
+    interfaces: Instant,
+    local: Vec<SocketAddr>,
+    snapshot_at: Option<Instant>,
+    snapshot_done: Instant,
+    timer: std::pin::Pin<Box<Sleep>>,
+    worked: bool,
+}
+
+enum Event {
+    Stop,
+    Ready,
+    Netmap,
+    Stun(Vec<SocketAddr>),
+}
+
+impl Driver {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let now = Instant::now();
+        Self {
+            parts,
+            out: Out::new(),
+            batch: Batch::new(),
+            buffers: ReadBuffers::new(),
+            inbox: Inbox::default(),
+            links: BTreeMap::new(),
+            relays: Vec::new(),
+            home: None,
+            stun: None,
+            version: None,
+            stack_deadline: None,
+            housekeeping: now,
+            interfaces: now,
+            local: Vec::new(),
+            snapshot_at: Some(now),
+            snapshot_done: now,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            worked: false,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        if self.parts.netmap.borrow_and_update().is_some() {
+            self.apply_netmap(Instant::now());
+        }
+        let mut turns = 0;
+        loop {
+            match self.next_event().await {
+                Event::Stop => break,
+                Event::Ready => {}
+                Event::Netmap => self.apply_netmap(Instant::now()),
+                Event::Stun(servers) => {
+                    self.stun = None;
+                    self.parts.device.set_stun_servers(&servers, Instant::now());
+                }
+            }
+            self.turn();
+            turns += 1;
+            if turns >= TURNS {
+                turns = 0;
+                // The streams' tasks fill and empty what this one works on.
+                tokio::task::yield_now().await;
+            }
+        }
+        self.drain().await;
+    }
+
+    /// Lets connections that were given back send their end, then resets the rest.
+    async fn drain(&mut self) {
+        let limit = Instant::now() + DRAIN;
+        while !self.parts.stack.is_drained() && Instant::now() < limit {
+            self.turn();
+            let wait = self.deadline().unwrap_or(limit).min(limit);
+            let ports = &self.parts.ports;
+            tokio::select! {
+                () = readable(ports) => {}
+                () = self.parts.shared.wake.notified() => {}
+                () = tokio::time::sleep_until(wait.into()) => {}
+            }
+        }
+        self.parts.stack.close();
+        self.turn();
+        self.snapshot(Instant::now());
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        [
+            self.parts.device.poll_timeout(),
+            self.stack_deadline,
+            Some(self.housekeeping),
+            self.snapshot_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// INVARIANT: cancel-safe; a branch that is not chosen has changed nothing.
+    async fn next_event(&mut self) -> Event {
+        let deadline = self.deadline();
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            if *self.parts.stop.borrow() {
+                return Event::Stop;
+            }
+            if self.parts.netmap.has_changed().unwrap_or(false) {
+                self.parts.netmap.mark_unchanged();
+                return Event::Netmap;
+            }
+            return Event::Ready;
+        }
+        if let Some(at) = deadline
+            && self.timer.deadline() != at.into()
+        {
+            self.timer.as_mut().reset(at.into());
+        }
+        let Parts {
+            shared,
+            ports,
+            netmap,
+            control,
+            stop,
+            ..
+        } = &mut self.parts;
+        tokio::select! {
+            () = stopped(stop) => Event::Stop,
+            () = removed(control) => Event::Stop,
+            () = readable(ports) => Event::Ready,
+            () = shared.wake.notified() => Event::Ready,
+            changed = netmap.changed() => match changed {
+                Ok(()) => Event::Netmap,
+                Err(_) => pending().await,
+            },
+            servers = resolved(&mut self.stun) => Event::Stun(servers),
+            () = self.timer.as_mut(), if deadline.is_some() => Event::Ready,
+        }
+    }
+
+    /// One pass over everything that can be pending.
+    fn turn(&mut self) {
+        self.worked = false;
+        let now = Instant::now();
+        if now >= self.housekeeping {
+            self.keep_house(now);
+        }
+        if self.parts.device.poll_timeout().is_some_and(|at| at <= now) {
+            self.parts.device.handle_timeout(&mut self.out, now);
+        }
+        self.read_links(now);
+        self.pump(now);
+        for at in 0..self.parts.ports.len() {
+            for _ in 0..READS {
+                if !self.read_port(at, now) {
+                    break;
+                }
+                self.pump(now);
+            }
+        }
+        for link in self.links.values() {
+            link.flush();
+        }
+        if self.worked && self.snapshot_at.is_none() {
+            self.snapshot_at = Some(self.snapshot_done + SNAPSHOT);
+        }
+        if self.snapshot_at.is_some_and(|at| at <= now) {
+            self.snapshot(now);
+        }
+    }
+
+    /// Reads one batch of a socket into the tunnel. `false`: nothing was there.
+    fn read_port(&mut self, at: usize, now: Instant) -> bool {
+        let Ok(count) = self.parts.ports[at].try_read(&mut self.buffers) else {
+            return false;
+        };
+        let mut bytes = 0;
+        for (from, datagrams, stride) in self.buffers.filled(count) {
+            bytes += datagrams.len();
+            self.parts
+                .device
+                .open(Source::Direct(from), datagrams, stride, &mut self.out, now);
+        }
+        add(&self.parts.shared.counters.udp_rx_bytes, bytes);
+        self.worked = true;
+        true
+    }
+
+    fn read_links(&mut self, now: Instant) {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        for (id, link) in &mut self.links {
+            if !link.take(&mut inbox) {
+                continue;
+            }
+            self.worked = true;
+            let device = &mut self.parts.device;
+            let mut bytes = inbox.bytes.as_slice();
+            for item in &inbox.items {
+                match *item {
+                    Item::Up => {
+                        device.handle_relay_up(*id, now);
+                        // A home is chosen and those who wait are greeted in a moment.
+                        self.housekeeping = now;
+                    }
+                    Item::Down => {
+                        device.handle_relay_down(*id, now);
+                        self.housekeeping = now;
+                    }
+                    Item::PeerGone(peer) => device.handle_relay_peer_gone(*id, peer, now),
+                    Item::Packet { from, len } => {
+                        let (packet, rest) = bytes.split_at(len.min(bytes.len()));
+                        bytes = rest;
+                        link.used = now;
+                        add(&self.parts.shared.counters.relay_rx_bytes, len);
+                        let source = Source::Relay { relay: *id, from };
+                        device.open(source, packet, packet.len(), &mut self.out, now);
+                    }
+                }
+            }
+        }
+        self.inbox = inbox;
+    }
+
+    /// Tunnel to stack, stack to tunnel, tunnel to the sockets, until nothing moves or it is
+    /// somebody else's turn.
+    fn pump(&mut self, now: Instant) {
+        for _ in 0..ROUNDS {
+            let counters = Arc::clone(&self.parts.shared.counters);
+            let dropping = self.parts.shared.drop_overlay.load(Ordering::Relaxed);
+            let mut packets = 0;
+            let mut bytes = 0;
+            let mut inbound = self
+                .out
+                .packets()
+                .map(|received| received.packet)
+                .filter(|packet| {
+                    packets += 1;
+                    bytes += packet.len();
+                    !dropping
+                });
+            self.stack_deadline = self
+                .parts
+                .stack
+                .exchange(&mut inbound, &mut self.batch, now);
+            drop(inbound);
+            if dropping {
+                add(&counters.deliberately_dropped, packets + self.batch.len());
+                self.batch.clear();
+            }
+            add(&counters.overlay_rx_packets, packets);
+            add(&counters.overlay_rx_bytes, bytes);
+            self.worked |= packets > 0 || !self.batch.is_empty();
+            self.transmit(now);
+            if !self.batch.is_empty() {
+                add(&counters.overlay_tx_packets, self.batch.len());
+                add(
+                    &counters.overlay_tx_bytes,
+                    self.batch.iter().map(<[u8]>::len).sum(),
+                );
+                self.parts.device.seal(&mut self.batch, &mut self.out, now);
+                self.transmit(now);
+            }
+            if self.stack_deadline.is_none_or(|at| at > now) && self.out.is_empty() {
+                break;
+            }
+        }
+    }
+
+    /// Sends what the tunnel has for the underlay, and hears what it has to tell.
+    fn transmit(&mut self, now: Instant) {
+        let counters = &self.parts.shared.counters;
+        if self.parts.shared.relay_mode != RelayMode::Only {
+            for transmit in self.out.transmits() {
+                let port = self
+                    .parts
+                    .ports
+                    .iter()
+                    .find(|port| port.serves(transmit.to));
+                let Some(port) = port else { continue };
+                match port.try_send(transmit.to, transmit.bytes, transmit.stride) {
+                    Ok(()) => add(&counters.udp_tx_bytes, transmit.bytes.len()),
+                    // Like a full queue on the way: whoever needs it sends it again.
+                    Err(error) => {
+                        add(&counters.udp_tx_errors, 1);
+                        tracing::trace!(to = %transmit.to, %error, "datagrams not sent");
+                    }
+                }
+            }
+        }
+        for relayed in self.out.relayed() {
+            let link = self.links.get_mut(&relayed.relay);
+            let sent = link.is_some_and(|link| {
+                link.used = now;
+                link.send(relayed.frame)
+            });
+            if sent {
+                add(&counters.relay_tx_bytes, relayed.frame.len());
+            } else {
+                add(&counters.relay_tx_dropped, 1);
+            }
+        }
+        self.out.clear();
+        while let Some(event) = self.parts.device.poll_event() {
+            self.handle_tunnel_event(event, now);
+        }
+    }
+
+    fn handle_tunnel_event(&mut self, event: TunnelEvent, now: Instant) {
+        let counters = &self.parts.shared.counters;
+        // The figures are shown soon.
+        self.worked = true;
+        match event {
+            TunnelEvent::HandshakeDone { peer } => {
+                add(&counters.handshakes, 1);
+                self.parts.greet.retain(|waiting| *waiting != peer);
+                tracing::debug!(%peer, "session established");
+            }
+            TunnelEvent::PathChanged { peer, path } => {
+                add(&counters.path_changes, 1);
+                tracing::debug!(%peer, ?path, "path changed");
+            }
+            TunnelEvent::PeerUnreachable { peer } => tracing::debug!(%peer, "peer unreachable"),
+            TunnelEvent::EndpointsChanged => self.report(),
+            TunnelEvent::RelayWanted { relay } => self.want_link(relay, now),
+        }
+    }
+
+    fn report(&self) {
+        let mut endpoints = self.parts.device.endpoints();
+        endpoints.truncate(32);
+        self.parts.shared.report(|report| {
+            report.endpoints = endpoints;
+            report.home_relay = self.home;
+        });
+    }
+
+    fn apply_netmap(&mut self, now: Instant) {
+        let netmap = self.parts.netmap.borrow_and_update().clone();
+        let Some(netmap) = netmap else { return };
+        let first = self.version.is_none();
+        self.parts.stack.set_addrs(netmap.node.addrs);
+        self.parts.device.apply_netmap(&netmap, now);
+        if self.version != Some(netmap.cursor.version) {
+            self.version = Some(netmap.cursor.version);
+            let directory = Arc::new(crate::directory::Directory::new(&netmap));
+            self.parts.stack.retain_peers(|ip| directory.is_peer(ip));
+            self.parts.shared.directory.send_replace(Some(directory));
+        }
+        if self.relays != netmap.relays {
+            self.relays.clone_from(&netmap.relays);
+            self.follow_relays(now);
+        }
+        if first {
+            self.interfaces = now;
+            self.housekeeping = now;
+            self.greet(now);
+        }
+        self.snapshot_at = Some(now);
+    }
+
+    /// Handshakes at once with peers there was traffic with before the restart.
+    fn greet(&mut self, now: Instant) {
+        for at in 0..self.parts.greet.len() {
+            let peer = self.parts.greet[at];
+            self.parts.device.handshake_now(peer, &mut self.out, now);
+        }
+    }
+
+    fn follow_relays(&mut self, now: Instant) {
+        let relays = std::mem::take(&mut self.relays);
+        self.links.retain(|id, link| {
+            let known = relays
+                .iter()
+                .any(|relay| relay.id == *id && relay.derp == link.relay.derp);
+            if !known {
+                self.parts.device.handle_relay_down(*id, now);
+            }
+            known
+        });
+        self.relays = relays;
+        if self.parts.shared.relay_mode != RelayMode::Off {
+            let standing: Vec<RelayId> = self
+                .relays
+                .iter()
+                .take(STANDING_LINKS)
+                .map(|relay| relay.id)
+                .collect();
+            for id in standing {
+                self.want_link(id, now);
+            }
+        }
+        self.housekeeping = now;
+        let servers: BTreeSet<String> = self
+            .relays
+            .iter()
+            .flat_map(|relay| relay.stun.iter().cloned())
+            .take(8)
+            .collect();
+        if let Some(former) = self.stun.replace(tokio::spawn(resolve(servers))) {
+            former.abort();
+        }
+    }
+
+    fn want_link(&mut self, id: RelayId, now: Instant) {
+        if self.parts.shared.relay_mode == RelayMode::Off || self.links.contains_key(&id) {
+            return;
+        }
+        let relay = self
+            .relays
+            .iter()
+            .find(|relay| relay.id == id && !relay.derp.is_empty());
+        let (Some(relay), Some(seed)) = (relay, random::seed()) else {
+            return;
+        };
+        let link = Link::start(
+            relay.clone(),
+            self.parts.state.wg_key().clone(),
+            self.parts.shared.credential(),
+            Arc::clone(&self.parts.shared.wake),
+            seed,
+            now,
+        );
+        self.links.insert(id, link);
+    }
+
+    fn keep_house(&mut self, now: Instant) {
+        self.housekeeping = now + HOUSEKEEPING;
+        if now >= self.interfaces {
+            self.interfaces = now + INTERFACES;
+            self.look_at_interfaces(now);
+        }
+        let states: Vec<(RelayId, LinkState)> = self
+            .links
+            .iter()
+            .map(|(id, link)| (*id, link.state()))
+            .collect();
+        let home = derp::choose_home(self.home, states.iter().map(|(id, state)| (*id, state)));
+        if home != self.home {
+            self.home = home;
+            self.parts.device.set_home_relay(home, now);
+            self.report();
+            // By relay too, for those who did not answer directly.
+            self.greet(now);
+        }
+        let standing: BTreeSet<RelayId> = self
+            .relays
+            .iter()
+            .take(STANDING_LINKS)
+            .map(|relay| relay.id)
+            .collect();
+        let device = &mut self.parts.device;
+        self.links.retain(|id, link| {
+            let keep = standing.contains(id)
+                || self.home == Some(*id)
+                || now.duration_since(link.used) < IDLE_LINK;
+            if !keep {
+                device.handle_relay_down(*id, now);
+            }
+            keep
+        });
+        if self.snapshot_at.is_none() {
+            self.snapshot_at = Some(now);
+        }
+    }
+
+    fn look_at_interfaces(&mut self, now: Instant) {
+        if self.parts.shared.relay_mode == RelayMode::Only {
+            return;
+        }
+        let bound: Vec<SocketAddr> = self.parts.ports.iter().map(UdpPort::local).collect();
+        let found = endpoints::candidates(
+            &bound,
+            &endpoints::interface_addrs(),
+            &self.parts.shared.extra_endpoints,
+            self.parts.stack.addrs(),
+        );
+        if found == self.local {
+            return;
+        }
+        let moved = !self.local.is_empty();
+        self.local.clone_from(&found);
+        self.parts.device.set_local_endpoints(&found, now);
+        if moved {
+            tracing::debug!("addresses of this machine changed, looking for paths again");
+            self.parts.device.network_changed(now);
+        }
+        self.report();
+    }
+
+    /// Shows the figures of this moment in the status.
+    fn snapshot(&mut self, now: Instant) {
+        self.snapshot_at = None;
+        self.snapshot_done = now;
+        let device = &self.parts.device;
+        let wall = SystemTime::now();
+        let shown = Snapshot {
+            at: now,
+            wall,
+            peers: device.stats().map(|stats| (stats.node, stats)).collect(),
+            relays: self
+                .links
+                .iter()
+                .map(|(id, link)| (*id, link.state().into()))
+                .collect(),
+            home: self.home,
+            endpoints: device.endpoints(),
+            drops: device
+                .drops()
+                .iter()
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+        };
+        self.parts.shared.show(shown);
+    }
+}
+
+impl From<LinkState> for crate::node::RelayFigures {
+    fn from(state: LinkState) -> Self {
+        let LinkState {
+            connected,
+            local,
+            latency,
+            error,
+        } = state;
+        Self {
+            connected,
+            local,
+            latency,
+            error,
+        }
+    }
+}
+
+/// Resolves when any socket may have something to read. Cancel-safe, allocates nothing.
+async fn readable(ports: &[UdpPort]) {
+    poll_fn(|cx| {
+        let mut ready = Poll::Pending;
+        for port in ports {
+            if port.poll_readable(cx).is_ready() {
+                ready = Poll::Ready(());
+            }
+        }
+        ready
+    })
+    .await;
+}
+
+/// Resolves when the node was removed from its network. Cancel-safe.
+async fn removed(control: &mut watch::Receiver<ControlStatus>) {
+    if control
+        .wait_for(|status| status.state == ControlState::Removed)
+        .await
+        .is_err()
+    {
+        // A session that ended otherwise leaves the data plane running.
+        pending().await
+    }
+}
+
+async fn resolved(job: &mut Option<JoinHandle<Vec<SocketAddr>>>) -> Vec<SocketAddr> {
+    match job {
+        Some(job) => job.await.unwrap_or_default(),
+        None => pending().await,
+    }
+}
+
+async fn resolve(servers: BTreeSet<String>) -> Vec<SocketAddr> {
+    let mut addrs = Vec::new();
+    for server in servers {
+        match tokio::net::lookup_host(&server).await {
+            Ok(found) => addrs.extend(found.take(2)),
+            Err(error) => tracing::debug!(server, %error, "STUN server not found"),
+        }
+    }
+    addrs
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(job) = self.stun.take() {
+            job.abort();
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Keeps the stored netmap fresh, so that a restart without the coordinator finds its peers.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_types::{Netmap, NodeId, Timestamp};
+use tokio::sync::watch;
+
+use crate::node::{Shared, stopped};
+use crate::state_dir::{StateDir, StoredNetmap};
+
+/// Changes that come closer together than this are stored as one.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How often it is stored without a change: it says when it was last known to be current.
+const REFRESH: Duration = Duration::from_secs(300);
+/// Peers to greet after a restart, at most.
+const MAX_ACTIVE: usize = 256;
+
+/// Runs until the node stops, and stores once more then.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    state: StateDir,
+    mut netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let last = tokio::select! {
+            () = stopped(&mut stop) => true,
+            changed = netmap.changed() => changed.is_err(),
+            () = tokio::time::sleep(REFRESH) => false,
+        };
+        let last = last
+            || tokio::time::timeout(SETTLE, stopped(&mut stop))
+                .await
+                .is_ok();
+        let current = netmap.borrow_and_update().clone();
+        if let Some(current) = current {
+            store(&shared, &state, &current).await;
+        }
+        if last {
+            return;
+        }
+    }
+}
+
+async fn store(shared: &Shared, state: &StateDir, netmap: &Arc<Netmap>) {
+    let now = Timestamp::from(SystemTime::now());
+    let status = shared.control().status().borrow().clone();
+    if status.is_removed() {
+        return;
+    }
+    let saved = status.stale_since.unwrap_or(now);
+    let active: Vec<NodeId> = shared
+        .snapshot()
+        .peers
+        .values()
+        .filter(|stats| stats.active)
+        .map(|stats| stats.node)
+        .take(MAX_ACTIVE)
+        .collect();
+    let (state, netmap) = (state.clone(), Arc::clone(netmap));
+    let stored = tokio::task::spawn_blocking(move || {
+        state.store_netmap(&StoredNetmap {
+            saved,
+            active,
+            netmap: Netmap::clone(&netmap),
+        })
+    })
+    .await;
+    match stored {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(%error, source, "the netmap was not stored; a restart needs the coordinator");
+        }
+        // The runtime is stopping.
+        Err(_) => {}
+    }
+}

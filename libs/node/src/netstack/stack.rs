@@ -1,0 +1,712 @@
+//! Userspace TCP/IP on smoltcp: sockets made on demand, listeners, and the clean-up of what is over.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use mesh_tunnel::Batch;
+use mesh_types::OverlayAddrs;
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::wire::{
+    HardwareAddress, IpAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::listener::OverlayListener;
+use super::phy::Phy;
+use super::stream::OverlayStream;
+use super::udp::OverlayUdp;
+use super::{DialError, ListenError, PacketStack, StackConfig};
+
+/// Packets per call of `exchange`, roughly: a round over all sockets is always finished.
+const OUTBOUND_LIMIT: usize = 128;
+/// Datagrams and bytes that a UDP socket holds in each direction.
+const UDP_SLOTS: usize = 64;
+const UDP_BYTES: usize = 64 * 1024;
+/// How long a connection that nobody holds any more may take to end.
+const LINGER: Duration = Duration::from_secs(60);
+/// How long a connection may stay half open.
+const HALF_OPEN: Duration = Duration::from_secs(20);
+/// Connections kept in TIME-WAIT (RFC 9293, 3.3.2) at most; the oldest make room.
+const TIME_WAIT: usize = 32;
+/// First port of the dynamic range (RFC 6335, 6).
+const EPHEMERAL: u16 = 49152;
+
+/// One TCP conversation: local and remote end.
+type Flow = (SocketAddr, SocketAddr);
+
+/// A userspace TCP/IP stack; a cheap handle, all clones are the same stack.
+#[derive(Clone)]
+pub struct Netstack {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    inner: Mutex<Inner>,
+    driver: Arc<Notify>,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while it was held leaves at worst one socket in an odd state.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wake_driver(&self) {
+        self.driver.notify_one();
+    }
+}
+
+struct Listener {
+    accepted: mpsc::Sender<(OverlayStream, SocketAddr)>,
+    half_open: usize,
+    /// Tells listeners of one port apart, when one took over from another.
+    serial: u64,
+}
+
+struct HalfOpen {
+    handle: SocketHandle,
+    flow: Flow,
+    since: Instant,
+}
+
+struct Closing {
+    handle: SocketHandle,
+    flow: Flow,
+    since: Instant,
+}
+
+pub(super) struct Inner {
+    iface: Interface,
+    sockets: SocketSet<'static>,
+    config: StackConfig,
+    started: Instant,
+    now: Instant,
+    addrs: Option<OverlayAddrs>,
+    flows: HashMap<Flow, SocketHandle>,
+    listeners: HashMap<u16, Listener>,
+    half_open: Vec<HalfOpen>,
+    closing: VecDeque<Closing>,
+    udp_ports: HashMap<u16, SocketHandle>,
+    next_port: u16,
+    next_serial: u64,
+    memory: usize,
+    closed: bool,
+}
+
+impl fmt::Debug for Netstack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netstack").finish_non_exhaustive()
+    }
+}
+
+impl Netstack {
+    /// A stack without addresses; nothing can be dialled before [`Netstack::set_addrs`].
+    ///
+    /// `driver` is notified whenever a stream did something that the driver should send.
+    pub fn new(config: StackConfig, driver: Arc<Notify>, now: Instant) -> Self {
+        let mut interface = Config::new(HardwareAddress::Ip);
+        interface.random_seed = config.seed;
+        let mut batch = Batch::new();
+        let mut phy = Phy {
+            inbound: None,
+            outbound: &mut batch,
+            mtu: config.mtu,
+        };
+        let iface = Interface::new(interface, &mut phy, smoltcp::time::Instant::ZERO);
+        let spread = u16::try_from(config.seed % u64::from(u16::MAX - EPHEMERAL)).unwrap_or(0);
+        let inner = Inner {
+            iface,
+            sockets: SocketSet::new(Vec::new()),
+            config,
+            started: now,
+            now,
+            addrs: None,
+            flows: HashMap::new(),
+            listeners: HashMap::new(),
+            half_open: Vec::new(),
+            closing: VecDeque::new(),
+            udp_ports: HashMap::new(),
+            next_port: EPHEMERAL + spread,
+            next_serial: 0,
+            memory: 0,
+            closed: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                inner: Mutex::new(inner),
+                driver,
+            }),
+        }
+    }
+
+    /// Gives the stack its two addresses. New ones reset every connection of the old ones.
+    pub fn set_addrs(&self, addrs: OverlayAddrs) {
+        let mut guard = self.shared.lock();
+        if guard.addrs == Some(addrs) {
+            return;
+        }
+        guard.set_addrs(addrs);
+        drop(guard);
+        self.shared.wake_driver();
+    }
+
+    /// The stack's addresses.
+    pub fn addrs(&self) -> Option<OverlayAddrs> {
+        self.shared.lock().addrs
+    }
+
+    /// Opens a connection; gives up when nothing answers within `limit`.
+    pub async fn dial(&self, to: SocketAddr, limit: Duration) -> Result<OverlayStream, DialError> {
+        let stream = {
+            let mut guard = self.shared.lock();
+            let (handle, local) = guard.connect(to)?;
+            OverlayStream::new(Arc::clone(&self.shared), handle, local, to)
+        };
+        self.shared.wake_driver();
+        let connected = poll_fn(|cx| {
+            let mut guard = self.shared.lock();
+            let closed = guard.closed;
+            let socket = guard.tcp(stream.handle());
+            match socket.state() {
+                tcp::State::SynSent | tcp::State::SynReceived => {
+                    socket.register_send_waker(cx.waker());
+                    Poll::Pending
+                }
+                tcp::State::Closed if closed => Poll::Ready(Err(DialError::Closed)),
+                tcp::State::Closed => Poll::Ready(Err(DialError::Refused(to))),
+                _ => Poll::Ready(Ok(())),
+            }
+        });
+        match tokio::time::timeout(limit, connected).await {
+            Ok(Ok(())) => Ok(stream),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(DialError::TimedOut {
+                to,
+                after: limit,
+                reason: "nothing came back",
+            }),
+        }
+    }
+
+    /// Accepts connections to `port` (0: any free one) of both addresses.
+    pub fn listen(&self, port: u16) -> Result<OverlayListener, ListenError> {
+        let mut guard = self.shared.lock();
+        if guard.closed {
+            return Err(ListenError::Closed);
+        }
+        let port = if port == 0 {
+            guard.free_port(|inner, port| !inner.listeners.contains_key(&port))?
+        } else if guard.listeners.contains_key(&port) {
+            return Err(ListenError::PortTaken(port));
+        } else {
+            port
+        };
+        let (accepted, streams) = mpsc::channel(guard.config.backlog);
+        let listener = guard.new_listener(accepted);
+        let serial = listener.serial;
+        guard.listeners.insert(port, listener);
+        drop(guard);
+        Ok(OverlayListener::new(
+            Arc::clone(&self.shared),
+            port,
+            serial,
+            streams,
+        ))
+    }
+
+    /// Accepts connections to `port` in the place of whoever listened on it: no connection request
+    /// is refused in between. The former listener gets nothing more.
+    pub(crate) fn relisten(&self, port: u16) -> Result<OverlayListener, ListenError> {
+        let mut guard = self.shared.lock();
+        if guard.closed {
+            return Err(ListenError::Closed);
+        }
+        let (accepted, streams) = mpsc::channel(guard.config.backlog);
+        let listener = guard.new_listener(accepted);
+        let serial = listener.serial;
+        let former = guard.listeners.insert(port, listener);
+        drop(guard);
+        drop(former);
+        Ok(OverlayListener::new(
+            Arc::clone(&self.shared),
+            port,
+            serial,
+            streams,
+        ))
+    }
+
+    /// A UDP socket on `port` (0: any free one) of both addresses.
+    pub fn bind_udp(&self, port: u16) -> Result<OverlayUdp, ListenError> {
+        let mut guard = self.shared.lock();
+        let (handle, port) = guard.bind_udp(port)?;
+        let mtu = guard.config.mtu;
+        drop(guard);
+        Ok(OverlayUdp::new(Arc::clone(&self.shared), handle, port, mtu))
+    }
+
+    /// Resets every connection whose other end `keep` says no to.
+    pub fn retain_peers(&self, keep: impl Fn(IpAddr) -> bool) {
+        let mut guard = self.shared.lock();
+        let inner = &mut *guard;
+        let mut any = false;
+        for ((_, remote), handle) in &inner.flows {
+            if !keep(remote.ip()) {
+                inner.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
+                any = true;
+            }
+        }
+        drop(guard);
+        if any {
+            self.shared.wake_driver();
+        }
+    }
+
+    /// Connections that are open or closing.
+    pub fn connections(&self) -> usize {
+        self.shared.lock().flows.len()
+    }
+
+    /// Whether every connection that was let go has ended.
+    pub fn is_drained(&self) -> bool {
+        let guard = self.shared.lock();
+        let inner = &*guard;
+        inner.closing.iter().all(|closing| {
+            let socket = inner.sockets.get::<tcp::Socket<'_>>(closing.handle);
+            matches!(socket.state(), tcp::State::TimeWait | tcp::State::Closed)
+                || socket.send_queue() == 0 && socket.state() == tcp::State::FinWait2
+        })
+    }
+
+    /// Stops the stack: every connection is reset, every listener ends, nothing new is accepted.
+    pub fn close(&self) {
+        let mut guard = self.shared.lock();
+        guard.closed = true;
+        let inner = &mut *guard;
+        for handle in inner.flows.values() {
+            inner.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
+        }
+        for handle in inner.udp_ports.values() {
+            // Closing wakes whoever waits on it.
+            inner.sockets.get_mut::<udp::Socket<'_>>(*handle).close();
+        }
+        let listeners = std::mem::take(&mut inner.listeners);
+        drop(guard);
+        // Streams that nobody accepted lock the stack as they go.
+        drop(listeners);
+        self.shared.wake_driver();
+    }
+}
+
+impl PacketStack for Netstack {
+    fn exchange(
+        &self,
+        inbound: &mut dyn Iterator<Item = &[u8]>,
+        outbound: &mut Batch,
+        now: Instant,
+    ) -> Option<Instant> {
+        let mut guard = self.shared.lock();
+        let inner = &mut *guard;
+        inner.now = now;
+        let at = inner.clock(now);
+        for packet in inbound {
+            inner.ingress(packet, outbound, at);
+        }
+        inner.promote(&self.shared);
+        let mut more = false;
+        while !inner.egress(outbound, at) {
+            if outbound.len() >= OUTBOUND_LIMIT {
+                more = true;
+                break;
+            }
+        }
+        inner.sweep();
+        if more {
+            return Some(now);
+        }
+        inner.next_call(at)
+    }
+}
+
+impl Inner {
+    /// smoltcp's clock: microseconds since the stack was made.
+    fn clock(&self, now: Instant) -> smoltcp::time::Instant {
+        let micros = now.saturating_duration_since(self.started).as_micros();
+        smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// The TCP socket of a stream.
+    pub(super) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// The UDP socket of an [`OverlayUdp`].
+    pub(super) fn udp(&mut self, handle: SocketHandle) -> &mut udp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    fn set_addrs(&mut self, addrs: OverlayAddrs) {
+        for handle in self.flows.values() {
+            self.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
+        }
+        self.addrs = Some(addrs);
+        self.iface.update_ip_addrs(|list| {
+            list.clear();
+            // INVARIANT: smoltcp is built with room for two addresses.
+            let _full = list.push(IpCidr::new(IpAddress::Ipv4(addrs.v4), 32));
+            let _full = list.push(IpCidr::new(IpAddress::Ipv6(addrs.v6), 128));
+        });
+        let routes = self.iface.routes_mut();
+        let _full = routes.add_default_ipv4_route(addrs.v4);
+        let _full = routes.add_default_ipv6_route(addrs.v6);
+    }
+
+    /// A TCP socket with this stack's settings, when the memory cap has room for it.
+    fn new_tcp(&mut self) -> Option<tcp::Socket<'static>> {
+        let size = self.config.socket_buffer;
+        if self.memory + 2 * size > self.config.socket_memory {
+            return None;
+        }
+        self.memory += 2 * size;
+        let buffer = || tcp::SocketBuffer::new(vec![0; size]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        socket.set_congestion_control(tcp::CongestionControl::Cubic);
+        socket.set_timeout(Some(span(self.config.timeout)));
+        socket.set_keep_alive(Some(span(self.config.keepalive)));
+        Some(socket)
+    }
+
+    fn connect(&mut self, to: SocketAddr) -> Result<(SocketHandle, SocketAddr), DialError> {
+        if self.closed {
+            return Err(DialError::Closed);
+        }
+        let addrs = self.addrs.ok_or(DialError::NotReady)?;
+        if addrs.contains(to.ip()) {
+            return Err(DialError::OwnAddress(to));
+        }
+        let ip: IpAddr = match to {
+            SocketAddr::V4(_) => addrs.v4.into(),
+            SocketAddr::V6(_) => addrs.v6.into(),
+        };
+        let port = self
+            .free_port(|inner, port| !inner.flows.contains_key(&(SocketAddr::new(ip, port), to)))
+            .map_err(|_| DialError::Busy)?;
+        let local = SocketAddr::new(ip, port);
+        let mut socket = self.new_tcp().ok_or(DialError::Busy)?;
+        if socket.connect(self.iface.context(), to, local).is_err() {
+            self.memory -= 2 * self.config.socket_buffer;
+            return Err(DialError::NotAPeer(to));
+        }
+        let handle = self.sockets.add(socket);
+        self.flows.insert((local, to), handle);
+        Ok((handle, local))
+    }
+
+    fn free_port(&mut self, free: impl Fn(&Self, u16) -> bool) -> Result<u16, ListenError> {
+        for _ in EPHEMERAL..=u16::MAX {
+            let port = self.next_port;
+            self.next_port = if port == u16::MAX {
+                EPHEMERAL
+            } else {
+                port + 1
+            };
+            if free(self, port) && !self.listeners.contains_key(&port) {
+                return Ok(port);
+            }
+        }
+        Err(ListenError::NoPort)
+    }
+
+    fn bind_udp(&mut self, port: u16) -> Result<(SocketHandle, u16), ListenError> {
+        if self.closed {
+            return Err(ListenError::Closed);
+        }
+        let port = if port == 0 {
+            self.free_port(|inner, port| !inner.udp_ports.contains_key(&port))?
+        } else if self.udp_ports.contains_key(&port) {
+            return Err(ListenError::PortTaken(port));
+        } else {
+            port
+        };
+        if self.memory + 2 * UDP_BYTES > self.config.socket_memory {
+            return Err(ListenError::Busy);
+        }
+        let buffer = || {
+            udp::PacketBuffer::new(
+                vec![udp::PacketMetadata::EMPTY; UDP_SLOTS],
+                vec![0; UDP_BYTES],
+            )
+        };
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        if socket.bind(port).is_err() {
+            return Err(ListenError::NoPort);
+        }
+        self.memory += 2 * UDP_BYTES;
+        let handle = self.sockets.add(socket);
+        self.udp_ports.insert(port, handle);
+        Ok((handle, port))
+    }
+
+    pub(super) fn release_udp(&mut self, handle: SocketHandle, port: u16) {
+        self.udp_ports.remove(&port);
+        drop(self.sockets.remove(handle));
+        self.memory -= 2 * UDP_BYTES;
+    }
+
+    fn new_listener(&mut self, accepted: mpsc::Sender<(OverlayStream, SocketAddr)>) -> Listener {
+        self.next_serial += 1;
+        Listener {
+            accepted,
+            half_open: 0,
+            serial: self.next_serial,
+        }
+    }
+
+    pub(super) fn remove_listener(&mut self, port: u16, serial: u64) {
+        if self
+            .listeners
+            .get(&port)
+            .is_some_and(|listener| listener.serial == serial)
+        {
+            self.listeners.remove(&port);
+        }
+    }
+
+    /// Ends a connection at once, with a reset.
+    pub(super) fn abort_tcp(&mut self, handle: SocketHandle) {
+        self.sockets.get_mut::<tcp::Socket<'_>>(handle).abort();
+    }
+
+    /// Takes a connection back from its stream: the rest is sent, then it ends.
+    pub(super) fn release_tcp(&mut self, handle: SocketHandle, flow: Flow) {
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        if socket.recv_queue() > 0 {
+            socket.abort();
+        } else {
+            socket.close();
+        }
+        self.closing.push_back(Closing {
+            handle,
+            flow,
+            since: self.now,
+        });
+    }
+
+    /// Forgets a TCP socket that no stream holds.
+    fn remove_tcp(&mut self, handle: SocketHandle, flow: Flow) {
+        drop(self.sockets.remove(handle));
+        if self.flows.get(&flow) == Some(&handle) {
+            self.flows.remove(&flow);
+        }
+        self.memory -= 2 * self.config.socket_buffer;
+    }
+
+    fn ingress(&mut self, packet: &[u8], outbound: &mut Batch, at: smoltcp::time::Instant) {
+        let opening = opening_flow(packet);
+        if let Some(flow) = opening
+            && !self.admit(flow)
+        {
+            return;
+        }
+        let mut phy = Phy {
+            inbound: Some(packet),
+            outbound,
+            mtu: self.config.mtu,
+        };
+        self.iface
+            .poll_ingress_single(at, &mut phy, &mut self.sockets);
+    }
+
+    /// Makes a socket ready for a connection request. `false`: leave the request unanswered.
+    fn admit(&mut self, flow: Flow) -> bool {
+        let (local, _) = flow;
+        if self.closed {
+            return true;
+        }
+        if let Some(&handle) = self.flows.get(&flow) {
+            let over = self.closing.iter().position(|closing| {
+                let socket = self.sockets.get::<tcp::Socket<'_>>(closing.handle);
+                closing.handle == handle && socket.state() == tcp::State::TimeWait
+            });
+            let Some(at) = over else { return true };
+            // The same ports again: the old conversation is over (RFC 9293, 3.6.1).
+            self.closing.remove(at);
+            self.remove_tcp(handle, flow);
+        }
+        let Some(listener) = self.listeners.get(&local.port()) else {
+            return true;
+        };
+        let waiting = listener.accepted.max_capacity() - listener.accepted.capacity();
+        if listener.half_open + waiting >= self.config.backlog {
+            return false;
+        }
+        let Some(mut socket) = self.new_tcp() else {
+            return false;
+        };
+        if socket.listen(local).is_err() {
+            self.memory -= 2 * self.config.socket_buffer;
+            return true;
+        }
+        let handle = self.sockets.add(socket);
+        self.flows.insert(flow, handle);
+        self.half_open.push(HalfOpen {
+            handle,
+            flow,
+            since: self.now,
+        });
+        if let Some(listener) = self.listeners.get_mut(&local.port()) {
+            listener.half_open += 1;
+        }
+        true
+    }
+
+    /// Hands connections whose handshake is done to their listeners.
+    fn promote(&mut self, shared: &Arc<Shared>) {
+        let mut at = 0;
+        while let Some(HalfOpen {
+            handle,
+            flow,
+            since,
+        }) = self.half_open.get(at)
+        {
+            let (handle, flow, since) = (*handle, *flow, *since);
+            let (local, peer) = flow;
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+            match socket.state() {
+                tcp::State::SynReceived if self.now.duration_since(since) < HALF_OPEN => {
+                    at += 1;
+                    continue;
+                }
+                // Still listening: the request was malformed. Or it never got further.
+                tcp::State::Listen | tcp::State::SynReceived | tcp::State::Closed => {
+                    socket.abort();
+                    self.closing.push_back(Closing {
+                        handle,
+                        flow,
+                        since: self.now,
+                    });
+                }
+                _ => {
+                    let accepted = self.listeners.get(&local.port()).map(|l| &l.accepted);
+                    if let Some(permit) = accepted.and_then(|sender| sender.try_reserve().ok()) {
+                        let stream = OverlayStream::new(Arc::clone(shared), handle, local, peer);
+                        permit.send((stream, peer));
+                    } else {
+                        socket.abort();
+                        self.closing.push_back(Closing {
+                            handle,
+                            flow,
+                            since: self.now,
+                        });
+                    }
+                }
+            }
+            self.half_open.swap_remove(at);
+            if let Some(listener) = self.listeners.get_mut(&local.port()) {
+                listener.half_open = listener.half_open.saturating_sub(1);
+            }
+        }
+    }
+
+    /// One round over the sockets; `true` when nothing was sent.
+    fn egress(&mut self, outbound: &mut Batch, at: smoltcp::time::Instant) -> bool {
+        let mut phy = Phy {
+            inbound: None,
+            outbound,
+            mtu: self.config.mtu,
+        };
+        self.iface.poll_egress(at, &mut phy, &mut self.sockets) == PollResult::None
+    }
+
+    /// Removes connections that are over, and ends those that nobody will.
+    fn sweep(&mut self) {
+        let mut time_wait = 0;
+        let mut at = self.closing.len();
+        // From the newest to the oldest, so that the oldest in TIME-WAIT make room.
+        while at > 0 {
+            at -= 1;
+            let Closing {
+                handle,
+                flow,
+                since,
+            } = self.closing[at];
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+            let over = match socket.state() {
+                // A reset that is still to be sent keeps its addresses until then.
+                tcp::State::Closed => socket.remote_endpoint().is_none(),
+                tcp::State::TimeWait => {
+                    time_wait += 1;
+                    time_wait > TIME_WAIT
+                }
+                _ => {
+                    let unread = socket.recv_queue() > 0;
+                    if unread || self.now.saturating_duration_since(since) > LINGER {
+                        socket.abort();
+                    }
+                    false
+                }
+            };
+            if over {
+                self.closing.remove(at);
+                self.remove_tcp(handle, flow);
+            }
+        }
+    }
+
+    fn next_call(&mut self, at: smoltcp::time::Instant) -> Option<Instant> {
+        let next = self.iface.poll_at(at, &self.sockets);
+        let next = next.map(|next| {
+            let micros = u64::try_from(next.total_micros()).unwrap_or(0);
+            self.started + Duration::from_micros(micros)
+        });
+        let housekeeping = if self.closing.is_empty() && self.half_open.is_empty() {
+            None
+        } else {
+            Some(self.now + Duration::from_secs(1))
+        };
+        match (next, housekeeping) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+fn span(duration: Duration) -> smoltcp::time::Duration {
+    smoltcp::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// The conversation that a TCP packet asks to open (SYN without ACK; RFC 9293, 3.5), if it does.
+fn opening_flow(packet: &[u8]) -> Option<Flow> {
+    let (source, target, segment): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
+        4 => {
+            let ip = Ipv4Packet::new_checked(packet).ok()?;
+            let first = ip.frag_offset() == 0;
+            (first && ip.next_header() == IpProtocol::Tcp)
+                .then(|| (ip.src_addr().into(), ip.dst_addr().into(), ip.payload()))?
+        }
+        6 => {
+            let ip = Ipv6Packet::new_checked(packet).ok()?;
+            (ip.next_header() == IpProtocol::Tcp)
+                .then(|| (ip.src_addr().into(), ip.dst_addr().into(), ip.payload()))?
+        }
+        _ => return None,
+    };
+    let tcp = TcpPacket::new_checked(segment).ok()?;
+    let opens = tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin();
+    opens.then(|| {
+        (
+            SocketAddr::new(target, tcp.dst_port()),
+            SocketAddr::new(source, tcp.src_port()),
+        )
+    })
+}

@@ -1,0 +1,688 @@
+//! A mesh node: identity, control session, data plane, published services.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use mesh_api::model::node::NodeReport;
+use mesh_tunnel::{Device, DeviceConfig, DropReason, PathKind, PeerStats};
+use mesh_types::{Netmap, NodeId, OverlayAddrs, RelayId, Service, ServiceName, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+use crate::control::{ControlConfig, ControlSession, ControlStatus, LeaveError, SessionError};
+use crate::counters::Counters;
+use crate::credential::Credential;
+use crate::directory::{Directory, Resolved};
+use crate::driver::{Driver, Parts, UdpPort};
+use crate::keeper;
+use crate::netstack::{
+    DialError, ListenError, Netstack, OverlayListener, OverlayStream, OverlayUdp, StackConfig,
+};
+use crate::publish::{PublishError, Published, Services};
+use crate::random;
+use crate::state_dir::{Enrolled, StateDir};
+use crate::status::{NodeStatus, PeerPath, PeerStatus, RelayStatus};
+
+/// Which ways packets to peers may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelayMode {
+    /// Directly when an address answers, by relay meanwhile and otherwise.
+    #[default]
+    Auto,
+    /// By relay only: no datagram to a peer leaves this machine directly.
+    Only,
+    /// Directly only.
+    Off,
+}
+
+/// Settings of a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Where WireGuard and disco are bound. Port 0 takes any free one. An address family that the
+    /// machine does not have is left out when another one works.
+    pub udp: Vec<SocketAddr>,
+    /// Where the coordinator is, `host:port` each; empty: as stored at enrolment.
+    pub coordinators: Vec<String>,
+    /// Further underlay addresses at which peers may try this node (a forwarded port).
+    pub extra_endpoints: Vec<SocketAddr>,
+    /// Receive buffer and send buffer of each overlay TCP connection, in bytes each.
+    pub socket_buffer: usize,
+    /// Cap on the sum of all overlay socket buffers, in bytes.
+    pub socket_memory: usize,
+    /// How long [`Node::dial`] waits for an answer, in milliseconds.
+    pub dial_timeout_ms: u64,
+    /// Which ways packets may take.
+    pub relay: RelayMode,
+    /// Of the program, for people.
+    pub version: String,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        let stack = StackConfig::default();
+        Self {
+            udp: vec![
+                SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+                SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+            ],
+            coordinators: Vec::new(),
+            extra_endpoints: Vec::new(),
+            socket_buffer: stack.socket_buffer,
+            socket_memory: stack.socket_memory,
+            dial_timeout_ms: 10_000,
+            relay: RelayMode::Auto,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// A node cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its identity, or what is stored of it, is not usable.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// No UDP socket could be bound.
+    #[error("cannot bind UDP {addr} for WireGuard: choose another port, or 0 for any free one")]
+    Bind {
+        /// Where.
+        addr: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Relays have no data plane.
+    #[error("a relay's identity cannot be used by a node: join with a token of another role")]
+    IsRelay,
+    /// The system gave no randomness.
+    #[error("the system gave no randomness")]
+    Random,
+    /// The settings make no sense.
+    #[error("socket_buffer must be between 4096 and 67108864 bytes and fit socket_memory twice")]
+    Buffers,
+}
+
+/// A node has no netmap yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no netmap within {} s: {}",
+    .after.as_secs_f32().ceil(),
+    .reason.as_deref().unwrap_or("the coordinator has not answered yet")
+)]
+pub struct NotReady {
+    after: Duration,
+    reason: Option<String>,
+}
+
+/// A running mesh node; a cheap handle, all clones are the same node.
+///
+/// Its tasks end at [`Node::shutdown`], or when the last clone is dropped.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: NodeConfig,
+    state: StateDir,
+    shared: Arc<Shared>,
+    stack: Netstack,
+    services: Services,
+    ports: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    driver: Mutex<Option<JoinHandle<()>>>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the driver shares with the handles.
+pub(crate) struct Shared {
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) drop_overlay: AtomicBool,
+    pub(crate) relay_mode: RelayMode,
+    pub(crate) extra_endpoints: Vec<SocketAddr>,
+    pub(crate) directory: watch::Sender<Option<Arc<Directory>>>,
+    control: ControlSession,
+    report: Mutex<NodeReport>,
+    snapshot: RwLock<Snapshot>,
+}
+
+/// Figures of the tunnel at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) at: Instant,
+    pub(crate) wall: SystemTime,
+    pub(crate) peers: HashMap<NodeId, PeerStats>,
+    pub(crate) relays: BTreeMap<RelayId, RelayFigures>,
+    pub(crate) home: Option<RelayId>,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) drops: Vec<(DropReason, u64)>,
+}
+
+/// Figures of one relay connection.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayFigures {
+    pub(crate) connected: bool,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) latency: Option<Duration>,
+    pub(crate) error: Option<String>,
+}
+
+impl Shared {
+    /// Changes the report and sends it when it differs.
+    pub(crate) fn report(&self, change: impl FnOnce(&mut NodeReport)) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut report);
+        self.control.report(report.clone());
+    }
+
+    pub(crate) fn credential(&self) -> Credential {
+        self.control.credential().clone()
+    }
+
+    pub(crate) fn show(&self, snapshot: Snapshot) {
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn peer(&self, node: NodeId) -> Option<PeerStats> {
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        snapshot.peers.get(&node).copied()
+    }
+
+    pub(crate) fn control(&self) -> &ControlSession {
+        &self.control
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("enrolled", self.enrolled())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in [&self.driver, &self.keeper] {
+            if let Some(task) = task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                task.abort();
+            }
+        }
+        self.stack.close();
+    }
+}
+
+/// Binds what works; a family that the machine lacks is no error while another one works.
+fn bind_all(wanted: &[SocketAddr]) -> Result<Vec<UdpPort>, StartError> {
+    let mut ports: Vec<UdpPort> = Vec::new();
+    let mut missing = None;
+    for addr in wanted {
+        let mut addr = *addr;
+        if addr.port() == 0
+            && let Some(first) = ports.first()
+            && let Ok(port) = UdpPort::bind(SocketAddr::new(addr.ip(), first.local().port()))
+        {
+            // Both families on one port are easier on people.
+            ports.push(port);
+            continue;
+        }
+        if addr.ip().is_unspecified() && addr.is_ipv6() {
+            addr = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), addr.port());
+        }
+        match UdpPort::bind(addr) {
+            Ok(port) => ports.push(port),
+            Err(source) => {
+                let lacking = matches!(
+                    source.raw_os_error().map(nix::errno::Errno::from_raw),
+                    Some(nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::EADDRNOTAVAIL)
+                ) && addr.ip().is_unspecified();
+                if !lacking {
+                    return Err(StartError::Bind { addr, source });
+                }
+                missing = Some(StartError::Bind { addr, source });
+            }
+        }
+    }
+    match missing {
+        Some(error) if ports.is_empty() => Err(error),
+        _ => Ok(ports),
+    }
+}
+
+impl Node {
+    /// Starts the node of this state directory: binds its UDP sockets, uses the stored netmap when
+    /// there is one, and connects to the coordinator in the background.
+    ///
+    /// Needs a tokio runtime.
+    pub fn start(config: NodeConfig, state: StateDir) -> Result<Self, StartError> {
+        let sane = (4096..=64 << 20).contains(&config.socket_buffer)
+            && config.socket_buffer * 2 <= config.socket_memory;
+        if !sane {
+            return Err(StartError::Buffers);
+        }
+        let ports = bind_all(&config.udp)?;
+        let control = ControlSession::start(
+            ControlConfig {
+                coordinators: config.coordinators.clone(),
+                version: config.version.clone(),
+            },
+            &state,
+        )?;
+        if control.enrolled().relay().is_some() {
+            return Err(StartError::IsRelay);
+        }
+        let now = Instant::now();
+        let wake = Arc::new(Notify::new());
+        let seed = random::word().ok_or(StartError::Random)?;
+        let stack_config = StackConfig {
+            socket_buffer: config.socket_buffer,
+            socket_memory: config.socket_memory,
+            seed,
+            ..StackConfig::default()
+        };
+        let mtu = u16::try_from(stack_config.mtu).unwrap_or(mesh_tunnel::DEFAULT_MTU);
+        let stack = Netstack::new(stack_config, Arc::clone(&wake), now);
+        let device = Device::new(
+            DeviceConfig {
+                wg_key: state.wg_key().clone(),
+                disco_key: state.disco_key().clone(),
+                mtu,
+                seed: random::seed().ok_or(StartError::Random)?,
+            },
+            now,
+        );
+        let greet = control
+            .stored()
+            .map(|stored| stored.active.clone())
+            .unwrap_or_default();
+        let netmap = control.netmap();
+        let control_status = control.status();
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            wake,
+            counters: Arc::clone(&counters),
+            drop_overlay: AtomicBool::new(false),
+            relay_mode: config.relay,
+            extra_endpoints: config.extra_endpoints.clone(),
+            directory: watch::Sender::new(None),
+            control,
+            report: Mutex::new(NodeReport::default()),
+            snapshot: RwLock::new(Snapshot {
+                at: now,
+                wall: SystemTime::now(),
+                peers: HashMap::new(),
+                relays: BTreeMap::new(),
+                home: None,
+                endpoints: Vec::new(),
+                drops: Vec::new(),
+            }),
+        });
+        let bound = ports.iter().map(UdpPort::local).collect();
+        let (stop, stopped) = watch::channel(false);
+        let driver = Driver::new(Parts {
+            shared: Arc::clone(&shared),
+            state: state.clone(),
+            device,
+            stack: stack.clone(),
+            ports,
+            netmap: netmap.clone(),
+            control: control_status,
+            stop: stopped.clone(),
+            greet,
+        });
+        let keeper = keeper::run(Arc::clone(&shared), state.clone(), netmap, stopped);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                services: Services::new(stack.clone(), counters),
+                config,
+                state,
+                shared,
+                stack,
+                ports: bound,
+                stop,
+                driver: Mutex::new(Some(tokio::spawn(driver.run()))),
+                keeper: Mutex::new(Some(tokio::spawn(keeper))),
+            }),
+        })
+    }
+
+    /// Who this node is since its enrolment.
+    pub fn enrolled(&self) -> &Enrolled {
+        self.inner.shared.control.enrolled()
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &StateDir {
+        &self.inner.state
+    }
+
+    /// Where its UDP sockets are bound.
+    pub fn udp_addrs(&self) -> &[SocketAddr] {
+        &self.inner.ports
+    }
+
+    /// Waits until a netmap, fresh or stored, is in force: from then on [`Node::dial`] works.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<(), NotReady> {
+        let mut directory = self.inner.shared.directory.subscribe();
+        let ready = directory.wait_for(Option::is_some);
+        match tokio::time::timeout(limit, ready).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => {
+                let reason = self
+                    .inner
+                    .shared
+                    .control
+                    .status()
+                    .borrow()
+                    .last_error
+                    .clone();
+                Err(NotReady {
+                    after: limit,
+                    reason,
+                })
+            }
+        }
+    }
+
+    /// Waits until the control stream is open.
+    pub async fn wait_connected(&self, limit: Duration) -> Result<(), NotReady> {
+        let mut status = self.inner.shared.control.status();
+        let connected = status.wait_for(ControlStatus::is_connected);
+        let reached = matches!(tokio::time::timeout(limit, connected).await, Ok(Ok(_)));
+        if reached {
+            return Ok(());
+        }
+        let reason = status.borrow().last_error.clone();
+        Err(NotReady {
+            after: limit,
+            reason,
+        })
+    }
+
+    /// Opens a TCP connection over the overlay; `to` must be a peer's overlay address.
+    ///
+    /// The wait ends after the configured time; see [`Node::dial_timeout`].
+    pub async fn dial(&self, to: SocketAddr) -> Result<OverlayStream, DialError> {
+        let limit = Duration::from_millis(self.inner.config.dial_timeout_ms);
+        self.dial_timeout(to, limit).await
+    }
+
+    /// The same with a time limit of its own.
+    pub async fn dial_timeout(
+        &self,
+        to: SocketAddr,
+        limit: Duration,
+    ) -> Result<OverlayStream, DialError> {
+        let directory = self.inner.shared.directory.borrow().clone();
+        let directory = directory.ok_or(DialError::NotReady)?;
+        let node = directory.owner_of(to.ip()).ok_or(DialError::NotAPeer(to))?;
+        if !directory.is_peer(to.ip()) {
+            return Err(DialError::OwnAddress(to));
+        }
+        match self.inner.stack.dial(to, limit).await {
+            Err(DialError::TimedOut { to, after, .. }) => {
+                let reason = self.why_silent(node);
+                Err(DialError::TimedOut { to, after, reason })
+            }
+            result => result,
+        }
+    }
+
+    fn why_silent(&self, node: NodeId) -> &'static str {
+        match self.inner.shared.peer(node) {
+            None => "nothing is known of the way there",
+            Some(stats) if stats.path == PathKind::None => {
+                "no way there is known, neither directly nor by relay; is the node running?"
+            }
+            Some(stats) if stats.last_handshake.is_none() => {
+                "the node's tunnel does not answer; is it running?"
+            }
+            Some(_) => "the node is there, but its packet filter or the service let it wait",
+        }
+    }
+
+    /// Accepts TCP connections to `port` (0: any free one) of both overlay addresses.
+    ///
+    /// What the packet filter does not let in never gets here.
+    pub fn listen(&self, port: u16) -> Result<OverlayListener, ListenError> {
+        self.inner.stack.listen(port)
+    }
+
+    /// A UDP socket on `port` (0: any free one) of both overlay addresses.
+    pub fn bind_udp(&self, port: u16) -> Result<OverlayUdp, ListenError> {
+        self.inner.stack.bind_udp(port)
+    }
+
+    /// Publishes a service, in place of one of the same name, and tells the coordinator.
+    pub fn publish(&self, published: Published) -> Result<(), PublishError> {
+        self.inner.services.add(published)?;
+        self.report_services();
+        Ok(())
+    }
+
+    /// Takes a service back; `false` when there was none of that name.
+    pub fn unpublish(&self, name: &ServiceName) -> bool {
+        let removed = self.inner.services.remove(name);
+        if removed {
+            self.report_services();
+        }
+        removed
+    }
+
+    /// What is published.
+    pub fn published(&self) -> Vec<Service> {
+        self.inner.services.list()
+    }
+
+    fn report_services(&self) {
+        let services = self.inner.services.list();
+        self.inner
+            .shared
+            .report(|report| report.services = services);
+    }
+
+    /// Tells the coordinator about this node, now and on every new stream. Endpoints, home relay
+    /// and services are the node's own and are filled in here.
+    pub fn report(&self, own: NodeReport) {
+        self.inner.shared.report(|report| {
+            let NodeReport {
+                endpoints: _,
+                home_relay: _,
+                services: _,
+                ssh_host_keys,
+                ssh_user,
+                ssh_via_loopback,
+                derp,
+                stun,
+            } = own;
+            report.ssh_host_keys = ssh_host_keys;
+            report.ssh_user = ssh_user;
+            report.ssh_via_loopback = ssh_via_loopback;
+            report.derp = derp;
+            report.stun = stun;
+        });
+    }
+
+    /// The newest netmap, the stored one at first; `None` until there is any.
+    pub fn netmap(&self) -> watch::Receiver<Option<Arc<Netmap>>> {
+        self.inner.shared.control.netmap()
+    }
+
+    /// A name of this network: `<node>` or `<node>.<network>[.mesh.local]`. No DNS is asked.
+    pub fn resolve(&self, name: &str) -> Option<Resolved> {
+        self.inner.shared.directory.borrow().as_ref()?.resolve(name)
+    }
+
+    /// Whose overlay address this is.
+    pub fn owner_of(&self, ip: IpAddr) -> Option<NodeId> {
+        self.inner.shared.directory.borrow().as_ref()?.owner_of(ip)
+    }
+
+    /// Its overlay addresses; `None` before the first netmap of all.
+    pub fn addrs(&self) -> Option<OverlayAddrs> {
+        self.inner.stack.addrs()
+    }
+
+    /// The state of the control session.
+    pub fn control(&self) -> watch::Receiver<ControlStatus> {
+        self.inner.shared.control.status()
+    }
+
+    /// A channel to the coordinator with this node's certificate, for RPCs of its role.
+    pub fn channel(&self) -> Channel {
+        self.inner.shared.control.channel()
+    }
+
+    /// What the data plane counted.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.inner.shared.counters
+    }
+
+    /// Throws away every packet of the overlay, both ways, while it is on: what a dead tunnel looks
+    /// like, for tests. Handshakes and probes go on.
+    pub fn set_overlay_drop(&self, on: bool) {
+        self.inner.shared.drop_overlay.store(on, Ordering::Relaxed);
+    }
+
+    /// How the node is doing. Figures of the tunnel are at most 100 ms old while there is traffic.
+    pub fn status(&self) -> NodeStatus {
+        let shared = &self.inner.shared;
+        let snapshot = shared.snapshot();
+        let netmap = shared.control.netmap().borrow().clone();
+        let control = shared.control.status().borrow().clone();
+        let enrolled = self.enrolled().clone();
+        let mut peers: Vec<PeerStatus> = netmap
+            .iter()
+            .flat_map(|netmap| netmap.peers.values())
+            .map(|peer| {
+                let stats = snapshot.peers.get(&peer.id);
+                PeerStatus {
+                    id: peer.id,
+                    name: peer.name.clone(),
+                    role: peer.role,
+                    addrs: peer.addrs,
+                    state: peer.state,
+                    path: match stats.map(|stats| stats.path) {
+                        Some(PathKind::Direct(addr)) => PeerPath::Direct { addr },
+                        Some(PathKind::Relay(id)) => PeerPath::Relay { id },
+                        Some(PathKind::None) | None => PeerPath::None,
+                    },
+                    last_handshake: stats
+                        .and_then(|stats| stats.last_handshake)
+                        .map(|at| wall_of(&snapshot, at)),
+                    rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
+                    tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
+                    rx_relay_bytes: stats.map_or(0, |stats| stats.rx_relay_bytes),
+                    tx_relay_bytes: stats.map_or(0, |stats| stats.tx_relay_bytes),
+                    rtt_ms: stats.and_then(|stats| stats.rtt).map(millis),
+                    active: stats.is_some_and(|stats| stats.active),
+                    services: peer.services.clone(),
+                }
+            })
+            .collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        NodeStatus {
+            name: netmap
+                .as_ref()
+                .map_or(&enrolled.name, |netmap| &netmap.node.name)
+                .clone(),
+            addrs: self.addrs().or(enrolled.addrs),
+            wg_port: self.inner.ports.first().map_or(0, SocketAddr::port),
+            endpoints: snapshot.endpoints,
+            stale_since: control.stale_since,
+            control,
+            home_relay: snapshot.home,
+            relays: snapshot
+                .relays
+                .into_iter()
+                .map(|(id, figures)| RelayStatus {
+                    id,
+                    connected: figures.connected,
+                    local_addr: figures.local,
+                    latency_ms: figures.latency.map(millis),
+                    error: figures.error,
+                })
+                .collect(),
+            services: self.published(),
+            peers,
+            counters: shared
+                .counters
+                .values()
+                .map(|(name, n)| (name.to_owned(), n))
+                .collect(),
+            drops: snapshot
+                .drops
+                .into_iter()
+                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .collect(),
+            enrolled,
+        }
+    }
+
+    /// Leaves the network for good: tells the coordinator, stops, and removes keys, certificates
+    /// and netmap. When the coordinator cannot be told, nothing is removed.
+    pub async fn leave(&self) -> Result<(), LeaveNetworkError> {
+        self.inner.shared.control.leave().await?;
+        self.shutdown().await;
+        self.inner.state.wipe()?;
+        Ok(())
+    }
+
+    /// Stops: no new connections, those that were given back may end (1 s), the rest is reset; the
+    /// netmap is stored. Other clones see [`DialError::Closed`] from then on.
+    pub async fn shutdown(&self) {
+        self.inner.services.clear();
+        self.inner.stop.send_replace(true);
+        for task in [&self.inner.driver, &self.inner.keeper] {
+            let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(task) = task {
+                // A panic of the task was reported when it happened; it has ended either way.
+                let _ended = task.await;
+            }
+        }
+        self.inner.shared.control.shutdown().await;
+    }
+}
+
+/// A node could not leave its network.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveNetworkError {
+    /// The coordinator could not be told.
+    #[error(transparent)]
+    Leave(#[from] LeaveError),
+    /// The coordinator was told, but files are left.
+    #[error(transparent)]
+    Wipe(#[from] crate::state_dir::StateDirError),
+}
+
+/// Resolves when the node is to stop, or nobody holds it any more. Cancel-safe.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _stop = stop.wait_for(|stop| *stop).await;
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn wall_of(snapshot: &Snapshot, at: Instant) -> Timestamp {
+    Timestamp::from(snapshot.wall).minus(snapshot.at.saturating_duration_since(at))
+}

@@ -1,0 +1,475 @@
+//! The state directory: everything one node identity keeps on disk, and nothing else does.
+//!
+//! One directory (0700) belongs to one identity and is used by one process at a time. The private
+//! keys in it (`node.key`, 0600) are made here and never leave it. Every file is replaced whole
+//! (write, sync, rename), so that a crash leaves the old one or the new one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mesh_api::identity::Identity;
+use mesh_types::key::SecretKey;
+use mesh_types::{
+    DiscoPublicKey, IdentityPublicKey, NetworkId, NetworkName, NodeId, NodeName, OverlayAddrs,
+    RelayId, Role, WgPublicKey,
+};
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+mod keys;
+mod netmap;
+
+pub use netmap::StoredNetmap;
+
+use keys::Keys;
+
+/// The format this program reads and writes.
+const FORMAT: u32 = 1;
+const VERSION_FILE: &str = "version";
+const LOCK_FILE: &str = "lock";
+const KEY_FILE: &str = "node.key";
+const CERT_FILE: &str = "node.crt";
+const CA_FILE: &str = "ca.crt";
+const ENROLMENT_FILE: &str = "node.json";
+const NETMAP_FILE: &str = "netmap";
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// Another process holds its lock.
+    #[error(
+        "another process (pid {pid}) uses this state directory: {}; stop it, or choose another \
+         directory", .path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process id written by the holder, or `unknown`.
+        pid: String,
+    },
+    /// Its format is one this program does not know.
+    #[error(
+        "the state directory {} is of format {found}, this program knows format {FORMAT}: use the \
+         program that wrote it, or another directory", .path.display()
+    )]
+    OtherVersion {
+        /// The directory.
+        path: PathBuf,
+        /// What its version file says, shortened.
+        found: String,
+    },
+    /// It belongs to another user of the machine.
+    #[error(
+        "the state directory {} belongs to another user (uid {owner}, this process is uid {own}): \
+         run as that user, or choose another directory", .path.display()
+    )]
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who this process runs as.
+        own: u32,
+    },
+    /// It is readable by others and holds files that are not ours, so its mode is left alone.
+    #[error(
+        "{} is open to other users and holds other files: give a directory of its own, or run \
+         'chmod 700' on it", .path.display()
+    )]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is there but not a directory.
+    #[error("{} is not a directory", .path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file in it cannot be understood.
+    #[error("{} is damaged: {reason}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what helps.
+        reason: &'static str,
+    },
+    /// The system refused.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Who this node is, as the coordinator settled it at enrolment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Its id. A relay's id has the same bytes; see [`Enrolled::relay`].
+    pub node: NodeId,
+    /// Its name when it enrolled; the netmap has the current one.
+    pub name: NodeName,
+    /// Its role.
+    pub role: Role,
+    /// Its network; a relay has none.
+    pub network: Option<NetworkName>,
+    /// Its network's id; a relay has none.
+    pub network_id: Option<NetworkId>,
+    /// Its overlay addresses; a relay has none.
+    pub addrs: Option<OverlayAddrs>,
+    /// Path prefix of its console at the gateway.
+    pub console_prefix: String,
+    /// Who made the join token.
+    pub owner: String,
+    /// Where the coordinator is: `host:port` each, tried in order.
+    pub coordinators: Vec<String>,
+}
+
+impl Enrolled {
+    /// The relay's id, when this is a relay.
+    pub fn relay(&self) -> Option<RelayId> {
+        (self.role == Role::Relay).then(|| RelayId::from_bytes(self.node.to_bytes()))
+    }
+}
+
+/// An open state directory; a cheap handle. The lock is held until the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    keys: Keys,
+    // Held for its lock.
+    _lock: File,
+}
+
+impl StateDir {
+    /// Opens the directory, made (0700) when it is not there, and takes its lock. The private keys
+    /// are made when it has none.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StateDirError> {
+        let path = path.into();
+        make_private(&path)?;
+        let lock = lock(&path)?;
+        check_version(&path)?;
+        let keys = match read(&path.join(KEY_FILE))? {
+            Some(bytes) => Keys::parse(&bytes).ok_or_else(|| StateDirError::Damaged {
+                path: path.join(KEY_FILE),
+                reason: "it does not hold this node's keys; restore it from a backup, or empty \
+                         the directory and join again",
+            })?,
+            None => {
+                let keys = Keys::generate().map_err(|_| StateDirError::Io {
+                    action: "make keys for",
+                    path: path.clone(),
+                    source: io::Error::other("the system gave no randomness"),
+                })?;
+                write(&path.join(KEY_FILE), &keys.to_text())?;
+                keys
+            }
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path,
+                keys,
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// The identity key pair.
+    pub fn identity(&self) -> &Identity {
+        &self.inner.keys.identity
+    }
+
+    /// The identity's public key.
+    pub fn identity_public(&self) -> &IdentityPublicKey {
+        self.inner.keys.identity.public_key()
+    }
+
+    /// The WireGuard private key.
+    pub fn wg_key(&self) -> &SecretKey {
+        &self.inner.keys.wireguard
+    }
+
+    /// The disco private key.
+    pub fn disco_key(&self) -> &SecretKey {
+        &self.inner.keys.disco
+    }
+
+    /// The WireGuard public key.
+    pub fn wg_public(&self) -> WgPublicKey {
+        mesh_tunnel::wg_public_key(self.wg_key())
+    }
+
+    /// The disco public key.
+    pub fn disco_public(&self) -> DiscoPublicKey {
+        mesh_tunnel::disco_public_key(self.disco_key())
+    }
+
+    /// Whether an enrolment is stored.
+    pub fn is_enrolled(&self) -> bool {
+        [ENROLMENT_FILE, CERT_FILE, CA_FILE]
+            .iter()
+            .all(|file| self.file(file).exists())
+    }
+
+    /// Who this node is; `None` before its enrolment.
+    pub fn enrolment(&self) -> Result<Option<Enrolled>, StateDirError> {
+        if !self.is_enrolled() {
+            return Ok(None);
+        }
+        let path = self.file(ENROLMENT_FILE);
+        let Some(bytes) = read(&path)? else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(enrolled) => Ok(Some(enrolled)),
+            Err(_) => Err(StateDirError::Damaged {
+                path,
+                reason: "it does not say who this node is; restore it, or empty the directory and \
+                         join again",
+            }),
+        }
+    }
+
+    /// Stores an enrolment. The file that says who this node is comes last, so that a crash in
+    /// between counts as not enrolled.
+    pub fn store_enrolment(
+        &self,
+        enrolled: &Enrolled,
+        certificate: &[u8],
+        ca: &[u8],
+    ) -> Result<(), StateDirError> {
+        self.store_certificate(certificate, ca)?;
+        let mut json = serde_json::to_vec_pretty(enrolled).map_err(|error| StateDirError::Io {
+            action: "encode",
+            path: self.file(ENROLMENT_FILE),
+            source: error.into(),
+        })?;
+        json.push(b'\n');
+        write(&self.file(ENROLMENT_FILE), &json)
+    }
+
+    /// Stores a renewed certificate (both DER).
+    pub fn store_certificate(&self, certificate: &[u8], ca: &[u8]) -> Result<(), StateDirError> {
+        write(&self.file(CA_FILE), keys::to_pem(ca).as_bytes())?;
+        write(&self.file(CERT_FILE), keys::to_pem(certificate).as_bytes())
+    }
+
+    /// The node's certificate and its CA (both DER); `None` before the enrolment.
+    pub fn certificates(
+        &self,
+    ) -> Result<Option<(CertificateDer<'static>, CertificateDer<'static>)>, StateDirError> {
+        let mut both = Vec::with_capacity(2);
+        for file in [CERT_FILE, CA_FILE] {
+            let path = self.file(file);
+            let Some(bytes) = read(&path)? else {
+                return Ok(None);
+            };
+            let der = keys::from_pem(&bytes).ok_or(StateDirError::Damaged {
+                path,
+                reason: "it is not a certificate; empty the directory and join again",
+            })?;
+            both.push(CertificateDer::from(der));
+        }
+        let ca = both.pop();
+        Ok(both.pop().zip(ca))
+    }
+
+    /// A service's own small file in this directory; `None` when it is not there.
+    ///
+    /// `name` is a plain file name.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
+        read(&self.file(name))
+    }
+
+    /// Replaces a service's own small file (0600), atomically.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateDirError> {
+        write(&self.file(name), bytes)
+    }
+
+    /// Removes keys, certificates and everything learnt, for good. The directory stays.
+    pub fn wipe(&self) -> Result<(), StateDirError> {
+        // Who we are goes first: what is left after a crash counts as not enrolled.
+        for file in [ENROLMENT_FILE, CERT_FILE, NETMAP_FILE, CA_FILE, KEY_FILE] {
+            let path = self.file(file);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateDirError::Io {
+                        action: "remove",
+                        path,
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.inner.path.join(name)
+    }
+}
+
+fn at<T>(action: &'static str, path: &Path, result: io::Result<T>) -> Result<T, StateDirError> {
+    result.map_err(|source| StateDirError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Makes the directory, or checks that what is there is a private directory of this user.
+fn make_private(path: &Path) -> Result<(), StateDirError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    if let Err(error) = &made
+        && error.kind() == io::ErrorKind::AlreadyExists
+    {
+        return Err(StateDirError::NotADirectory {
+            path: path.to_owned(),
+        });
+    }
+    at("create", path, made)?;
+    let meta = at("look at", path, fs::metadata(path))?;
+    let own = nix::unistd::geteuid().as_raw();
+    if meta.uid() != own {
+        return Err(StateDirError::OtherOwner {
+            path: path.to_owned(),
+            owner: meta.uid(),
+            own,
+        });
+    }
+    if meta.mode() & 0o077 != 0 {
+        let known = path.join(VERSION_FILE).exists();
+        let empty = at("list", path, fs::read_dir(path))?.next().is_none();
+        if !known && !empty {
+            return Err(StateDirError::NotPrivate {
+                path: path.to_owned(),
+            });
+        }
+        at(
+            "make private",
+            path,
+            fs::set_permissions(path, Permissions::from_mode(0o700)),
+        )?;
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, StateDirError> {
+    let file_path = path.join(LOCK_FILE);
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&file_path);
+    let mut file = at("open", &file_path, opened)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _read = Read::by_ref(&mut file).take(20).read_to_string(&mut pid);
+            let pid = pid.trim();
+            let known = !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
+            return Err(StateDirError::InUse {
+                path: path.to_owned(),
+                pid: if known {
+                    pid.to_owned()
+                } else {
+                    "unknown".to_owned()
+                },
+            });
+        }
+        Err(TryLockError::Error(source)) => {
+            return Err(StateDirError::Io {
+                action: "lock",
+                path: file_path,
+                source,
+            });
+        }
+    }
+    at("write", &file_path, file.set_len(0))?;
+    at(
+        "write",
+        &file_path,
+        writeln!(file, "{}", std::process::id()),
+    )?;
+    Ok(file)
+}
+
+fn check_version(path: &Path) -> Result<(), StateDirError> {
+    let file = path.join(VERSION_FILE);
+    match read(&file)? {
+        None => write(&file, format!("{FORMAT}\n").as_bytes()),
+        Some(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            let text = text.trim();
+            if text.parse() == Ok(FORMAT) {
+                Ok(())
+            } else {
+                Err(StateDirError::OtherVersion {
+                    path: path.to_owned(),
+                    found: text.chars().filter(|c| !c.is_control()).take(16).collect(),
+                })
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateDirError::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Replaces a file as a whole: 0600 beside it, synced, renamed over it, directory synced.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), StateDirError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let written = (|| {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        match path.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    })();
+    at("write", path, written)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! The stored netmap: the last good one, so that a node starts without its coordinator.
+//!
+//! One line `mesh netmap 1 <HMAC>`, then JSON. The HMAC is keyed from the identity key and covers
+//! node, network, version and content: a file from elsewhere, or a changed one, is set aside and
+//! counts as absent.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use mesh_types::{Netmap, NodeId, Timestamp};
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+
+use super::{Enrolled, NETMAP_FILE, StateDir, StateDirError, read, write};
+
+/// Separates this use of the identity key from all others.
+const KEY_CONTEXT: &[u8] = b"mesh-stored-netmap-key-v1";
+const HEADER: &str = "mesh netmap 1 ";
+
+/// A netmap as it was stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredNetmap {
+    /// When it was last known to be current.
+    pub saved: Timestamp,
+    /// Peers there was traffic with lately: they are greeted at once after a start.
+    pub active: Vec<NodeId>,
+    /// The netmap.
+    pub netmap: Netmap,
+}
+
+impl StateDir {
+    /// The stored netmap of this node; `None` when there is none, or when the file was not made
+    /// by this node (it is then renamed to `netmap.bad`).
+    pub fn load_netmap(&self, enrolled: &Enrolled) -> Result<Option<StoredNetmap>, StateDirError> {
+        let path = self.file(NETMAP_FILE);
+        let Some(bytes) = read(&path)? else {
+            return Ok(None);
+        };
+        let stored = self.verify(&bytes, enrolled);
+        if stored.is_none() {
+            let aside = self.file("netmap.bad");
+            tracing::info!(
+                file = %path.display(),
+                aside = %aside.display(),
+                "the stored netmap is damaged or not this node's; set aside"
+            );
+            if let Err(source) = fs::rename(&path, &aside) {
+                return Err(StateDirError::Io {
+                    action: "set aside",
+                    path,
+                    source,
+                });
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Stores the netmap, atomically. Blocks on the disk.
+    pub fn store_netmap(&self, stored: &StoredNetmap) -> Result<(), StateDirError> {
+        let path = self.file(NETMAP_FILE);
+        let content = serde_json::to_vec(stored).map_err(|error| StateDirError::Io {
+            action: "encode",
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        let tag = hmac::sign(&self.netmap_key(), &covered(&stored.netmap, &content));
+        let mut file = String::from(HEADER);
+        for byte in tag.as_ref() {
+            let _infallible = write!(file, "{byte:02x}");
+        }
+        file.push('\n');
+        let mut file = file.into_bytes();
+        file.extend_from_slice(&content);
+        write(&path, &file)
+    }
+
+    fn verify(&self, bytes: &[u8], enrolled: &Enrolled) -> Option<StoredNetmap> {
+        let end = bytes.iter().position(|byte| *byte == b'\n')?;
+        let (head, content) = bytes.split_at(end);
+        let content = content.get(1..)?;
+        let tag = std::str::from_utf8(head).ok()?.strip_prefix(HEADER)?;
+        let tag = from_hex(tag)?;
+        // Parsed before it is verified, since the HMAC names its fields; the parser is serde's and
+        // takes any bytes.
+        let stored: StoredNetmap = serde_json::from_slice(content).ok()?;
+        let covered = covered(&stored.netmap, content);
+        hmac::verify(&self.netmap_key(), &covered, &tag).ok()?;
+        let node = &stored.netmap.node;
+        (node.id == enrolled.node && Some(node.network) == enrolled.network_id).then_some(stored)
+    }
+
+    fn netmap_key(&self) -> hmac::Key {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, self.identity().pkcs8());
+        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, KEY_CONTEXT).as_ref())
+    }
+}
+
+/// What the HMAC covers: node ‖ network ‖ version ‖ content.
+fn covered(netmap: &Netmap, content: &[u8]) -> Vec<u8> {
+    let version = netmap.cursor.version.to_be_bytes();
+    let parts: [&[u8]; 4] = [
+        netmap.node.id.as_bytes(),
+        netmap.node.network.as_bytes(),
+        &version,
+        content,
+    ];
+    parts.concat()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
+        .collect::<Option<_>>()?;
+    (digits.len() % 2 == 0).then(|| {
+        digits
+            .chunks(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect()
+    })
+}
