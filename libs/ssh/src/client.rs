@@ -254,7 +254,10 @@ where
         return Ok(key);
     }
     let source = outcome.err().unwrap_or(russh::Error::Disconnect);
-    Err(ConnectError::Protocol { node: node.to_owned(), source })
+    Err(ConnectError::Protocol {
+        node: node.to_owned(),
+        source,
+    })
 }
 
 /// The client's settings; the pinned keys' algorithms come first, so that a machine with several

@@ -7,7 +7,8 @@
 //! - [`admission`]: the pure decision whether a certificate lets somebody in.
 //! - [`client`]: one session to one node over any stream.
 //! - [`server`]: one connection served over any stream, with commands and terminals.
-//! - [`fanout`]: the same work on many nodes, and its report.
+//! - [`work`]: one command on one node, start to end.
+//! - [`fanout`], [`report`]: the same work on many nodes, and what came of it.
 //!
 //! It does not dial, listen, look names up or set time limits: streams and limits are the caller's.
 
@@ -19,8 +20,10 @@ pub mod key;
 pub mod report;
 pub mod server;
 mod severable;
+pub mod work;
 
 pub use ca::{CertificateRequest, Principal, UserCa};
 pub use client::{Credential, Exec, ExecEvent, Exit, Session, Target};
 pub use key::{Certificate, PrivateKey, PublicKey};
 pub use server::{RunAs, ServerConfig, SshServer};
+pub use work::Work;

@@ -1,3 +1,8 @@
-//! The `deploy-cli` binary.
+//! Runs commands on the nodes of a mesh.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    deploy_cli::run(std::env::args_os().skip(1), None).await
+}
