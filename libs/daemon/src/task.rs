@@ -62,10 +62,6 @@ impl Task {
     /// # Panics
     /// Outside of a tokio runtime.
     #[must_use = "dropping the task aborts it"]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is where tasks get their name and owner"
-    )]
     pub fn spawn<F>(name: &'static str, future: F) -> Self
     where
         F: Future<Output: TaskOutput> + Send + 'static,
