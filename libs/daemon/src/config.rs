@@ -51,7 +51,7 @@ pub fn load<T: Settings>(
     load_from(service, args, overrides, environment())
 }
 
-/// Like [`load`], with the environment given by the caller.
+/// Like [`load()`], with the environment given by the caller.
 ///
 /// # Errors
 /// All faults of all layers.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// Flags about configuration, for `#[command(flatten)]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct ConfigArgs {
-    /// Read this file instead of /etc/mesh/<service>.toml
+    /// Read this file instead of the service's own in /etc/mesh
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Set one key, such as log.level=debug (repeatable; wins over file and environment)
