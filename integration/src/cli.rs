@@ -45,7 +45,7 @@ impl Cli {
     }
 
     /// As an ordinary user, to whom the folders are handed.
-    pub fn as_user(mut self, user: &Arc<TestUser>) -> anyhow::Result<Self> {
+    pub fn run_by(mut self, user: &Arc<TestUser>) -> anyhow::Result<Self> {
         user.own(self.folder.path())?;
         for name in ["config", "data", "run", "work"] {
             user.own(&self.folder.path().join(name))?;

@@ -104,7 +104,7 @@ impl Field {
         let client = lab.host_on("client", &clients, Ipv4Addr::new(10, 91, 0, 9))?;
         let mut operator = Cli::new()?.on(&edge);
         if let Some(user) = user {
-            operator = operator.as_user(user)?;
+            operator = operator.run_by(user)?;
         }
         let hosts = BTreeMap::from([
             ("core".to_owned(), (core, core_addr)),
@@ -431,7 +431,7 @@ impl Field {
         };
         let mut cli = Cli::new()?.on(&host);
         if let Some(user) = &self.user {
-            cli = cli.as_user(user)?;
+            cli = cli.run_by(user)?;
         }
         let token = self
             .operator

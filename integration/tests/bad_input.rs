@@ -223,7 +223,7 @@ fn a_state_directory_is_taken_by_one_process_of_one_user_and_one_version() {
         let user = Arc::new(TestUser::create().expect("user"));
         let stranger = Cli::new()
             .expect("folders")
-            .as_user(&user)
+            .run_by(&user)
             .expect("handed over");
         // Reachable for the stranger, and still not the stranger's.
         for dir in cli.work("x").ancestors().skip(1).take(2) {

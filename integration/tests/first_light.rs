@@ -114,7 +114,7 @@ fn one_command_starts_it_all() {
     let cli = Cli::new()
         .expect("folders")
         .on(&laptop)
-        .as_user(&user)
+        .run_by(&user)
         .expect("handed over");
     let options = MeshUpOptions {
         free_ports: false,

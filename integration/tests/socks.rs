@@ -164,9 +164,31 @@ fn nothing_outside_the_mesh_is_reached() {
     });
     assert_eq!((loopback.connections(), foreign.connections()), (0, 1));
 
-    // The same by UDP: a datagram must not come out of the deploy-manager's machine.
+    udp_does_not_leave_the_machine(&field);
+
+    // Another user of the same machine.
+    let stranger = TestUser::create().expect("user");
+    let refused = through(&field, "default")
+        .arg(format!("http://{NODE}:{}/", inside.port()))
+        .into_spec()
+        .user(&stranger)
+        .run(SOON)
+        .expect("runs");
+    assert!(
+        refused.code.is_some_and(|code| code != 0),
+        "{}",
+        refused.all()
+    );
+    assert!(!refused.stdout.contains("hello from"), "{}", refused.all());
+    field.assert_logs_clean(&[]);
+}
+
+/// By UDP ASSOCIATE: a datagram must not come out of the deploy-manager's machine.
+fn udp_does_not_leave_the_machine(field: &Field) {
+    let edge = field.host("edge");
+    let proxy = field.socks("default");
     let sinks = [
-        UdpSink::start(Some(&edge), Ipv4Addr::LOCALHOST).expect("socket"),
+        UdpSink::start(Some(edge), Ipv4Addr::LOCALHOST).expect("socket"),
         UdpSink::start(Some(field.host("core")), field.addr("core")).expect("socket"),
     ];
     edge.enter(|| {
@@ -196,20 +218,4 @@ fn nothing_outside_the_mesh_is_reached() {
             "a leak"
         );
     }
-
-    // Another user of the same machine.
-    let stranger = TestUser::create().expect("user");
-    let refused = through(&field, "default")
-        .arg(format!("http://{NODE}:{}/", inside.port()))
-        .into_spec()
-        .user(&stranger)
-        .run(SOON)
-        .expect("runs");
-    assert!(
-        refused.code.is_some_and(|code| code != 0),
-        "{}",
-        refused.all()
-    );
-    assert!(!refused.stdout.contains("hello from"), "{}", refused.all());
-    field.assert_logs_clean(&[]);
 }
