@@ -19,6 +19,8 @@ use crate::event::PathKind;
 pub(crate) const TRUST: Duration = Duration::from_secs(6);
 /// A path with a probe unanswered for this long, and nothing received since, is given up early.
 const SUSPECT: Duration = Duration::from_secs(3);
+/// The same when there is a sign that the peer moved or lost the path.
+const SUSPECT_DOUBTED: Duration = Duration::from_millis(400);
 /// How often the path in use is probed.
 const PROBE_BEST: Duration = Duration::from_millis(1500);
 /// How often all candidates are probed while a direct path is trusted.
@@ -95,6 +97,8 @@ pub(crate) struct Paths {
     next_all: Option<Instant>,
     rounds: usize,
     last_activity: Option<Instant>,
+    /// There is a sign that the best path does not work for the peer; its next answer clears it.
+    doubted: bool,
 }
 
 impl Paths {
@@ -126,11 +130,20 @@ impl Paths {
         for &addr in endpoints {
             self.learn(addr, now);
         }
-        if !self.is_trusted(now) {
-            let addrs: Vec<_> = self.candidates.iter().map(|c| c.addr).collect();
-            for addr in addrs {
-                self.ping(addr, PROBE_GAP, random, actions, now);
-            }
+        // A peer that asks has no path that it trusts; ours may be gone too.
+        self.doubted = true;
+        self.ping_all(random, actions, now);
+    }
+
+    fn ping_all(
+        &mut self,
+        random: &mut impl FnMut() -> TxId,
+        actions: &mut Vec<Action>,
+        now: Instant,
+    ) {
+        let addrs: Vec<_> = self.candidates.iter().map(|c| c.addr).collect();
+        for addr in addrs {
+            self.ping(addr, PROBE_GAP, random, actions, now);
         }
     }
 
@@ -144,6 +157,7 @@ impl Paths {
                     candidate.last_receive = Some(now);
                 }
                 // The peer moved, or prefers another of its addresses: find out at once.
+                self.doubted = true;
                 self.next_all = Some(now);
             }
         }
@@ -215,6 +229,9 @@ impl Paths {
                     candidate.last_pong = Some(now);
                     candidate.last_receive = Some(now);
                 }
+                if self.best.is_some_and(|best| best.addr == addr) {
+                    self.doubted = false;
+                }
                 self.consider(addr, now);
             }
         }
@@ -231,7 +248,10 @@ impl Paths {
             self.best = Some(fresh);
             return;
         };
-        if best.addr == addr || best.trusted_until <= now || self.is_suspect(best.addr, now) {
+        if best.addr == addr
+            || best.trusted_until <= now
+            || self.is_suspect(best.addr, SUSPECT / 3, now)
+        {
             self.best = Some(fresh);
             return;
         }
@@ -249,10 +269,16 @@ impl Paths {
         }
     }
 
-    /// Whether the address left a probe unanswered for about a second, and was silent since.
-    fn is_suspect(&self, addr: SocketAddr, now: Instant) -> bool {
+    /// Whether the address left a probe unanswered for too long, and was silent since.
+    fn is_suspect(&self, addr: SocketAddr, limit: Duration, now: Instant) -> bool {
+        let limit = if self.doubted {
+            let rtt = self.rtt(PathKind::Direct(addr)).unwrap_or_default();
+            SUSPECT_DOUBTED.max(rtt * 4).min(limit)
+        } else {
+            limit
+        };
         self.silent_since(addr)
-            .is_some_and(|since| now.saturating_duration_since(since) >= Duration::from_secs(1))
+            .is_some_and(|since| now.saturating_duration_since(since) >= limit)
     }
 
     /// When the oldest unanswered probe of the address was sent, if nothing came from there since.
@@ -340,17 +366,10 @@ impl Paths {
         if let Some(best) = self.best
             && best.trusted_until > now
         {
-            let silent = self
-                .silent_since(best.addr)
-                .map(|since| now.saturating_duration_since(since));
-            if silent.is_some_and(|silent| silent >= SUSPECT) && relay.is_some() {
-                self.best = Some(Best {
-                    trusted_until: now,
-                    ..best
-                });
-                self.probe_soon(now);
+            if self.is_suspect(best.addr, SUSPECT, now) {
+                self.leave(best, now);
             } else {
-                let hurry = silent.is_some_and(|silent| silent >= Duration::from_millis(500));
+                let hurry = self.doubted || self.is_suspect(best.addr, PROBE_BEST / 3, now);
                 let gap = if hurry { PROBE_BEST / 3 } else { PROBE_BEST };
                 self.ping(best.addr, gap, random, actions, now);
             }
@@ -369,10 +388,7 @@ impl Paths {
             pause.unwrap_or(PROBE_RELAYED)
         };
         self.next_all = Some(now + pause);
-        let addrs: Vec<_> = self.candidates.iter().map(|c| c.addr).collect();
-        for addr in addrs {
-            self.ping(addr, PROBE_GAP, random, actions, now);
-        }
+        self.ping_all(random, actions, now);
         if let Some(relay) = relay
             && !trusted
         {
@@ -384,6 +400,28 @@ impl Paths {
                 tx,
             });
         }
+    }
+
+    /// The best path went silent: take another that was answered lately, else trust none.
+    fn leave(&mut self, silent: Best, now: Instant) {
+        let other = self
+            .candidates
+            .iter()
+            .filter(|c| c.addr != silent.addr)
+            .filter_map(|c| Some((c.last_pong? + TRUST, c.addr)))
+            .filter(|&(trusted_until, _)| trusted_until > now)
+            .max();
+        self.best = Some(match other {
+            Some((trusted_until, addr)) => Best {
+                addr,
+                trusted_until,
+            },
+            None => Best {
+                trusted_until: now,
+                ..silent
+            },
+        });
+        self.probe_soon(now);
     }
 
     /// When `poll` wants to be called next, while active.
@@ -440,6 +478,11 @@ impl Paths {
             .is_some_and(|last| now.saturating_duration_since(last) < TRUST);
         if !proven || !self.is_trusted(now) {
             self.ping(addr, Duration::from_secs(1), random, actions, now);
+        }
+        if self.doubted
+            && let Some(best) = self.best
+        {
+            self.ping(best.addr, PROBE_GAP, random, actions, now);
         }
     }
 
