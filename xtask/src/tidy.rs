@@ -12,6 +12,7 @@ use crate::workspace;
 mod edges;
 mod imports;
 mod layout;
+mod licences;
 mod links;
 mod lockfile;
 mod source;
@@ -93,6 +94,7 @@ pub(crate) fn run() -> Result<()> {
     imports::check(&tree, &mut findings);
     layout::check(&tree, &mut findings)?;
     lockfile::check(&tree, &mut findings)?;
+    licences::check(&mut findings)?;
     links::check(&tree, &mut findings);
 
     for advice in &findings.advice {

@@ -88,8 +88,12 @@ const EDGES: &[(&str, &[&str])] = &[
             "worker-agent",
         ],
     ),
-    // Black box: it starts binaries. The contract's types are how it asks them.
-    ("integration", &["mesh-api", "mesh-testkit", "mesh-types"]),
+    // Black box: it starts binaries. The contract's types are how it asks them, the tunnel's codecs
+    // are how it plays a stranger.
+    (
+        "integration",
+        &["mesh-api", "mesh-testkit", "mesh-tunnel", "mesh-types"],
+    ),
     ("xtask", &[]),
 ];
 
