@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{codegen, fuzz, lint, setup, test, tidy, workspace};
+use crate::{codegen, docs, fuzz, lint, setup, test, tidy, workspace};
 
 /// Arguments of `cargo xtask ci`.
 #[derive(Debug, Clone, clap::Args)]
@@ -56,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         codegen::run(&codegen::Args { check: true })
     });
     stage("lint", &lint::run);
+    stage("docs --check", &|| docs::run(&docs::Args { check: true }));
     stage("fuzz", &|| fuzz::run(&fuzz::Args::all(args.fuzz_seconds)));
     stage("test", &|| test::run(&test::Args::default()));
     finish(args, &stages, begun.elapsed())

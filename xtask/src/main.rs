@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod ci;
 mod codegen;
+mod docs;
 mod fuzz;
 mod lint;
 mod process;
@@ -46,6 +47,8 @@ enum Verb {
     Tidy,
     /// Generate libs/api/src/gen from proto/mesh/v1 (no protoc needed).
     Codegen(codegen::Args),
+    /// Generate docs/cli from the programs' own help.
+    Docs(docs::Args),
     /// Run a benchmark in release mode; its report is target/bench/NAME.json.
     Bench(bench::Args),
     /// Fuzz one target, or list the targets.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Tidy => tidy::run(),
         Verb::Codegen(args) => codegen::run(&args),
+        Verb::Docs(args) => docs::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Ci(args) => ci::run(&args),
