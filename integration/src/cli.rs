@@ -149,7 +149,7 @@ impl Cli {
         let mut words = vec!["token", "create"];
         words.extend(args);
         let made = self.mesh_json(&words);
-        made["token"]
+        made["token"]["token"]
             .as_str()
             .unwrap_or_else(|| panic!("no token in {made}"))
             .to_owned()

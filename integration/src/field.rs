@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -138,8 +139,9 @@ impl Field {
                 .mesh(&["network", "create", network])
                 .success()?;
         }
-        field.join_and_start_relay()?;
-        field.join_and_start_edge()?;
+        field.start_relay()?;
+        field.start_gateway()?;
+        field.start_deploy_manager()?;
         Ok(field)
     }
 
@@ -271,9 +273,24 @@ impl Field {
             .arg(format!("state_dir={}", self.state_dir(name).display()))
     }
 
-    fn token_file(&self, name: &str, role: &str, network: &str) -> anyhow::Result<PathBuf> {
-        let token = self.operator.token(&["--role", role, "--network", network]);
-        self.operator.file(&format!("{name}.token"), &token)
+    /// What a service needs to join at its first start: a token for each of its networks.
+    fn tokens(&self, service: &str, role: &str) -> anyhow::Result<Vec<OsString>> {
+        let networks: &[String] = match role {
+            "relay" => &self.networks[..1],
+            _ => &self.networks,
+        };
+        let mut args = Vec::new();
+        for network in networks {
+            let name = format!("{service}-{network}.token");
+            // A second start of the same service needs none.
+            if self.operator.work(&name).exists() {
+                continue;
+            }
+            let token = self.operator.token(&["--role", role, "--network", network]);
+            args.push("--token-file".into());
+            args.push(self.operator.file(&name, &token)?.into());
+        }
+        Ok(args)
     }
 
     /// Starts the coordinator, for the first time or again.
@@ -288,16 +305,6 @@ impl Field {
         self.ready("coordinator", "core", 9464, child)
     }
 
-    fn join_and_start_relay(&mut self) -> anyhow::Result<()> {
-        let file = self.token_file("relay", "relay", "default")?;
-        let join = self
-            .program("relay", "core")
-            .args(["join", "--token-file"])
-            .arg(file);
-        join.run(USUAL)?.success().context("relay join")?;
-        self.start_relay()
-    }
-
     /// Starts the relay, for the first time or again.
     pub fn start_relay(&mut self) -> anyhow::Result<()> {
         let addr = self.addr("core");
@@ -305,6 +312,7 @@ impl Field {
         let stun = SocketAddr::from((addr, STUN_PORT));
         let child = self
             .program("relay", "core")
+            .args(self.tokens("relay", "relay")?)
             .args(["--set", &format!("server.listen={derp}")])
             .args(["--set", &format!("stun.listen={stun}")])
             .args(["--set", "admin.listen=127.0.0.1:9468"])
@@ -312,30 +320,11 @@ impl Field {
         self.ready("relay", "core", 9468, child)
     }
 
-    fn join_and_start_edge(&mut self) -> anyhow::Result<()> {
-        for network in self.networks.clone() {
-            for (service, role) in [
-                ("traffic-gateway", "gateway"),
-                ("deploy-manager", "deployer"),
-            ] {
-                let file = self.token_file(&format!("{service}-{network}"), role, &network)?;
-                let join = self
-                    .program(service, "edge")
-                    .args(["join", "--token-file"])
-                    .arg(file);
-                join.run(USUAL)?
-                    .success()
-                    .with_context(|| format!("{service} join"))?;
-            }
-        }
-        self.start_gateway()?;
-        self.start_deploy_manager()
-    }
-
     /// Starts the gateway, for the first time or again.
     pub fn start_gateway(&mut self) -> anyhow::Result<()> {
         let child = self
             .program("traffic-gateway", "edge")
+            .args(self.tokens("traffic-gateway", "gateway")?)
             .arg("--dev")
             .args(["--set", &format!("server.listen=0.0.0.0:{GATEWAY_PORT}")])
             .args(["--set", "server.allowed_hosts=gateway"])
@@ -349,6 +338,7 @@ impl Field {
         let grpc = SocketAddr::from((self.addr("edge"), DEPLOY_PORT));
         let mut spec = self
             .program("deploy-manager", "edge")
+            .args(self.tokens("deploy-manager", "deployer")?)
             .args(["--set", &format!("server.listen={grpc}")])
             .args(["--set", "admin.listen=127.0.0.1:9466"]);
         let mut context = vec!["context".to_owned(), "set".to_owned()];
@@ -606,18 +596,27 @@ impl Worker {
 /// When there is no such node.
 #[track_caller]
 pub fn overlay_addr(cli: &Cli, network: &str, node: &str) -> Ipv4Addr {
-    let listed = cli.mesh_json(&["node", "show", node, "--network", network]);
-    find_v4(&listed).unwrap_or_else(|| panic!("no overlay address in {listed}"))
+    node_where(cli, network, |found| found["name"] == node)
 }
 
-fn find_v4(value: &Value) -> Option<Ipv4Addr> {
-    match value {
-        Value::String(text) => text
-            .parse()
-            .ok()
-            .filter(|addr: &Ipv4Addr| addr.octets()[0] == 100),
-        Value::Array(items) => items.iter().find_map(find_v4),
-        Value::Object(fields) => fields.values().find_map(find_v4),
-        _ => None,
-    }
+/// The overlay IPv4 address of the first node of that role.
+///
+/// # Panics
+/// When there is no such node.
+#[track_caller]
+pub fn overlay_addr_of_role(cli: &Cli, network: &str, role: &str) -> Ipv4Addr {
+    node_where(cli, network, |found| found["role"] == role)
+}
+
+#[track_caller]
+fn node_where(cli: &Cli, network: &str, wanted: impl Fn(&Value) -> bool) -> Ipv4Addr {
+    let listed = cli.mesh_json(&["node", "list", "--network", network]);
+    let nodes = listed["nodes"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no nodes in {listed}"));
+    let found = nodes.iter().find(|node| wanted(node));
+    let addr = found
+        .and_then(|node| node["addrs"][0].as_str())
+        .and_then(|addr| addr.parse().ok());
+    addr.unwrap_or_else(|| panic!("no such node with an overlay address in {listed}"))
 }

@@ -95,7 +95,7 @@ fn every_unusable_token_has_its_own_message() {
     let short_until = std::time::Instant::now() + Duration::from_secs(61);
 
     let made = cli.mesh_json(&["token", "create"]);
-    let revoked = made["token"].as_str().expect("a token").to_owned();
+    let revoked = made["token"]["token"].as_str().expect("a token").to_owned();
     let id = revoked
         .parse::<JoinToken>()
         .expect("a token")
@@ -292,8 +292,8 @@ fn an_operators_permit_lets_a_machine_that_lost_its_keys_back_in() {
     let (first, second) = (token(&cli, &[]), token(&cli, &[]));
     let made = runtime().block_on(Applicant::new("phoenix").expect("keys").join(&first));
     let before = made.expect("joins").enrolled;
-    let permit = cli.mesh_json(&["node", "permit", "phoenix"]);
-    let permit = permit["permit"].as_str().expect("a permit").to_owned();
+    let permit = cli.mesh_ok(&["node", "permit", "phoenix"]).stdout;
+    let permit = permit.trim().to_owned();
     let file = cli
         .file("permit.token", &second.reveal())
         .expect("token file");

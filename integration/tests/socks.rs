@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
-use integration::field::overlay_addr;
+use integration::field::{overlay_addr, overlay_addr_of_role};
 use integration::server::{UdpSink, sha256, write_noise};
 use integration::socks::{Wanted, associate, connect};
 use integration::{Field, Layout, Server};
@@ -125,7 +125,7 @@ fn nothing_outside_the_mesh_is_reached() {
     // Something listens at each of these, so only the proxy can be what refuses.
     let loopback = Server::start(Some(&edge), "loopback", None).expect("server");
     let foreign_overlay = overlay_addr(field.operator(), "other", "foreign");
-    let own_overlay = overlay_addr(field.operator(), "default", "edge");
+    let own_overlay = overlay_addr_of_role(field.operator(), "default", "deployer");
     let underlay = SocketAddr::from((field.addr("core"), 8080));
     let literals = [
         loopback.addr(),

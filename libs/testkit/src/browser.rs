@@ -170,7 +170,8 @@ impl Browser {
     }
 
     fn pause(&self) {
-        self.runtime.block_on(tokio::time::sleep(POLL));
+        self.runtime
+            .block_on(async { tokio::time::sleep(POLL).await });
     }
 
     /// Waits until an element is there and visible.

@@ -56,9 +56,9 @@ impl Cockpit {
         })
     }
 
-    /// The process.
-    pub fn child(&self) -> &Child {
-        &self.child
+    /// Whether it has not crashed.
+    pub fn is_running(&mut self) -> bool {
+        self.child.is_running()
     }
 }
 
