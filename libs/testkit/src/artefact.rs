@@ -41,17 +41,27 @@ pub fn dir(kind: &str) -> PathBuf {
     dir
 }
 
-/// A name for the running test that fits into file names.
+/// A name for the running test that fits into file names: the test's own, or, when tests run one
+/// by one on the main thread, that of their file.
 pub(crate) fn test_name() -> String {
     let thread = std::thread::current();
-    let name = thread.name().unwrap_or("test");
+    let name = thread
+        .name()
+        .filter(|name| *name != "main")
+        .map(str::to_owned);
+    let name = name.unwrap_or_else(|| {
+        let exe = std::env::current_exe().unwrap_or_default();
+        let stem = exe
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        // cargo adds a hash to the name of a test's program.
+        stem.rsplit_once('-')
+            .map_or(stem.clone(), |(name, _)| name.to_owned())
+    });
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
     name.chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
+        .map(|c| if fits(c) { c } else { '_' })
         .collect()
 }

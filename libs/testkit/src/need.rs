@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::Write as _;
 use std::path::Path;
 
+use crate::artefact;
+
 /// Something of the machine that a test cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
@@ -50,7 +52,7 @@ pub fn needs(needed: &[Need]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let test = artefact::test_name();
     let why = missing.join(" and ");
     assert!(
         std::env::var_os("MESH_TEST_REQUIRE_ALL").is_none_or(|value| value != "1"),
