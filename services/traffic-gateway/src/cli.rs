@@ -1,0 +1,178 @@
+//! The command line of `traffic-gateway`.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line prints its answers"
+)]
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
+use mesh_daemon::{Handles, ShutdownTrigger, signals, telemetry};
+use mesh_types::JoinToken;
+
+use crate::control::{self, Request, Status};
+use crate::{App, Config, JoinOptions, join, networks};
+
+/// One public URL in front of every worker's console.
+#[derive(Debug, Parser)]
+#[command(name = "traffic-gateway", version)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where identities are kept, one directory for each network
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where browsers connect (port 0: any free one)
+    #[arg(long, global = true, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve (the default)
+    Run,
+    /// Join one more network; a running gateway serves it at once
+    Join(JoinArgs),
+    /// Show the networks and how they are doing
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+struct JoinArgs {
+    /// File with the join token; '-' is standard input
+    #[arg(long, value_name = "FILE", required_unless_present = "token")]
+    token_file: Option<PathBuf>,
+    /// The join token itself (visible to other users of the machine: prefer --token-file)
+    #[arg(value_name = "TOKEN", conflicts_with = "token_file")]
+    token: Option<String>,
+    /// Name in the network
+    #[arg(long, default_value = "traffic-gateway")]
+    hostname: String,
+}
+
+/// Does what the arguments say; gives the exit code.
+pub async fn run(args: Args) -> anyhow::Result<u8> {
+    let overrides = Overrides::new()
+        .set(
+            "state_dir",
+            args.state_dir.as_ref().map(|dir| dir.display()),
+        )
+        .set("server.listen", args.listen);
+    let mut config: Config = load_or_exit("traffic-gateway", &args.config, overrides);
+    config.server.dev |= args.config.dev;
+    match args.verb.unwrap_or(Verb::Run) {
+        Verb::Run => serve(config).await.map(|()| 0),
+        Verb::Join(args) => join_network(&config, args).await.map(|()| 0),
+        Verb::Status { json } => status(&config.state_dir, json).await,
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let _log = telemetry::init(&config.log)?;
+    let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
+    let _signals = signals(trigger)?;
+    let app = App::build(config, Handles::default()).await?;
+    app.run(shutdown).await
+}
+
+async fn join_network(config: &Config, args: JoinArgs) -> anyhow::Result<()> {
+    let text = match (args.token_file, args.token) {
+        (Some(path), _) => read_token(&path)?,
+        (None, Some(token)) => {
+            eprintln!(
+                "warning: a token among the arguments is visible to every user of this machine; \
+                 prefer --token-file"
+            );
+            token
+        }
+        (None, None) => bail!("give a token with --token-file FILE"),
+    };
+    let token: JoinToken = text.parse()?;
+    let enrolled = join(&config.state_dir, &token, JoinOptions::new(args.hostname)).await?;
+    let network = enrolled.network.as_ref().map_or("", |name| name.as_str());
+    println!("joined network {network} as {}", enrolled.name);
+    if control::ask(&config.state_dir, Request::Status)
+        .await
+        .is_err()
+    {
+        println!("start the gateway with: traffic-gateway run");
+    }
+    Ok(())
+}
+
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin()
+            .take(64 * 1024)
+            .read_to_string(&mut text)
+            .context("read the token from standard input")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).with_context(|| format!("read the token from {}", path.display()))
+}
+
+/// Prints the status; exit code 1 when no gateway runs.
+async fn status(state_dir: &Path, json: bool) -> anyhow::Result<u8> {
+    let Ok(answer) = control::ask(state_dir, Request::Status).await else {
+        let joined = networks(state_dir).context("read the state directory")?;
+        if json {
+            let networks: Vec<_> = joined
+                .iter()
+                .map(|network| serde_json::json!({ "network": network }))
+                .collect();
+            println!(
+                "{}",
+                serde_json::json!({ "version": 1, "pid": null, "networks": networks })
+            );
+        } else if joined.is_empty() {
+            println!(
+                "not running, and in no network yet; next: traffic-gateway join --token-file FILE"
+            );
+        } else {
+            let names: Vec<String> = joined.iter().map(ToString::to_string).collect();
+            println!(
+                "not running; in network {}; next: traffic-gateway run",
+                names.join(", ")
+            );
+        }
+        return Ok(1);
+    };
+    if json {
+        println!("{}", answer.trim_end());
+        return Ok(0);
+    }
+    let status: Status = serde_json::from_str(&answer).context("read the gateway's answer")?;
+    println!(
+        "traffic-gateway {} at {} (pid {})",
+        status.gateway, status.url, status.pid
+    );
+    if status.networks.is_empty() {
+        println!("in no network yet; next: traffic-gateway join --token-file FILE");
+    }
+    for network in &status.networks {
+        println!(
+            "network {}: {} as {} ({}), {} workers",
+            network.network,
+            network.control,
+            network.name,
+            network.address.as_deref().unwrap_or("no address yet"),
+            network.routes,
+        );
+        if let Some(error) = &network.error {
+            println!("  {error}");
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,46 @@
+//! Dials workers over the mesh: each address inside the network whose route named it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hyper_reverse_proxy::{ConnectError, Connector};
+use mesh_node::{Node, OverlayStream};
+
+use crate::route_table::{NetworkSlot, Target};
+
+/// The nodes of all networks, one overlay each. Cheap to clone.
+///
+/// It dials only what it is given, and it is given only targets of the route table.
+#[derive(Debug, Clone, Default)]
+pub struct OverlayConnector {
+    nodes: Arc<RwLock<Vec<Node>>>,
+}
+
+impl OverlayConnector {
+    /// Adds a network's node; the slot names it in targets.
+    pub fn add(&self, node: Node) -> NetworkSlot {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        nodes.push(node);
+        NetworkSlot(u32::try_from(nodes.len() - 1).unwrap_or(u32::MAX))
+    }
+
+    fn node(&self, slot: NetworkSlot) -> Option<Node> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(usize::try_from(slot.0).ok()?).cloned()
+    }
+}
+
+impl Connector for OverlayConnector {
+    type Target = Target;
+    type Stream = OverlayStream;
+
+    async fn connect(&self, target: &Target) -> Result<OverlayStream, ConnectError> {
+        let Some(node) = self.node(target.slot) else {
+            return Err(ConnectError::Unreachable("this network is gone".into()));
+        };
+        node.dial(target.addr).await.map_err(|err| match err {
+            err if err.is_refused() => ConnectError::Refused(err.into()),
+            err if err.is_timeout() => ConnectError::TimedOut,
+            err => ConnectError::Unreachable(err.into()),
+        })
+    }
+}

@@ -1,0 +1,328 @@
+//! The cores: one thread each, with a runtime, a listener and upstream connections of its own.
+//!
+//! The listeners share one port (`SO_REUSEPORT`), so the kernel spreads connections and no core
+//! ever waits for another one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_reverse_proxy::{Client, Connector, GuardedIo, Inbound, Limits, ReverseProxy, Scheme};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_daemon::BindError;
+use rustls::ServerConfig as TlsConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ServerConfig;
+use crate::proxy::{Gateway, Shared, Visitor};
+use crate::route_table::Target;
+
+/// How long a client may take for the head of a request, and how long a connection may wait for
+/// the next one.
+const HEAD_LIMIT: Duration = Duration::from_secs(75);
+/// How often unused upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// The public port, once for each core.
+#[derive(Debug)]
+pub struct Listeners {
+    sockets: Vec<std::net::TcpListener>,
+    addr: SocketAddr,
+}
+
+impl Listeners {
+    /// Binds `addr` for `threads` cores; 0 is one for each core of the machine.
+    pub fn bind(addr: SocketAddr, threads: usize) -> Result<Self, ListenError> {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            some => some,
+        };
+        // Sockets that share a port would quietly share it with another gateway as well, so the
+        // port is first asked for without sharing.
+        let probe = mesh_daemon::bind_tcp(addr, "HTTP", "--listen")?;
+        let addr = probe.local_addr().map_err(ListenError::Share)?;
+        drop(probe);
+        let sockets = (0..threads)
+            .map(|_| shared(addr))
+            .collect::<io::Result<_>>()
+            .map_err(ListenError::Share)?;
+        Ok(Self { sockets, addr })
+    }
+
+    /// The address, with the port that was taken.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+/// Why the public port cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// It is taken or may not be used.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Several sockets cannot share it.
+    #[error("the port cannot be shared between cores")]
+    Share(#[source] io::Error),
+}
+
+fn shared(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let domain = socket2::Domain::for_address(addr);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What each core needs.
+#[derive(Debug, Clone)]
+pub struct CoreConfig<C> {
+    /// Dials workers.
+    pub connector: C,
+    /// How long workers may take.
+    pub limits: Limits,
+    /// The public side.
+    pub server: Arc<ServerConfig>,
+    /// For TLS outside.
+    pub tls: Option<Arc<TlsConfig>>,
+    /// How long open requests may take when it ends.
+    pub grace: Duration,
+}
+
+/// The running cores. Ends them when dropped.
+#[derive(Debug)]
+pub struct Cores {
+    ends: JoinSet<io::Result<()>>,
+    stop: tokio_util::sync::DropGuard,
+}
+
+impl Cores {
+    /// Starts one thread for each listener. They end when `shared.stop` is cancelled.
+    pub fn start<C>(
+        listeners: Listeners,
+        config: &CoreConfig<C>,
+        shared: &Shared,
+    ) -> io::Result<Self>
+    where
+        C: Connector<Target = Target> + Clone,
+    {
+        let mut ends = JoinSet::new();
+        for (at, socket) in listeners.sockets.into_iter().enumerate() {
+            let (config, shared) = (config.clone(), shared.clone());
+            let (told, end) = oneshot::channel();
+            std::thread::Builder::new()
+                .name(format!("gateway-{at}"))
+                .spawn(move || {
+                    let result = run_core(socket, config, shared);
+                    // Nobody is left to be told when the gateway was dropped.
+                    drop(told.send(result));
+                })?;
+            ends.spawn(async move {
+                end.await
+                    .unwrap_or_else(|_| Err(io::Error::other("a core of the gateway panicked")))
+            });
+        }
+        Ok(Self {
+            ends,
+            stop: shared.stop.clone().drop_guard(),
+        })
+    }
+
+    /// Waits until all cores have ended; the first fault ends the others too.
+    pub async fn finished(mut self) -> io::Result<()> {
+        let mut result = Ok(());
+        while let Some(end) = self.ends.join_next().await {
+            let end = end.unwrap_or_else(|err| Err(io::Error::other(err)));
+            if end.is_err() && result.is_ok() {
+                result = end;
+                self.stop = self.stop.disarm().drop_guard();
+                break;
+            }
+        }
+        result
+    }
+}
+
+fn run_core<C>(
+    socket: std::net::TcpListener,
+    config: CoreConfig<C>,
+    shared: Shared,
+) -> io::Result<()>
+where
+    C: Connector<Target = Target>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async move {
+        let listener = TcpListener::from_std(socket)?;
+        serve(listener, config, shared).await;
+        Ok(())
+    })
+}
+
+/// One core: accepts until it is stopped, then lets open requests finish.
+pub async fn serve<C>(listener: TcpListener, config: CoreConfig<C>, shared: Shared)
+where
+    C: Connector<Target = Target>,
+{
+    let stop = shared.stop.clone();
+    let client = Client::with_limits(config.connector, config.limits);
+    let core = Arc::new(Core {
+        gateway: Gateway::new(shared, ReverseProxy::new(client)),
+        server: config.server,
+        tls: config.tls,
+    });
+    let mut connections = JoinSet::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            (stream, peer) = mesh_daemon::accept(&listener) => {
+                let (core, stop) = (Arc::clone(&core), stop.clone());
+                connections.spawn(core.connection(stream, peer, stop));
+            }
+            Some(end) = connections.join_next() => log_panic(end),
+            _ = sweep.tick() => core.gateway.sweep(),
+            () = stop.cancelled() => break,
+        }
+    }
+    drop(listener);
+    let drained = async {
+        while let Some(end) = connections.join_next().await {
+            log_panic(end);
+        }
+    };
+    if tokio::time::timeout(config.grace, drained).await.is_err() {
+        tracing::info!(open = connections.len(), "requests cut off at shutdown");
+    }
+    core.gateway.proxy().close_tunnels();
+}
+
+fn log_panic(end: Result<(), tokio::task::JoinError>) {
+    if let Err(err) = end
+        && err.is_panic()
+    {
+        tracing::error!(error = %err, "a connection's task panicked");
+    }
+}
+
+struct Core<C: Connector<Target = Target>> {
+    gateway: Gateway<C>,
+    server: Arc<ServerConfig>,
+    tls: Option<Arc<TlsConfig>>,
+}
+
+impl<C: Connector<Target = Target>> Core<C> {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        stop: CancellationToken,
+    ) {
+        let open = &self.gateway.shared().metrics.connections;
+        open.inc();
+        let local = stream
+            .local_addr()
+            .ok()
+            .map(|addr| addr.ip().to_canonical());
+        let trusted = self.server.trusts(peer.ip());
+        let visitor = |scheme| Visitor {
+            inbound: Inbound::new(peer.ip(), scheme, trusted),
+            local,
+            framing: None,
+        };
+        match &self.tls {
+            None => self.http1(stream, visitor(Scheme::Http), stop).await,
+            Some(config) => match mesh_daemon::tls::handshake(config, stream).await {
+                Ok(stream) => {
+                    let h2 = stream.get_ref().1.alpn_protocol() == Some(mesh_daemon::tls::ALPN_H2);
+                    if h2 {
+                        self.http2(stream, visitor(Scheme::Https), stop).await;
+                    } else {
+                        self.http1(stream, visitor(Scheme::Https), stop).await;
+                    }
+                }
+                Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
+            },
+        }
+        open.dec();
+    }
+
+    async fn http1<S>(&self, stream: S, mut visitor: Visitor, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, framing) = GuardedIo::new(stream);
+        visitor.framing = Some(framing);
+        let visitor = &visitor;
+        let service = service_fn(async |request| {
+            Ok::<_, std::convert::Infallible>(self.gateway.serve(visitor, request).await)
+        });
+        let mut connection = std::pin::pin!(
+            hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_LIMIT)
+                .max_header_size(self.server.max_head)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+        );
+        let end = tokio::select! {
+            biased;
+            end = connection.as_mut() => end,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        log_end(end);
+    }
+
+    async fn http2<S>(self: &Arc<Self>, stream: S, visitor: Visitor, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (core, visitor) = (Arc::clone(self), Arc::new(visitor));
+        let service = service_fn(move |request| {
+            let (core, visitor) = (Arc::clone(&core), Arc::clone(&visitor));
+            async move { Ok::<_, std::convert::Infallible>(core.gateway.serve(&visitor, request).await) }
+        });
+        // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.
+        let mut connection = std::pin::pin!(
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(Some(HEAD_LIMIT))
+                .max_header_list_size(u32::try_from(self.server.max_head).unwrap_or(u32::MAX))
+                .serve_connection(TokioIo::new(stream), service)
+        );
+        let end = tokio::select! {
+            biased;
+            end = connection.as_mut() => end,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        log_end(end);
+    }
+}
+
+fn log_end(end: hyper::Result<()>) {
+    if let Err(err) = end {
+        tracing::debug!(
+            error = &err as &dyn std::error::Error,
+            "client connection ended"
+        );
+    }
+}

@@ -1,0 +1,165 @@
+//! Follows the coordinator's routes, one stream for each network.
+//!
+//! Until the first answer the stored netmap serves, so that a gateway that starts while the
+//! coordinator is down still finds its workers. After that the last table stays whatever happens,
+//! unless the gateway is removed from the network.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::pb;
+use mesh_api::pb::gateway_service_client::GatewayServiceClient;
+use mesh_daemon::Latch;
+use mesh_node::Node;
+use mesh_types::route::Route;
+use mesh_types::{Netmap, NetworkName, NodeId, Role};
+use tokio::sync::watch;
+
+use crate::route_table::RouteTable;
+
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// A running node comes back within this time.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// The table that all watchers write and all cores read.
+#[derive(Debug, Clone)]
+pub struct Table(Arc<watch::Sender<Arc<RouteTable>>>);
+
+impl Default for Table {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Arc::default())))
+    }
+}
+
+impl Table {
+    /// A reader.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<RouteTable>> {
+        self.0.subscribe()
+    }
+
+    /// The table as it is.
+    pub fn current(&self) -> Arc<RouteTable> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Changes it for all readers at once.
+    pub fn change(&self, change: impl FnOnce(&mut RouteTable)) {
+        self.0.send_modify(|table| change(Arc::make_mut(table)));
+    }
+}
+
+/// Follows the routes of `network` for ever.
+pub async fn follow(node: Node, network: NetworkName, table: Table, latch: Latch) {
+    let mut netmap = node.netmap();
+    let mut wait = FIRST_WAIT;
+    let mut followed = false;
+    loop {
+        tokio::select! {
+            end = stream(&node, &network, &table, &mut followed, &latch) => {
+                tracing::debug!(%network, reason = %end, "route stream ended");
+            }
+            () = stored_routes(&mut netmap, &network, &table, &latch), if !followed => {}
+        }
+        if node.control().borrow().is_removed() {
+            tracing::info!(%network, "the gateway was removed from the network");
+            table.change(|table| table.apply(&network, true, Vec::new(), &[]));
+            latch.not_ready("removed from the network");
+            return;
+        }
+        if followed {
+            wait = FIRST_WAIT;
+        }
+        tokio::time::sleep(jittered(wait)).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// Somewhere between half the time and all of it, so that gateways do not come back in step.
+fn jittered(wait: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0u8) % 512;
+    wait / 2 + (wait / 2) * u32::try_from(random).unwrap_or(0) / 511
+}
+
+/// Takes the routes from the stored netmap, again whenever it changes. Never ends by itself.
+async fn stored_routes(
+    netmap: &mut watch::Receiver<Option<Arc<Netmap>>>,
+    network: &NetworkName,
+    table: &Table,
+    latch: &Latch,
+) {
+    loop {
+        let routes = netmap.borrow_and_update().as_deref().map(routes_of);
+        if let Some(routes) = routes {
+            table.change(|table| table.apply(network, true, routes, &[]));
+            latch.ready();
+        }
+        if netmap.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn routes_of(netmap: &Netmap) -> Vec<Route> {
+    netmap
+        .peers
+        .values()
+        .filter(|peer| peer.role == Role::Worker)
+        .map(|peer| Route {
+            node: peer.id,
+            network: netmap.node.network_name.clone(),
+            name: peer.name.clone(),
+            addrs: peer.addrs,
+            services: peer.services.clone(),
+            state: peer.state,
+        })
+        .collect()
+}
+
+/// One stream, from its opening to its end; gives the reason.
+async fn stream(
+    node: &Node,
+    network: &NetworkName,
+    table: &Table,
+    followed: &mut bool,
+    latch: &Latch,
+) -> String {
+    let mut client = GatewayServiceClient::new(node.channel());
+    let mut routes = match client.watch_routes(pb::WatchRoutesRequest {}).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return status.message().to_owned(),
+    };
+    loop {
+        match routes.message().await {
+            Ok(Some(change)) => {
+                let pb::WatchRoutesResponse {
+                    full,
+                    changed,
+                    removed,
+                } = change;
+                let changed: Vec<Route> = changed
+                    .into_iter()
+                    .filter_map(|route| match Route::try_from(route) {
+                        Ok(route) => Some(route),
+                        Err(err) => {
+                            tracing::debug!(%network, error = %err, "route left out");
+                            None
+                        }
+                    })
+                    .collect();
+                let removed: Vec<NodeId> = removed
+                    .iter()
+                    .filter_map(|id| NodeId::try_from(id.as_slice()).ok())
+                    .collect();
+                tracing::debug!(
+                    %network, full, changed = changed.len(), removed = removed.len(), "routes",
+                );
+                table.change(|table| table.apply(network, full, changed, &removed));
+                *followed = true;
+                latch.ready();
+            }
+            Ok(None) => return "closed by the coordinator".to_owned(),
+            Err(status) => return status.message().to_owned(),
+        }
+    }
+}
