@@ -21,6 +21,14 @@
 //!
 //! It does not encode (see [`PeerEncoder`]), store, authenticate, read a clock, or spawn anything.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "a test needs one real instant to count virtual time from"
+    )
+)]
+
 mod addresses;
 mod admission;
 mod class;

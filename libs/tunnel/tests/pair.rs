@@ -1,6 +1,10 @@
 //! Two whole devices over a simulated network: what a user may rely on when paths come and go.
 
 #![allow(
+    clippy::disallowed_methods,
+    reason = "a test needs one real instant to count virtual time from"
+)]
+#![allow(
     clippy::print_stdout,
     reason = "the seed of a run is printed so that it can be repeated"
 )]
