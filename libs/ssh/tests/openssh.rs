@@ -2,6 +2,8 @@
 //!
 //! Needs Debian's openssh-server, openssh-client and rsync; runs as root or as an ordinary user.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -58,7 +58,7 @@ pub(super) async fn serve(channel: Channel<Msg>, handle: Handle, account: Accoun
                 requests,
                 output: &output,
             };
-            match run.to_end(io).await {
+            match run.until_end(io).await {
                 Some(status) => report(&handle, id, status).await,
                 None => return,
             }
@@ -200,7 +200,7 @@ enum Sink {
 impl Run<'_> {
     /// Moves bytes until the process has ended and all it wrote is sent; `None` when the client
     /// went first, and the process was ended for it.
-    async fn to_end(self, io: Io) -> Option<ExitStatus> {
+    async fn until_end(self, io: Io) -> Option<ExitStatus> {
         match io {
             Io::Pipes {
                 stdin,
@@ -266,10 +266,10 @@ impl Run<'_> {
                     Err(_closed) => input.refuse(),
                 },
             }
-            if input.refused || (input.ended && input.queue.is_empty()) {
-                if let Sink::Pipe(pipe) = &mut sink {
-                    *pipe = None;
-                }
+            if (input.refused || (input.ended && input.queue.is_empty()))
+                && let Sink::Pipe(pipe) = &mut sink
+            {
+                *pipe = None;
             }
         }
     }

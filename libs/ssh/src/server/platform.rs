@@ -35,13 +35,13 @@ pub(super) fn isolate(command: &mut Command, terminal: bool, identity: Option<Id
         }
         Ok(())
     };
-    // SAFETY: `prepare` runs in the child between fork and exec. It makes system calls only, all
-    // of them async-signal-safe; it neither allocates nor takes locks, since the group list was
-    // filled before the fork and errors are plain error numbers.
     #[allow(
         unsafe_code,
         reason = "std offers no other way to run code between fork and exec"
     )]
+    // SAFETY: `prepare` runs in the child between fork and exec. It makes system calls only, all
+    // of them async-signal-safe; it neither allocates nor takes locks, since the group list was
+    // filled before the fork and errors are plain error numbers.
     unsafe {
         command.pre_exec(prepare);
     }
@@ -61,12 +61,12 @@ fn take_terminal() -> io::Result<()> {
 
 /// Registers a terminal, which must not block, with the reactor.
 pub(super) fn watch(terminal: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the descriptor is owned by the `AsyncFd` from here on: it stays open and the same
-    // until that is dropped, and an `OwnedFd` always names the descriptor that it owns.
     #[allow(
         unsafe_code,
         reason = "the safe constructor is deprecated for types that may lie"
     )]
+    // SAFETY: the descriptor is owned by the `AsyncFd` from here on: it stays open and the same
+    // until that is dropped, and an `OwnedFd` always names the descriptor that it owns.
     let watched = unsafe { AsyncFd::register(terminal) };
     watched.map_err(io::Error::from)
 }
