@@ -76,6 +76,11 @@ const PACKAGES: &[Package] = &[
     ),
     package("procps", Program("ps"), "journeys that look at processes"),
     package("socat", Program("socat"), "journeys that move bytes"),
+    package(
+        "faketime",
+        Program("faketime"),
+        "the journey with a clock that is off",
+    ),
     package("nginx-light", Program("nginx"), "bench gateway"),
     package("haproxy", Program("haproxy"), "bench gateway"),
     package("caddy", Program("caddy"), "bench gateway"),
