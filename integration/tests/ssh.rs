@@ -289,6 +289,13 @@ fn plain_ssh_and_rsync_work(stand: &Stand) {
         assert_eq!(terminal.code, Some(5), "{}", terminal.all());
         assert!(terminal.stdout.contains("/dev/pts/"), "{}", terminal.all());
     }
+    // A certificate lives five minutes: each call must bring a fresh one, also for the first login.
+    for line in config
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("CertificateFile "))
+    {
+        std::fs::remove_file(line.trim().trim_matches('"')).expect("the certificate's file");
+    }
     let source = cli.file("to-copy", "copied by rsync\n").expect("file");
     for name in [SSHD_NODE, AGENT_NODE] {
         let target = format!("{name}:{}/copy-{name}", stand.user.home().display());
