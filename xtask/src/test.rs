@@ -1,6 +1,7 @@
 //! `test`: units, then the real binaries, then the journeys, then the build with virtual time.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -45,15 +46,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
     let mut failures = Vec::new();
-    if wanted(Part::Unit) {
-        failures.extend(unit(args).err());
+    let mut times = Vec::new();
+    let parts: [(Part, &str, fn(&Args) -> Result<()>); 3] = [
+        (Part::Unit, "unit", unit),
+        (Part::Journeys, "journeys", journeys),
+        (Part::VirtualTime, "virtual-time", virtual_time),
+    ];
+    for (_, name, work) in parts.into_iter().filter(|(part, ..)| wanted(*part)) {
+        let begun = Instant::now();
+        failures.extend(work(args).err());
+        times.push(format!("{name} {:.0} s", begun.elapsed().as_secs_f64()));
     }
-    if wanted(Part::Journeys) {
-        failures.extend(journeys(args).err());
-    }
-    if wanted(Part::VirtualTime) {
-        failures.extend(virtual_time(args).err());
-    }
+    println!("\n== time: {}", times.join(", "));
     summarise(&log);
     if failures.is_empty() {
         return Ok(());
