@@ -1,0 +1,301 @@
+//! Use-cases: what callers may ask for, one public function per action. The only place with
+//! transactions.
+//!
+//! Every change goes the same way: wait for the turn, write and commit, then apply to memory
+//! (members and netmap engine) before the turn passes on. So memory follows the store in order.
+
+pub(crate) mod bootstrap;
+pub(crate) mod challenge;
+mod enrol;
+mod event;
+pub(crate) mod heartbeat;
+mod network;
+mod node;
+mod operator;
+mod presence;
+mod renew;
+mod report;
+mod ssh;
+mod status;
+mod token;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_netmap::{NodeRow, RelayRow};
+use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::{MutexGuard, broadcast};
+
+pub(crate) use self::enrol::{Enrolled, Enrolment, ProvenKey};
+pub(crate) use self::event::EventFeed;
+pub(crate) use self::node::{NodeRefText, NodeView};
+pub(crate) use self::renew::Renewal;
+pub(crate) use self::report::Party;
+pub(crate) use self::ssh::SshRequest;
+pub(crate) use self::status::{NetworkFigures, RelayView, Status};
+pub(crate) use self::token::NewToken;
+
+use self::challenge::{Challenge, Challenges};
+use self::heartbeat::RefusalEvents;
+use crate::ca::Ca;
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::members::{Members, NetworkInfo};
+use crate::metrics::Figures;
+use crate::netmap::Netmap;
+use crate::rate::RateLimiter;
+use crate::record::{AuditEntry, EventKind, EventRecord, NodeRecord, RelayRecord};
+use crate::seal::Sealer;
+use crate::store::{Store, Txn};
+
+/// Everything that use-cases need.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ca: Arc<Ca>,
+    pub(crate) members: Members,
+    pub(crate) netmap: Netmap,
+    pub(crate) figures: Figures,
+    store: Store,
+    sealer: Sealer,
+    random: SystemRandom,
+    /// Whose turn it is to change things.
+    turn: tokio::sync::Mutex<()>,
+    challenges: Mutex<Challenges>,
+    rates: Mutex<RateLimiter>,
+    refusals: Mutex<RefusalEvents>,
+    feed: broadcast::Sender<Arc<EventRecord>>,
+    writers: Mutex<mesh_daemon::Tasks>,
+    advertised: Vec<String>,
+    started_at: Timestamp,
+}
+
+/// A change under way: dropped without [`Change::commit`] it changes nothing.
+#[derive(Debug)]
+pub(crate) struct Change<'a> {
+    core: &'a Core,
+    txn: Txn,
+    now: Timestamp,
+    actor: String,
+    events: Vec<EventRecord>,
+    turn: MutexGuard<'a, ()>,
+}
+
+/// Held while a committed change is applied to memory.
+#[must_use = "apply the change to memory while this is held"]
+pub(crate) struct Turn<'a>(#[expect(dead_code, reason = "held for its Drop")] MutexGuard<'a, ()>);
+
+/// Short text for the audit's before and after.
+fn note(parts: &[(&str, &str)]) -> String {
+    let map: serde_json::Map<_, _> =
+        parts.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
+    serde_json::Value::from(map).to_string()
+}
+
+impl Core {
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Runs a use-case to its end even when its caller goes away meanwhile, so that what was
+    /// committed is always applied to memory.
+    pub(crate) async fn finish<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &'static str,
+        action: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        {
+            let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+            writers.reap();
+            writers.spawn(name, async move {
+                // The caller may be gone; the action counts all the same.
+                drop(answer.send(action.await));
+            });
+        }
+        answered.await.map_err(|_| Error::ShuttingDown)?
+    }
+
+    /// Waits for the turn and begins a change in the name of `actor`.
+    async fn change(&self, actor: impl Into<String>) -> Result<Change<'_>, Error> {
+        let turn = self.turn.lock().await;
+        let txn = self.store.write().await?;
+        let now = self.now();
+        Ok(Change { core: self, txn, now, actor: actor.into(), events: Vec::new(), turn })
+    }
+
+    fn random<const N: usize>(&self) -> Result<[u8; N], Error> {
+        let mut bytes = [0; N];
+        self.random.fill(&mut bytes).map_err(|_| Error::internal("no randomness"))?;
+        Ok(bytes)
+    }
+
+    /// The random part and the time of a new id.
+    fn id_parts(&self, now: Timestamp) -> Result<(u64, [u8; 10]), Error> {
+        Ok((now.as_unix_millis(), self.random()?))
+    }
+
+    /// Takes one anonymous call from the source's share.
+    pub(crate) fn admit_anonymous(&self, source: IpAddr) -> Result<(), Error> {
+        let now = tokio::time::Instant::now().into_std();
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.take(source, now).map_err(|wait| Error::RateLimited(wait.as_secs() + 1))
+    }
+
+    /// A fresh one-use nonce.
+    pub(crate) fn challenge(&self) -> Result<(Challenge, Timestamp), Error> {
+        let (random, now) = (self.random()?, self.now());
+        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((challenges.issue(random, now), now))
+    }
+
+    fn take_challenge(&self, nonce: &[u8]) -> Result<challenge::Taken, Error> {
+        let now = self.now();
+        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        challenges.take(nonce, now).ok_or(Error::NonceUnknown)
+    }
+
+    /// The network of this name.
+    pub(crate) fn network_named(&self, name: &str) -> Result<Arc<NetworkInfo>, Error> {
+        const SEE: &str = "'mesh network list'";
+        let parsed: NetworkName = if name.is_empty() {
+            NetworkName::default_network()
+        } else {
+            name.parse().map_err(|_| Error::not_found("network", name, SEE))?
+        };
+        self.members
+            .network_by_name(&parsed)
+            .ok_or_else(|| Error::not_found("network", name, SEE))
+    }
+
+    fn network_of(&self, id: NetworkId) -> Result<Arc<NetworkInfo>, Error> {
+        self.members.network(id).ok_or(Error::Removed("network"))
+    }
+
+    /// Puts a node that was just committed into memory.
+    async fn apply_node(&self, record: NodeRecord, is_new: bool) -> Result<(), Error> {
+        let row = node_row(&record, None);
+        self.members.put_node(record);
+        self.netmap
+            .with(move |engine, _| {
+                if is_new { engine.node_added(row) } else { engine.node_changed(row) }
+            })
+            .await??;
+        Ok(())
+    }
+
+    /// Waits for the use-cases under way, then closes the store.
+    pub(crate) async fn close(&self, limit: std::time::Duration) {
+        let mut writers = std::mem::take(
+            &mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        let left = writers.join_all(limit).await;
+        if left > 0 {
+            tracing::warn!(left, "changes were still under way at the end");
+        }
+        self.store.close().await;
+    }
+}
+
+impl Change<'_> {
+    /// Notes an event; it is stored with the change and told after the commit.
+    fn event(
+        &mut self,
+        network: Option<&NetworkName>,
+        kind: EventKind,
+        subject: impl ToString,
+        detail: impl ToString,
+    ) {
+        self.events.push(EventRecord {
+            id: 0,
+            time: self.now,
+            network: network.cloned(),
+            kind,
+            subject: subject.to_string(),
+            detail: detail.to_string(),
+        });
+    }
+
+    /// Adds the change to the audit chain.
+    async fn audit(
+        &self,
+        action: &str,
+        subject: impl ToString,
+        before: &[(&str, &str)],
+        after: &[(&str, &str)],
+    ) -> Result<(), Error> {
+        let side = |parts: &[(&str, &str)]| {
+            if parts.is_empty() { String::new() } else { note(parts) }
+        };
+        let entry = AuditEntry {
+            time: self.now,
+            actor: self.actor.clone(),
+            action: action.to_owned(),
+            subject: subject.to_string(),
+            before: side(before),
+            after: side(after),
+        };
+        self.txn.audit_append(&entry).await?;
+        Ok(())
+    }
+}
+
+impl<'a> Change<'a> {
+    /// Makes the change durable and tells its events.
+    async fn commit(mut self) -> Result<Turn<'a>, Error> {
+        for event in &mut self.events {
+            event.id = self.txn.event_create(event).await?;
+        }
+        self.txn.commit().await?;
+        for event in self.events {
+            // Nobody may be listening.
+            drop(self.core.feed.send(Arc::new(event)));
+        }
+        Ok(Turn(self.turn))
+    }
+}
+
+/// A node as the engine wants it. `now`: only at the start, to tell how long ago it was seen.
+fn node_row(record: &NodeRecord, now: Option<Timestamp>) -> NodeRow {
+    NodeRow {
+        id: record.id,
+        network: record.network,
+        name: record.name.clone(),
+        role: record.role,
+        owner: record.owner.clone(),
+        addrs: record.addrs,
+        wg_key: record.wg_key,
+        disco_key: record.disco_key,
+        services: record.services.clone(),
+        routes: Vec::new(),
+        ssh_host_keys: record.ssh.pinned.clone(),
+        ssh_user: record.ssh.user.clone(),
+        uptime: record.uptime_class,
+        changed_version: record.changed_version,
+        last_seen: record.last_seen,
+        seen_ago: now.zip(record.last_seen).map(|(now, seen)| now.since(seen)),
+    }
+}
+
+fn relay_row(record: &RelayRecord, now: Option<Timestamp>) -> RelayRow {
+    RelayRow {
+        id: record.id,
+        derp: record.derp.clone(),
+        stun: record.stun.clone(),
+        last_seen: record.last_seen,
+        seen_ago: now.zip(record.last_seen).map(|(now, seen)| now.since(seen)),
+    }
+}
+
+/// Names that the gateway needs for itself in the default network's part of its paths.
+const GATEWAY_PATHS: [&str; 2] = ["n", "health"];
+
+/// The wished name, or its first variant when the gateway could not tell it from its own paths.
+fn usable_name(network: &NetworkName, wished: NodeName) -> NodeName {
+    if network.is_default() && GATEWAY_PATHS.contains(&wished.as_str()) {
+        wished.with_suffix(1)
+    } else {
+        wished
+    }
+}

@@ -1,0 +1,334 @@
+//! The first start makes CA, default network and first operator; every start loads all state.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use mesh_api::identity::Identity;
+use mesh_api::uri::Subject;
+use mesh_daemon::{Metrics, private_dir, read_private, write_private};
+use mesh_netmap::{AddressChoice, Engine, NetworkRow, PeerEncoder, Settings, Snapshot, Tombstone};
+use mesh_ssh::ca::UserCa;
+use mesh_types::{NetworkId, NetworkName, OperatorId, Timestamp};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::{broadcast, mpsc};
+use zeroize::Zeroizing;
+
+use super::{Core, node_row, relay_row};
+use crate::app::challenge::Challenges;
+use crate::app::heartbeat::RefusalEvents;
+use crate::ca::{Ca, CaError, CaParts};
+use crate::clock::Clock;
+use crate::config::{Config, OverlayConfig};
+use crate::members::{Members, NetworkInfo};
+use crate::metrics::Figures;
+use crate::netmap::{EVENTS, Netmap};
+use crate::rate::RateLimiter;
+use crate::record::{AuditEntry, EventKind, EventRecord, NetworkRecord, OperatorRecord};
+use crate::seal::{SealError, Sealer};
+use crate::store::{SealedSecret, Store, StoreError};
+
+const CA_SECRET: &str = "ca";
+/// How many events wait for a slow watcher before it reads them from the store instead.
+const FEED: usize = 1024;
+/// The first operator's credential is made anew when less than this is left of it.
+const OPERATOR_RENEW: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Why the coordinator's state cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootstrapError {
+    /// The state directory or a file in it.
+    #[error("use the state directory {}", path.display())]
+    Dir {
+        path: PathBuf,
+        #[source]
+        source: mesh_daemon::PrivateFileError,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// A network's SSH authority does not open.
+    #[error("the SSH authority of network {0} is missing or damaged")]
+    SshCa(NetworkName),
+    /// The system gave no randomness.
+    #[error("the system gives no randomness")]
+    Random,
+    /// The overlay ranges cannot be used.
+    #[error("overlay.v4 or overlay.v6 is too small")]
+    Range(#[source] mesh_netmap::InvalidRange),
+    /// Stored rows contradict each other.
+    #[error("the stored nodes and networks contradict each other")]
+    Load(#[source] mesh_netmap::Rejected),
+}
+
+/// The core, and what must be spawned for it.
+pub(crate) struct Opened<F> {
+    pub(crate) core: Arc<Core>,
+    /// The task that owns the engine.
+    pub(crate) owner: F,
+    pub(crate) events: mpsc::Receiver<mesh_netmap::Event>,
+}
+
+/// The name under which a network's SSH authority is sealed.
+pub(super) fn ssh_secret(network: NetworkId) -> String {
+    format!("ssh-ca/{network}")
+}
+
+/// Where the first operator's credential is.
+pub(crate) fn operator_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("operator")
+}
+
+/// Opens everything in the state directory, and makes what is not there yet.
+pub(crate) async fn open(
+    config: &Config,
+    advertised: Vec<String>,
+    clock: Arc<dyn Clock>,
+    encoder: Box<dyn PeerEncoder>,
+    metrics: &Metrics,
+) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, BootstrapError> {
+    let dir = config.state_dir.as_path();
+    private_dir(dir).map_err(in_dir(dir))?;
+    let store = Store::open(dir).await?;
+    let sealer = Sealer::load(&dir.join("master.key"), !store.secret_any().await?)?;
+    let now = clock.now();
+    if store.secret_show(CA_SECRET).await?.is_none() {
+        first_start(&store, &sealer, dir, now).await?;
+    }
+    let ca = open_ca(&store, &sealer).await?;
+    let (members, snapshot) = load(&store, now).await?;
+    refresh_operator(&store, &members, &ca, dir, now).await?;
+
+    let mut engine = engine(&config.overlay, encoder)?;
+    let started = tokio::time::Instant::now().into_std();
+    engine.load(snapshot, started).map_err(BootstrapError::Load)?;
+    let (events_in, events) = mpsc::channel(EVENTS);
+    let (netmap, owner) = Netmap::new(engine, events_in);
+    let core = Core {
+        clock,
+        ca: Arc::new(ca),
+        members,
+        netmap,
+        figures: Figures::register(metrics),
+        store,
+        sealer,
+        random: SystemRandom::new(),
+        turn: tokio::sync::Mutex::new(()),
+        challenges: Mutex::new(Challenges::default()),
+        rates: Mutex::new(RateLimiter::new(config.limits.anonymous)),
+        refusals: Mutex::new(RefusalEvents::default()),
+        feed: broadcast::Sender::new(FEED),
+        writers: Mutex::new(mesh_daemon::Tasks::new()),
+        advertised,
+        started_at: now,
+    };
+    Ok(Opened { core: Arc::new(core), owner, events })
+}
+
+fn in_dir(path: &Path) -> impl FnOnce(mesh_daemon::PrivateFileError) -> BootstrapError + use<> {
+    let path = path.to_path_buf();
+    move |source| BootstrapError::Dir { path, source }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], BootstrapError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| BootstrapError::Random)?;
+    Ok(bytes)
+}
+
+fn engine(
+    overlay: &OverlayConfig,
+    encoder: Box<dyn PeerEncoder>,
+) -> Result<Engine, BootstrapError> {
+    let epoch = u64::from_be_bytes(random()?);
+    let settings = Settings {
+        overlay_v4: overlay.v4,
+        overlay_v6: overlay.v6,
+        addresses: AddressChoice::Random,
+        ..Settings::new(epoch, random()?)
+    };
+    Engine::new(settings, encoder).map_err(BootstrapError::Range)
+}
+
+/// A new SSH authority for a network: its public line, and what is stored of it.
+pub(super) fn new_ssh_ca(
+    sealer: &Sealer,
+    network: NetworkId,
+) -> Result<(String, SealedSecret), SealError> {
+    let ca = UserCa::generate();
+    let line = ca.public_line();
+    let key = ca.to_openssh().map_err(|_| SealError::Random)?;
+    let sealed = sealer.seal(&ssh_secret(network), key.as_bytes())?;
+    Ok((line.clone(), SealedSecret { sealed, public: line.into_bytes() }))
+}
+
+async fn first_start(
+    store: &Store,
+    sealer: &Sealer,
+    dir: &Path,
+    now: Timestamp,
+) -> Result<(), BootstrapError> {
+    let parts = CaParts::generate(now)?;
+    let ca = Ca::open(&parts)?;
+    let millis = now.as_unix_millis();
+    let network = NetworkRecord {
+        id: NetworkId::from_parts(millis, random()?),
+        name: NetworkName::default_network(),
+        version: 0,
+        created_at: now,
+    };
+    let (_, ssh_ca) = new_ssh_ca(sealer, network.id)?;
+    let identity = Identity::generate().map_err(CaError::Key)?;
+    let mut operator = OperatorRecord {
+        id: OperatorId::from_parts(millis, random()?),
+        name: "first".to_owned(),
+        identity: identity.public_key().clone(),
+        created_at: now,
+        certificate_not_after: now,
+        revoked_at: None,
+    };
+    let issued = ca.issue(&Subject::Operator(operator.id), None, &operator.identity, now)?;
+    operator.certificate_not_after = issued.not_after;
+    // The files come first: without the commit they are simply written again at the next start.
+    write_operator_files(dir, &ca, &operator, &issued.certificate, Some(&identity))?;
+
+    let sealed = SealedSecret {
+        sealed: sealer.seal(CA_SECRET, &parts.key_pkcs8)?,
+        public: parts.certificate.clone(),
+    };
+    let txn = store.write().await?;
+    txn.secret_create(CA_SECRET, &sealed, now).await?;
+    txn.network_create(&network).await?;
+    txn.secret_create(&ssh_secret(network.id), &ssh_ca, now).await?;
+    txn.operator_create(&operator).await?;
+    let event = EventRecord {
+        id: 0,
+        time: now,
+        network: None,
+        kind: EventKind::CoordinatorInitialised,
+        subject: "coordinator".to_owned(),
+        detail: String::new(),
+    };
+    txn.event_create(&event).await?;
+    let entry = AuditEntry {
+        time: now,
+        actor: "coordinator".to_owned(),
+        action: "initialise".to_owned(),
+        subject: format!("operator:{}", operator.name),
+        ..AuditEntry::default()
+    };
+    txn.audit_append(&entry).await?;
+    txn.commit().await?;
+    tracing::info!(operator = %operator.id, "first start: made the certificate authority, the default network and the first operator");
+    Ok(())
+}
+
+async fn open_ca(store: &Store, sealer: &Sealer) -> Result<Ca, BootstrapError> {
+    let secret = store.secret_show(CA_SECRET).await?.ok_or(CaError::Damaged)?;
+    let key_pkcs8 = sealer.open(CA_SECRET, &secret.sealed)?;
+    Ok(Ca::open(&CaParts { certificate: secret.public, key_pkcs8 })?)
+}
+
+async fn load(store: &Store, now: Timestamp) -> Result<(Members, Snapshot), BootstrapError> {
+    let members = Members::default();
+    let mut snapshot = Snapshot::default();
+    for record in store.network_list().await? {
+        let secret = store.secret_show(&ssh_secret(record.id)).await?;
+        let ssh_ca = secret
+            .and_then(|secret| String::from_utf8(secret.public).ok())
+            .ok_or_else(|| BootstrapError::SshCa(record.name.clone()))?;
+        snapshot.networks.push(NetworkRow {
+            id: record.id,
+            name: record.name.clone(),
+            version: record.version,
+            trimmed: 0,
+            ssh_ca: ssh_ca.clone(),
+        });
+        members.put_network(NetworkInfo { record, ssh_ca });
+    }
+    let networks: BTreeSet<NetworkId> = snapshot.networks.iter().map(|row| row.id).collect();
+    for record in store.node_list().await? {
+        snapshot.nodes.push(node_row(&record, Some(now)));
+        members.put_node(record);
+    }
+    for record in store.relay_list().await? {
+        snapshot.relays.push(relay_row(&record, Some(now)));
+        members.put_relay(record);
+    }
+    for record in store.operator_list().await? {
+        members.put_operator(record);
+    }
+    for record in store.tombstone_list().await? {
+        members.put_removed(record.id);
+        if let Some(network) = record.network.filter(|id| networks.contains(id)) {
+            let node = mesh_types::NodeId::from_bytes(record.id);
+            snapshot.tombstones.push(Tombstone { network, node, version: record.version });
+        }
+    }
+    Ok((members, snapshot))
+}
+
+fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
+    use base64::Engine as _;
+
+    let body = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(der));
+    let mut text = Zeroizing::new(format!("-----BEGIN {label}-----\n"));
+    for at in (0..body.len()).step_by(64) {
+        text.push_str(&body[at..body.len().min(at + 64)]);
+        text.push('\n');
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}
+
+fn write_operator_files(
+    state_dir: &Path,
+    ca: &Ca,
+    operator: &OperatorRecord,
+    certificate: &[u8],
+    key: Option<&Identity>,
+) -> Result<(), BootstrapError> {
+    let dir = operator_dir(state_dir);
+    private_dir(&dir).map_err(in_dir(&dir))?;
+    let write = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        write_private(&path, content).map_err(in_dir(&path))
+    };
+    if let Some(key) = key {
+        write("operator.key", pem("PRIVATE KEY", key.pkcs8()).as_bytes())?;
+    }
+    write("operator.crt", pem("CERTIFICATE", certificate).as_bytes())?;
+    write("ca.crt", pem("CERTIFICATE", ca.certificate()).as_bytes())?;
+    write("id", operator.id.to_string().as_bytes())
+}
+
+/// Renews the first operator's certificate file while the coordinator has it at hand, so that the
+/// machine that runs the coordinator never locks itself out.
+async fn refresh_operator(
+    store: &Store,
+    members: &Members,
+    ca: &Ca,
+    state_dir: &Path,
+    now: Timestamp,
+) -> Result<(), BootstrapError> {
+    let path = operator_dir(state_dir).join("id");
+    let Some(id) = read_private(&path).map_err(in_dir(&path))? else { return Ok(()) };
+    let id = String::from_utf8_lossy(&id).trim().parse::<OperatorId>().ok();
+    let Some(operator) = id.and_then(|id| members.operator(id)) else { return Ok(()) };
+    let due = now.plus(OPERATOR_RENEW) >= operator.certificate_not_after;
+    if operator.revoked_at.is_some() || !due {
+        return Ok(());
+    }
+    let issued = ca.issue(&Subject::Operator(operator.id), None, &operator.identity, now)?;
+    let mut operator = OperatorRecord::clone(&operator);
+    operator.certificate_not_after = issued.not_after;
+    let txn = store.write().await?;
+    txn.operator_update(&operator).await?;
+    txn.commit().await?;
+    write_operator_files(state_dir, ca, &operator, &issued.certificate, None)?;
+    members.put_operator(operator);
+    Ok(())
+}

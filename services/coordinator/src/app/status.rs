@@ -1,0 +1,92 @@
+//! How the coordinator is doing, in one answer.
+
+use std::sync::Arc;
+
+use mesh_netmap::Counts;
+use mesh_types::{NetworkName, NodeState, Timestamp};
+
+use super::Core;
+use crate::error::Error;
+use crate::record::RelayRecord;
+
+/// The coordinator at a glance.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) started_at: Timestamp,
+    pub(crate) server_time: Timestamp,
+    pub(crate) ca_fingerprint: [u8; 32],
+    pub(crate) ca_not_after: Timestamp,
+    pub(crate) networks: Vec<NetworkFigures>,
+    pub(crate) relays: Vec<RelayView>,
+    /// Why changes are refused, if they are.
+    pub(crate) store_problem: Option<String>,
+}
+
+/// A network in figures.
+#[derive(Debug, Clone)]
+pub(crate) struct NetworkFigures {
+    pub(crate) name: NetworkName,
+    pub(crate) counts: Counts,
+    pub(crate) version: u64,
+}
+
+/// A relay with its state.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayView {
+    pub(crate) record: Arc<RelayRecord>,
+    pub(crate) state: NodeState,
+}
+
+impl Core {
+    pub(crate) async fn status(&self) -> Result<Status, Error> {
+        let names: Vec<_> = self
+            .members
+            .networks()
+            .iter()
+            .map(|info| (info.record.id, info.record.name.clone()))
+            .collect();
+        let relays = self.members.relays();
+        let (networks, relays) = self
+            .netmap
+            .with(move |engine, _| {
+                let figures = |(id, name)| NetworkFigures {
+                    name,
+                    counts: engine.counts(id),
+                    version: engine.network(id).map_or(0, |row| row.version),
+                };
+                let networks: Vec<_> = names.into_iter().map(figures).collect();
+                let view = |record: Arc<RelayRecord>| RelayView {
+                    state: engine.relay(record.id).map_or(NodeState::Offline, |r| r.state()),
+                    record,
+                };
+                (networks, relays.into_iter().map(view).collect())
+            })
+            .await?;
+        Ok(Status {
+            started_at: self.started_at,
+            server_time: self.now(),
+            ca_fingerprint: self.ca.fingerprint(),
+            ca_not_after: self.ca.not_after(),
+            networks,
+            relays,
+            store_problem: self.write_problem().await,
+        })
+    }
+
+    /// Why changes would be refused now, if they would.
+    pub(crate) async fn write_problem(&self) -> Option<String> {
+        // Behind the turn, so that the trial never stands in the way of a change.
+        let _turn = self.turn.lock().await;
+        self.store.write_problem().await
+    }
+
+    /// Holds all changes back (`Some`: why) or lets them through again.
+    pub(crate) fn guard_writes(&self, reason: Option<String>) {
+        self.store.guard_writes(reason);
+    }
+
+    /// How many nodes a network has.
+    pub(crate) fn node_count(&self, network: mesh_types::NetworkId) -> usize {
+        self.members.nodes(Some(network)).len()
+    }
+}

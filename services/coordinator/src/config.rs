@@ -1,0 +1,210 @@
+//! What the coordinator can be configured with.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
+use mesh_types::addr::{DEFAULT_OVERLAY_V4, DEFAULT_OVERLAY_V6};
+use serde::{Deserialize, Serialize};
+
+use crate::rate::RateConfig;
+
+/// How many coordinator addresses fit into a join token.
+const MAX_ADVERTISED: usize = 8;
+
+/// The coordinator's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Database, master key, lock and the first operator's credential; 0700.
+    pub state_dir: PathBuf,
+    /// The TLS port.
+    pub server: ServerConfig,
+    /// Overlay address ranges; a range may be widened later, never moved.
+    pub overlay: OverlayConfig,
+    /// What callers may do at most.
+    pub limits: LimitsConfig,
+    /// `/livez`, `/readyz`, `/metrics`; absent: this process has them elsewhere.
+    pub admin: Option<AdminConfig>,
+    /// The log.
+    pub log: LogConfig,
+    /// How the coordinator ends.
+    pub shutdown: ShutdownConfig,
+}
+
+/// The TLS port for gRPC and HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Where gRPC and HTTPS are served; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// `host:port` under which nodes find this coordinator, written into join tokens; 1 to 8.
+    /// Empty: the bound address, or for 0.0.0.0 the address of the default route.
+    pub advertise: Vec<String>,
+    /// The most connections at once; further ones wait.
+    pub max_connections: usize,
+}
+
+/// Overlay address ranges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OverlayConfig {
+    /// IPv4 range.
+    pub v4: Ipv4Net,
+    /// IPv6 range.
+    pub v6: Ipv6Net,
+}
+
+/// What callers may do at most.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Calls without a certificate (Challenge, Enrol, Renew) from one source address.
+    pub anonymous: RateConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/mesh/coordinator".into(),
+            server: ServerConfig::default(),
+            overlay: OverlayConfig::default(),
+            limits: LimitsConfig::default(),
+            admin: Some(AdminConfig::at(9464)),
+            log: LogConfig::default(),
+            shutdown: ShutdownConfig::default(),
+        }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::UNSPECIFIED, 8080).into(),
+            advertise: Vec::new(),
+            max_connections: 20_000,
+        }
+    }
+}
+
+impl Default for OverlayConfig {
+    fn default() -> Self {
+        let (v4, v4_len) = DEFAULT_OVERLAY_V4;
+        let (v6, v6_len) = DEFAULT_OVERLAY_V6;
+        Self {
+            v4: Ipv4Net::new(v4, v4_len).expect("10 is a prefix length of IPv4"),
+            v6: Ipv6Net::new(v6, v6_len).expect("48 is a prefix length of IPv6"),
+        }
+    }
+}
+
+impl Settings for Config {
+    fn validate(&self, faults: &mut Faults) {
+        let addresses = &self.server.advertise;
+        faults.require(
+            addresses.len() <= MAX_ADVERTISED,
+            "server.advertise",
+            "at most 8 addresses fit into a join token",
+        );
+        for address in addresses {
+            faults.require(
+                is_host_and_port(address),
+                "server.advertise",
+                format!("{address:?} is not host:port, such as mesh.example.org:8080"),
+            );
+        }
+        faults.require(
+            self.server.max_connections > 0,
+            "server.max_connections",
+            "at least one connection is needed",
+        );
+        let rate = self.limits.anonymous;
+        faults.require(
+            rate.burst > 0 && rate.per_second > 0,
+            "limits.anonymous",
+            "with 0 nobody could ever join",
+        );
+        if let Some(admin) = &self.admin {
+            admin.validate(faults);
+        }
+    }
+}
+
+pub(crate) fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && text.len() <= 255
+            && (host.starts_with('[') == host.contains(':'))
+            && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+/// The addresses that join tokens carry, given what was bound.
+pub(crate) fn advertised(config: &ServerConfig, bound: SocketAddr) -> Vec<String> {
+    if !config.advertise.is_empty() {
+        return config.advertise.clone();
+    }
+    let addr = if bound.ip().is_unspecified() {
+        SocketAddr::new(default_route_address(bound.is_ipv6()), bound.port())
+    } else {
+        bound
+    };
+    vec![addr.to_string()]
+}
+
+/// The address that packets to the outside would leave from; nothing is sent. Loopback when
+/// there is no route.
+fn default_route_address(v6: bool) -> std::net::IpAddr {
+    // Documentation addresses (RFC 5737, RFC 3849): connecting a UDP socket only asks for a route.
+    let (from, to) = if v6 {
+        ("[::]:0", "[2001:db8::1]:9")
+    } else {
+        ("0.0.0.0:0", "192.0.2.1:9")
+    };
+    let ask = |from: &str, to: &str| {
+        let socket = std::net::UdpSocket::bind(from)?;
+        socket.connect(to)?;
+        socket.local_addr()
+    };
+    match ask(from, to).or_else(|_| ask("0.0.0.0:0", "192.0.2.1:9")) {
+        Ok(addr) if !addr.ip().is_unspecified() => addr.ip(),
+        _ if v6 => Ipv6Addr::LOCALHOST.into(),
+        _ => Ipv4Addr::LOCALHOST.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_address_is_advertised_unless_others_are_given() {
+        let bound = "127.0.0.1:4000".parse().expect("an address");
+        assert_eq!(advertised(&ServerConfig::default(), bound), ["127.0.0.1:4000"]);
+        let given = vec!["mesh.example.org:8080".to_owned()];
+        let config = ServerConfig { advertise: given.clone(), ..ServerConfig::default() };
+        assert_eq!(advertised(&config, bound), given);
+    }
+
+    #[test]
+    fn an_unspecified_address_is_never_advertised() {
+        for bound in ["0.0.0.0:4000", "[::]:4000"] {
+            let bound = bound.parse().expect("an address");
+            let addr: SocketAddr =
+                advertised(&ServerConfig::default(), bound)[0].parse().expect("an address");
+            assert!(!addr.ip().is_unspecified());
+            assert_eq!(addr.port(), 4000);
+        }
+    }
+
+    #[test]
+    fn hosts_need_a_port() {
+        for good in ["a:1", "mesh.example.org:8080", "[::1]:8080", "10.0.0.1:80"] {
+            assert!(is_host_and_port(good), "{good}");
+        }
+        for bad in ["a", ":1", "a:0", "a:x", "::1:8080", "a:70000"] {
+            assert!(!is_host_and_port(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The store's suite. Written against `Store` alone, so that it runs on another database as it is.
+
+use mesh_api::identity::Identity;
+use mesh_types::{
+    DiscoPublicKey, IdentityPublicKey, NetworkId, NetworkName, NodeId, OperatorId, OverlayAddrs,
+    RelayId, Role, Service, ServiceKind, Timestamp, TokenId, UptimeClass, WgPublicKey,
+};
+use sea_orm::{ConnectionTrait as _, EntityTrait as _};
+use tempfile::TempDir;
+
+use super::entity::{audit, meta};
+use super::secret::SealedSecret;
+use super::{STATE_VERSION, STATE_VERSION_KEY, Store, StoreError};
+use crate::record::{
+    AuditEntry, EventKind, EventRecord, NetworkRecord, NodeRecord, OperatorRecord, RelayRecord,
+    SshFacts, TokenRecord,
+};
+
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+async fn open() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).await.expect("opens");
+    (dir, store)
+}
+
+fn identity() -> IdentityPublicKey {
+    Identity::generate().expect("a key").public_key().clone()
+}
+
+fn network(n: u8) -> NetworkRecord {
+    NetworkRecord {
+        id: NetworkId::from_bytes([n; 16]),
+        name: format!("net-{n}").parse::<NetworkName>().expect("a name"),
+        version: 0,
+        created_at: NOW,
+    }
+}
+
+fn node(n: u8, network: NetworkId) -> NodeRecord {
+    let name = |text: &str| text.parse().expect("a name");
+    NodeRecord {
+        id: NodeId::from_bytes([n; 16]),
+        network,
+        name: format!("node-{n}").parse().expect("a name"),
+        role: Role::Worker,
+        owner: "anna".into(),
+        identity: identity(),
+        wg_key: WgPublicKey::from_bytes([n; 32]),
+        disco_key: DiscoPublicKey::from_bytes([n; 32]),
+        addrs: OverlayAddrs {
+            v4: [100, 127, 255, n].into(),
+            v6: [0xfd7a, 0, 0, 0, 0, 0, 0, u16::from(n)].into(),
+        },
+        uptime_class: UptimeClass::WorkHours,
+        version: "0.1.0".into(),
+        created_at: NOW,
+        last_seen: None,
+        certificate_not_after: NOW,
+        services: vec![
+            Service { name: name("console"), kind: ServiceKind::Console, port: 9090 },
+            Service { name: name("db"), kind: ServiceKind::Tcp, port: 5432 },
+        ],
+        ssh: SshFacts {
+            user: "root".into(),
+            via_loopback: true,
+            pinned: vec!["ssh-ed25519 AAAA".into(), "ssh-ed25519 BBBB".into()],
+            held: vec!["ssh-ed25519 CCCC".into()],
+        },
+        changed_version: 3,
+    }
+}
+
+fn token(n: u8, network: Option<NetworkId>) -> TokenRecord {
+    TokenRecord {
+        id: TokenId::from_bytes([n; 16]),
+        network,
+        role: if network.is_some() { Role::Worker } else { Role::Relay },
+        owner: "anna".into(),
+        reusable: false,
+        secret_hash: [n; 32],
+        created_at: NOW,
+        expires_at: NOW,
+        revoked_at: None,
+        uses: 0,
+    }
+}
+
+async fn with_network(store: &Store, n: u8) -> NetworkId {
+    let record = network(n);
+    let txn = store.write().await.expect("begins");
+    txn.network_create(&record).await.expect("creates");
+    txn.commit().await.expect("commits");
+    record.id
+}
+
+#[tokio::test]
+async fn everything_survives_a_restart() {
+    let (dir, store) = open().await;
+    let id = with_network(&store, 1).await;
+    let relay = RelayRecord {
+        id: RelayId::from_bytes([5; 16]),
+        name: "relay".parse().expect("a name"),
+        owner: "anna".into(),
+        identity: identity(),
+        derp: vec!["relay.example.org:8443".into()],
+        stun: vec![],
+        version: "0.1.0".into(),
+        created_at: NOW,
+        last_seen: Some(NOW),
+        certificate_not_after: NOW,
+    };
+    let operator = OperatorRecord {
+        id: OperatorId::from_bytes([6; 16]),
+        name: "anna".into(),
+        identity: identity(),
+        created_at: NOW,
+        certificate_not_after: NOW,
+        revoked_at: None,
+    };
+    let sealed = SealedSecret { sealed: vec![1, 2, 3], public: vec![4] };
+    let txn = store.write().await.expect("begins");
+    let worker = node(1, id);
+    txn.node_create(&worker).await.expect("creates");
+    txn.relay_create(&relay).await.expect("creates");
+    txn.operator_create(&operator).await.expect("creates");
+    txn.token_create(&token(1, Some(id))).await.expect("creates");
+    txn.token_create(&token(2, None)).await.expect("creates");
+    txn.secret_create("ca", &sealed, NOW).await.expect("creates");
+    txn.commit().await.expect("commits");
+    store.close().await;
+    drop(store);
+
+    let store = Store::open(dir.path()).await.expect("opens again");
+    assert_eq!(store.network_list().await.expect("lists"), [network(1)]);
+    assert_eq!(store.node_list().await.expect("lists"), [worker]);
+    assert_eq!(store.relay_list().await.expect("lists"), [relay]);
+    assert_eq!(store.operator_list().await.expect("lists"), [operator]);
+    assert_eq!(
+        store.token_list(None).await.expect("lists"),
+        [token(1, Some(id)), token(2, None)]
+    );
+    assert_eq!(store.token_list(Some(id)).await.expect("lists"), [token(1, Some(id))]);
+    assert_eq!(store.secret_show("ca").await.expect("reads"), Some(sealed));
+}
+
+#[tokio::test]
+async fn a_dropped_transaction_changes_nothing() {
+    let (_dir, store) = open().await;
+    let txn = store.write().await.expect("begins");
+    txn.network_create(&network(1)).await.expect("creates");
+    drop(txn);
+    assert!(store.network_list().await.expect("lists").is_empty());
+    with_network(&store, 2).await;
+}
+
+#[tokio::test]
+async fn keys_names_and_addresses_are_unique() {
+    let (_dir, store) = open().await;
+    let (one, two) = (with_network(&store, 1).await, with_network(&store, 2).await);
+    let first = node(1, one);
+    let txn = store.write().await.expect("begins");
+    txn.node_create(&first).await.expect("creates");
+    txn.commit().await.expect("commits");
+
+    let clash = |change: &dyn Fn(&mut NodeRecord)| {
+        let mut second = node(2, two);
+        change(&mut second);
+        second
+    };
+    let clashes = [
+        clash(&|node| node.identity = first.identity.clone()),
+        clash(&|node| node.wg_key = first.wg_key),
+        clash(&|node| node.disco_key = first.disco_key),
+        clash(&|node| node.addrs.v4 = first.addrs.v4),
+        clash(&|node| node.addrs.v6 = first.addrs.v6),
+        clash(&|node| (node.network, node.name) = (one, first.name.clone())),
+    ];
+    for second in clashes {
+        let txn = store.write().await.expect("begins");
+        let refused = txn.node_create(&second).await;
+        assert!(matches!(refused, Err(StoreError::Exists)), "{second:?}: {refused:?}");
+        txn.rollback().await.expect("rolls back");
+    }
+    let txn = store.write().await.expect("begins");
+    let same_name_elsewhere = clash(&|node| node.name = first.name.clone());
+    txn.node_create(&same_name_elsewhere).await.expect("another network");
+}
+
+#[tokio::test]
+async fn a_removed_node_leaves_a_tombstone_and_frees_its_keys() {
+    let (_dir, store) = open().await;
+    let id = with_network(&store, 1).await;
+    let txn = store.write().await.expect("begins");
+    txn.node_create(&node(1, id)).await.expect("creates");
+    let version = txn.network_bump(id).await.expect("bumps");
+    assert_eq!(version, 1);
+    txn.node_remove(NodeId::from_bytes([1; 16]), id, version, NOW).await.expect("removes");
+    let again = NodeRecord { id: NodeId::from_bytes([9; 16]), ..node(1, id) };
+    txn.node_create(&again).await.expect("the keys are free");
+    txn.commit().await.expect("commits");
+    let tombstones = store.tombstone_list().await.expect("lists");
+    assert_eq!(tombstones.len(), 1);
+    assert_eq!((tombstones[0].id, tombstones[0].network), ([1; 16], Some(id)));
+    assert_eq!(tombstones[0].version, 1);
+}
+
+#[tokio::test]
+async fn an_update_replaces_host_keys_and_leaves_the_permit() {
+    let (_dir, store) = open().await;
+    let id = with_network(&store, 1).await;
+    let mut record = node(1, id);
+    let txn = store.write().await.expect("begins");
+    txn.node_create(&record).await.expect("creates");
+    let later = Timestamp::from_secs(NOW.as_secs() + 60);
+    txn.node_set_permit(record.id, Some(([8; 32], later))).await.expect("sets");
+    record.ssh.held.clear();
+    record.ssh.pinned = vec!["ssh-ed25519 DDDD".into()];
+    txn.node_update(&record).await.expect("updates");
+    assert_eq!(txn.node_show(record.id).await.expect("reads"), Some(record.clone()));
+    assert_eq!(
+        txn.node_by_permit(&[8; 32], NOW).await.expect("reads"),
+        Some(record.clone())
+    );
+    assert_eq!(txn.node_by_permit(&[8; 32], later).await.expect("reads"), None);
+    txn.node_set_permit(record.id, None).await.expect("takes back");
+    assert_eq!(txn.node_by_permit(&[8; 32], NOW).await.expect("reads"), None);
+}
+
+#[tokio::test]
+async fn a_token_remembers_whom_it_let_in() {
+    let (_dir, store) = open().await;
+    let id = with_network(&store, 1).await;
+    let record = token(1, Some(id));
+    let (who, other) = (identity(), identity());
+    let txn = store.write().await.expect("begins");
+    txn.token_create(&record).await.expect("creates");
+    txn.token_use_record(record.id, &who, [3; 16], NOW).await.expect("records");
+    let used = txn.token_use_show(record.id, &who).await.expect("reads");
+    assert_eq!(used.map(|used| used.subject), Some([3; 16]));
+    assert_eq!(txn.token_use_show(record.id, &other).await.expect("reads"), None);
+    txn.token_revoke(record.id, NOW).await.expect("revokes");
+    let shown = txn.token_show(record.id).await.expect("reads").expect("exists");
+    assert_eq!((shown.uses, shown.revoked_at), (1, Some(NOW)));
+    let missing = txn.token_revoke(TokenId::from_bytes([9; 16]), NOW).await;
+    assert!(matches!(missing, Err(StoreError::Missing)));
+}
+
+#[tokio::test]
+async fn a_deleted_network_takes_its_nodes_and_tokens_along() {
+    let (_dir, store) = open().await;
+    let id = with_network(&store, 1).await;
+    let txn = store.write().await.expect("begins");
+    txn.node_create(&node(1, id)).await.expect("creates");
+    txn.token_create(&token(1, Some(id))).await.expect("creates");
+    txn.network_delete(id).await.expect("deletes");
+    txn.commit().await.expect("commits");
+    assert!(store.node_list().await.expect("lists").is_empty());
+    assert!(store.token_list(None).await.expect("lists").is_empty());
+}
+
+fn happened(kind: EventKind, network: Option<&str>) -> EventRecord {
+    EventRecord {
+        id: 0,
+        time: NOW,
+        network: network.map(|name| name.parse().expect("a name")),
+        kind,
+        subject: "node-1".into(),
+        detail: String::new(),
+    }
+}
+
+#[tokio::test]
+async fn events_come_back_in_order_and_by_network() {
+    let (_dir, store) = open().await;
+    let txn = store.write().await.expect("begins");
+    let mut ids = Vec::new();
+    for event in [
+        happened(EventKind::NodeJoined, Some("a")),
+        happened(EventKind::NodeJoined, Some("b")),
+        happened(EventKind::OperatorAdded, None),
+        happened(EventKind::NodeRemoved, Some("a")),
+    ] {
+        ids.push(txn.event_create(&event).await.expect("creates"));
+    }
+    txn.commit().await.expect("commits");
+    let of = async |network, after, limit| {
+        let events = store.event_list(network, after, limit).await.expect("lists");
+        events.into_iter().map(|event| event.id).collect::<Vec<_>>()
+    };
+    assert_eq!(of(None, 0, 100).await, ids);
+    assert_eq!(of(Some("a"), 0, 100).await, [ids[0], ids[3]]);
+    assert_eq!(of(None, 0, 2).await, ids[2..]);
+    assert_eq!(of(None, ids[1], 100).await, ids[2..]);
+}
+
+#[tokio::test]
+async fn a_changed_or_missing_audit_row_breaks_the_chain() {
+    let (_dir, store) = open().await;
+    let txn = store.write().await.expect("begins");
+    for subject in ["a", "b", "c"] {
+        let entry = AuditEntry {
+            time: NOW,
+            actor: "operator:anna".into(),
+            action: "node-remove".into(),
+            subject: subject.into(),
+            ..AuditEntry::default()
+        };
+        txn.audit_append(&entry).await.expect("appends");
+    }
+    txn.commit().await.expect("commits");
+    assert_eq!(store.audit_verify().await.expect("reads"), Ok(3));
+    let change = "UPDATE audit SET subject = 'x' WHERE seq = 2";
+    store.writer.execute_unprepared(change).await.expect("writes");
+    assert_eq!(store.audit_verify().await.expect("reads"), Err(2));
+    audit::Entity::delete_by_id(1).exec(&store.writer).await.expect("deletes");
+    assert_eq!(store.audit_verify().await.expect("reads"), Err(1));
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_who_holds_the_directory() {
+    let (dir, store) = open().await;
+    let refused = Store::open(dir.path()).await.expect_err("locked");
+    let text = refused.to_string();
+    assert!(text.contains(&std::process::id().to_string()), "{text}");
+    assert!(text.contains("--state-dir"), "{text}");
+    drop(store);
+    Store::open(dir.path()).await.expect("free again");
+}
+
+#[tokio::test]
+async fn a_directory_of_a_newer_version_is_refused_untouched() {
+    let (dir, store) = open().await;
+    super::set_meta(&store.writer, STATE_VERSION_KEY, STATE_VERSION + 1).await.expect("sets");
+    store.close().await;
+    drop(store);
+    let refused = Store::open(dir.path()).await.expect_err("newer");
+    assert!(matches!(refused, StoreError::Newer { found, .. } if found == STATE_VERSION + 1));
+    assert!(refused.to_string().contains("upgrade"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_files_are_for_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (dir, _store) = open().await;
+    for name in ["coordinator.db", "coordinator.db-wal", "coordinator.lock"] {
+        let mode = std::fs::metadata(dir.path().join(name)).expect(name).permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_guarded_or_failing_store_refuses_changes_and_still_reads() {
+    let (_dir, store) = open().await;
+    with_network(&store, 1).await;
+    assert_eq!(store.write_problem().await, None);
+
+    store.guard_writes(Some("restoring a snapshot".into()));
+    assert!(matches!(store.write().await, Err(StoreError::ReadOnly(_))));
+    let problem = store.write_problem().await.expect("a problem");
+    assert!(problem.contains("restoring a snapshot"), "{problem}");
+    store.guard_writes(None);
+
+    store.writer.execute_unprepared("PRAGMA query_only = ON").await.expect("sets");
+    let txn = store.write().await.expect("begins");
+    let refused = txn.network_create(&network(2)).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    drop(txn);
+    assert!(store.write_problem().await.is_some());
+    assert_eq!(store.network_list().await.expect("reads").len(), 1);
+    store.writer.execute_unprepared("PRAGMA query_only = OFF").await.expect("sets");
+    assert_eq!(store.write_problem().await, None);
+}
+
+#[tokio::test]
+async fn writers_at_once_wait_for_each_other() {
+    let (_dir, store) = open().await;
+    let id = with_network(&store, 1).await;
+    let store = std::sync::Arc::new(store);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let store = std::sync::Arc::clone(&store);
+        tasks.spawn(async move {
+            let txn = store.write().await.expect("begins");
+            let version = txn.network_bump(id).await.expect("bumps");
+            txn.commit().await.expect("commits");
+            version
+        });
+    }
+    let mut versions = tasks.join_all().await;
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn the_trial_write_leaves_no_trace() {
+    let (_dir, store) = open().await;
+    assert_eq!(store.write_problem().await, None);
+    let rows = meta::Entity::find().all(&store.reader).await.expect("reads");
+    assert_eq!(rows.len(), 1);
+}
