@@ -28,6 +28,8 @@ pub struct EnrolOptions {
     pub hostname: String,
     /// Of the program, for people.
     pub version: String,
+    /// An operator's permit to join as a node that exists already; empty: none.
+    pub permit: Vec<u8>,
     /// How long all of it may take.
     pub timeout: Duration,
 }
@@ -38,6 +40,7 @@ impl EnrolOptions {
         Self {
             hostname: hostname.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            permit: Vec::new(),
             timeout: Duration::from_secs(30),
         }
     }
@@ -118,7 +121,7 @@ pub async fn enrol(
     let attempt = async {
         let mut last = None;
         for _ in 0..RETRIES {
-            match join(token, &hostname, &options.version, state).await {
+            match join(token, &hostname, &options, state).await {
                 Ok(enrolled) => return Ok(enrolled),
                 Err((error, true)) => last = Some(error),
                 Err((error, false)) => return Err(error),
@@ -148,7 +151,7 @@ fn unanswered(token: &JoinToken, limit: Duration) -> EnrolError {
 async fn join(
     token: &JoinToken,
     hostname: &str,
-    version: &str,
+    options: &EnrolOptions,
     state: &StateDir,
 ) -> Result<Enrolled, (EnrolError, bool)> {
     let tls = tls::client_config(Pin::Fingerprint(token.ca_fingerprint), None, &[ALPN_H2])
@@ -168,7 +171,7 @@ async fn join(
     if let Some(error) = clock_text(own, challenge.server_time) {
         return Err((error, false));
     }
-    let answer = grpc::enrol(channel, token, &challenge, hostname, version, state)
+    let answer = grpc::enrol(channel, token, &challenge, hostname, options, state)
         .await
         .map_err(|error| rpc_text(&error))?;
     let fits = tls::fingerprint(&answer.ca) == Some(token.ca_fingerprint);
@@ -249,12 +252,13 @@ fn clock_text(own: Timestamp, server: Timestamp) -> Option<EnrolError> {
 fn rpc_text(error: &RpcError) -> (EnrolError, bool) {
     match error {
         RpcError::Status(status) => {
-            let (kind, lost) = match status.code() {
-                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
+            let (kind, lost) = match (status.code(), grpc::word(status)) {
+                // The challenge was too old: a new one is asked for.
+                (_, "nonce-unknown") => (EnrolErrorKind::Refused, true),
+                (_, word) if word.starts_with("token-") => (EnrolErrorKind::Token, false),
+                // No word: not the coordinator's own refusal, so the answer was lost on its way.
+                (Code::Unavailable | Code::Unknown | Code::Cancelled, _) => {
                     (EnrolErrorKind::Unreachable, true)
-                }
-                Code::NotFound | Code::Unauthenticated | Code::FailedPrecondition => {
-                    (EnrolErrorKind::Token, false)
                 }
                 _ => (EnrolErrorKind::Refused, false),
             };

@@ -27,6 +27,7 @@ use tonic::{Code, Status, Streaming};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::control::{Goodbye, Incoming};
+use crate::enrol::EnrolOptions;
 use crate::state_dir::{Enrolled, StateDir};
 
 /// Messages that may wait to be written to the stream.
@@ -51,6 +52,44 @@ pub(crate) enum RpcError {
 impl From<Status> for RpcError {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
+    }
+}
+
+/// Metadata key of the coordinator's word for what went wrong.
+const REASON_KEY: &str = "mesh-error";
+
+/// The coordinator's word for what went wrong; empty when it gave none.
+pub(crate) fn word(status: &Status) -> &str {
+    status
+        .metadata()
+        .get(REASON_KEY)
+        .and_then(|word| word.to_str().ok())
+        .unwrap_or_default()
+}
+
+/// Whether the coordinator says that this node is none of its any more.
+fn says_removed(status: &Status) -> bool {
+    word(status) == "removed"
+}
+
+impl RpcError {
+    /// Whether the coordinator says that this node is none of its any more.
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Self::Status(status) if says_removed(status))
+    }
+}
+
+impl OpenError {
+    /// Whether the coordinator says that this node is none of its any more.
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Self::Status(status) if says_removed(status))
+    }
+}
+
+impl StreamEnd {
+    /// Whether the coordinator says that this node is none of its any more.
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Self::Status(status) if says_removed(status))
     }
 }
 
@@ -113,7 +152,7 @@ pub(crate) async fn enrol(
     token: &JoinToken,
     challenge: &Challenge,
     hostname: &str,
-    version: &str,
+    options: &EnrolOptions,
     state: &StateDir,
 ) -> Result<EnrolAnswer, RpcError> {
     let spki = state.identity_public().as_spki_der();
@@ -127,8 +166,8 @@ pub(crate) async fn enrol(
         disco_key: state.disco_public().as_bytes().to_vec(),
         wg_proof: proof(ENROL_WG, state.wg_key(), challenge, spki),
         disco_proof: proof(ENROL_DISCO, state.disco_key(), challenge, spki),
-        version: version.to_owned(),
-        permit: Vec::new(),
+        version: options.version.clone(),
+        permit: options.permit.clone(),
     };
     let response = client(channel).enrol(request).await?.into_inner();
     let pb::EnrolResponse {

@@ -25,7 +25,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 const RENEW_LIMIT: Duration = Duration::from_secs(30);
 
 type Opening = Pin<Box<dyn Future<Output = Result<SyncStream, OpenError>> + Send>>;
-type Renewal = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+type Renewal = Pin<Box<dyn Future<Output = Result<(), RenewError>> + Send>>;
 
 /// What the shell works with.
 pub(super) struct Parts {
@@ -51,6 +51,12 @@ pub(super) struct Shell {
     attempts: usize,
 }
 
+/// Why a certificate was not renewed.
+enum RenewError {
+    Removed,
+    Failed(String),
+}
+
 enum Event {
     Stop,
     Timeout,
@@ -58,7 +64,7 @@ enum Event {
     Report,
     Opened(Result<SyncStream, OpenError>),
     Heard(Result<Incoming, StreamEnd>),
-    Renewed(Result<(), String>),
+    Renewed(Result<(), RenewError>),
 }
 
 fn now() -> Now {
@@ -133,11 +139,13 @@ impl Shell {
                 self.opening = None;
                 self.stream = Some(stream);
             }
+            Event::Opened(Err(error)) if error.is_removal() => self.machine.handle_removed(),
             Event::Opened(Err(error)) => {
                 self.opening = None;
                 self.machine.handle_closed(error.to_string(), now);
             }
             Event::Heard(Ok(message)) => self.machine.handle_message(message, now),
+            Event::Heard(Err(end)) if end.is_removal() => self.machine.handle_removed(),
             Event::Heard(Err(end)) => {
                 self.stream = None;
                 self.machine.handle_closed(describe(&end), now);
@@ -148,7 +156,8 @@ impl Shell {
                 self.machine
                     .handle_renewed(self.parts.credential.validity(), now);
             }
-            Event::Renewed(Err(reason)) => {
+            Event::Renewed(Err(RenewError::Removed)) => self.machine.handle_removed(),
+            Event::Renewed(Err(RenewError::Failed(reason))) => {
                 self.renewal = None;
                 self.machine.handle_renew_failed(reason, now);
             }
@@ -223,24 +232,32 @@ impl Shell {
         let node = self.parts.enrolled.node;
         let state = self.parts.state.clone();
         Box::pin(async move {
+            let failed = |error: &dyn std::fmt::Display| RenewError::Failed(error.to_string());
             let attempt = async {
                 // Without the old certificate: it may have ended, and the signature proves more.
                 let tls = credential
                     .client_config(false, &[ALPN_H2])
-                    .map_err(|error| error.to_string())?;
+                    .map_err(|error| failed(&error))?;
                 let channel = connect(&addrs, COORDINATOR_NAME, tls)
                     .await
-                    .map_err(|error| error.to_string())?;
-                let (certificate, ca) = grpc::renew(channel, node, &state)
-                    .await
-                    .map_err(|error| format!("the certificate was not renewed: {error}"))?;
+                    .map_err(|error| failed(&error))?;
+                let (certificate, ca) =
+                    grpc::renew(channel, node, &state).await.map_err(|error| {
+                        if error.is_removal() {
+                            RenewError::Removed
+                        } else {
+                            failed(&format_args!("the certificate was not renewed: {error}"))
+                        }
+                    })?;
                 credential
                     .replace(&certificate, &ca)
-                    .map_err(|error| error.to_string())
+                    .map_err(|error| failed(&error))
             };
             match tokio::time::timeout(RENEW_LIMIT, attempt).await {
                 Ok(result) => result,
-                Err(_) => Err("the coordinator did not renew the certificate in time".to_owned()),
+                Err(_) => Err(failed(
+                    &"the coordinator did not renew the certificate in time",
+                )),
             }
         })
     }

@@ -115,10 +115,9 @@ impl UdpPort {
                 segment_size: (part.len() > stride).then_some(stride),
                 src_ip: None,
             };
-            self.socket.try_io(Interest::WRITABLE, || {
-                self.state
-                    .try_send(UdpSockRef::from(&self.socket), &transmit)
-            })?;
+            // Not through tokio: a socket that is not writable drops, it does not wait.
+            self.state
+                .try_send(UdpSockRef::from(&self.socket), &transmit)?;
         }
         Ok(())
     }
