@@ -1,0 +1,145 @@
+//! The command line of `relay`.
+#![expect(clippy::print_stdout, reason = "a command line prints its answers")]
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
+use mesh_daemon::{Handles, ShutdownTrigger, build_info, signals, telemetry};
+use mesh_node::{EnrolOptions, StateDir, enrol};
+use mesh_types::{JoinToken, Role};
+
+use crate::{App, Config};
+
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
+/// No token is longer than this.
+const MAX_TOKEN: u64 = 64 * 1024;
+
+/// Carries encrypted packets between nodes (DERP) and answers STUN.
+#[derive(Debug, Parser)]
+#[command(name = "relay", version)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where the relay's identity is kept
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where nodes connect by DERP over TLS (port 0: any free one)
+    #[arg(long, global = true, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where STUN is answered (port 0: any free one)
+    #[arg(long, global = true, value_name = "ADDR")]
+    stun_listen: Option<SocketAddr>,
+    /// File with a join token, used when the relay has not joined yet; '-' is standard input
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve (the default)
+    Run,
+    /// Join the installation with a token of the role relay
+    Join {
+        /// The token itself (visible to other users of the machine: prefer --token-file)
+        #[arg(value_name = "TOKEN", conflicts_with = "token_file")]
+        token: Option<String>,
+        /// Name shown in lists
+        #[arg(long, default_value = "relay")]
+        hostname: String,
+    },
+}
+
+/// Does what the arguments say.
+///
+/// # Errors
+/// For people.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let overrides = Overrides::new()
+        .set(
+            "state_dir",
+            args.state_dir.as_ref().map(|dir| dir.display()),
+        )
+        .set("server.listen", args.listen)
+        .set("stun.listen", args.stun_listen);
+    let config: Config = load_or_exit("relay", &args.config, overrides);
+    match args.verb.unwrap_or(Verb::Run) {
+        Verb::Run => serve(config, args.token_file.as_deref()).await,
+        Verb::Join { token, hostname } => {
+            let text = match (args.token_file, token) {
+                (Some(path), _) => read_token(&path)?,
+                (None, Some(token)) => {
+                    warn_visible_token();
+                    token
+                }
+                (None, None) => bail!("give a token with --token-file FILE"),
+            };
+            join(&config.state_dir, &text, hostname).await?;
+            println!("joined; start the relay with: relay run");
+            Ok(())
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the warning must not mix with the answer"
+)]
+fn warn_visible_token() {
+    eprintln!(
+        "warning: a token among the arguments is visible to every user of this machine: \
+         use --token-file"
+    );
+}
+
+async fn serve(config: Config, token_file: Option<&Path>) -> anyhow::Result<()> {
+    let _log = telemetry::init(&config.log)?;
+    let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
+    let _signals = signals(trigger)?;
+    if let Some(path) = token_file {
+        let joined = StateDir::open(&config.state_dir)?.is_enrolled();
+        if !joined {
+            join(&config.state_dir, &read_token(path)?, "relay".to_owned()).await?;
+        }
+    }
+    let app = App::build(config, Handles::default()).await?;
+    app.run(shutdown).await
+}
+
+async fn join(state_dir: &Path, token: &str, hostname: String) -> anyhow::Result<()> {
+    let token: JoinToken = token.trim().parse()?;
+    let state = StateDir::open(state_dir)?;
+    let options = EnrolOptions {
+        version: build_info::VERSION.to_owned(),
+        timeout: JOIN_LIMIT,
+        ..EnrolOptions::new(hostname)
+    };
+    let enrolled = enrol(&token, options, &state).await?;
+    if enrolled.role != Role::Relay {
+        bail!(
+            "this token is for the role {}, not for a relay: the identity in {} is now that; make \
+             a token with 'mesh token create --role relay' and join with an empty directory",
+            enrolled.role,
+            state_dir.display()
+        );
+    }
+    Ok(())
+}
+
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin()
+            .take(MAX_TOKEN)
+            .read_to_string(&mut text)
+            .context("read the token from standard input")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).with_context(|| format!("read the token from {}", path.display()))
+}
