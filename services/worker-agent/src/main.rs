@@ -1,3 +1,10 @@
 //! The `worker-agent` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    worker_agent::cli::run(worker_agent::cli::Args::parse()).await
+}

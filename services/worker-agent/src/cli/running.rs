@@ -1,0 +1,159 @@
+//! `run`, and what is asked of a running agent.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, bail};
+use mesh_daemon::{Handles, ShutdownTrigger, signals, telemetry};
+use mesh_node::StateDir;
+use mesh_types::{ServiceName, Timestamp};
+
+use super::say;
+use crate::app::{App, change_services};
+use crate::config::Config;
+use crate::join::is_joined;
+use crate::local::{self, Answer, AskError, Request};
+use crate::services::described;
+use crate::status::{AgentStatus, render};
+
+/// `worker-agent run`
+pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+    let _log = telemetry::init(&config.log)?;
+    let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
+    let _signals = signals(trigger).context("listen to signals")?;
+    let app = App::build(config, Handles::default()).await?;
+    app.run(shutdown).await
+}
+
+/// `worker-agent status`
+pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
+    let status = running(&config.state_dir()).await?;
+    if json {
+        say(&serde_json::to_string(&status)?);
+    } else {
+        say(&render(&status, Timestamp::from(SystemTime::now())));
+    }
+    Ok(())
+}
+
+/// The status of the agent that runs on this state directory.
+pub(super) async fn running(dir: &Path) -> anyhow::Result<AgentStatus> {
+    must_have_joined(dir)?;
+    match local::ask(dir, &Request::Status).await? {
+        Answer::Status(status) => Ok(*status),
+        Answer::Done | Answer::Refused { .. } => bail!("the agent answered something else"),
+    }
+}
+
+/// `worker-agent publish`
+pub(super) async fn publish(
+    config: &Config,
+    name: ServiceName,
+    port: u16,
+    tcp: bool,
+) -> anyhow::Result<()> {
+    let service = described(name.clone(), port, tcp);
+    let live = change(config, Request::Publish { service }).await?;
+    say(&format!(
+        "published {name}: port {port} of this machine's loopback{}",
+        when(live)
+    ));
+    Ok(())
+}
+
+/// `worker-agent unpublish`
+pub(super) async fn unpublish(config: &Config, name: ServiceName) -> anyhow::Result<()> {
+    let live = change(config, Request::Unpublish { name: name.clone() }).await?;
+    say(&format!("{name} is no longer published{}", when(live)));
+    Ok(())
+}
+
+fn when(live: bool) -> &'static str {
+    if live {
+        ""
+    } else {
+        " (from the agent's next start on: it does not run)"
+    }
+}
+
+/// Changes what is published, by the agent or, while none runs, for it. Whether one runs.
+async fn change(config: &Config, request: Request) -> anyhow::Result<bool> {
+    let dir = config.state_dir();
+    must_have_joined(&dir)?;
+    match local::ask(&dir, &request).await {
+        Ok(_) => Ok(true),
+        Err(AskError::NotRunning) => {
+            change_services(&StateDir::open(&dir)?, &request)?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn must_have_joined(dir: &Path) -> anyhow::Result<()> {
+    if !is_joined(dir) {
+        bail!(
+            "this machine has not joined a network (no identity in {}): run 'worker-agent join \
+             --token-file FILE'",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn before_the_join_every_verb_names_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = Config {
+            state_dir: Some(dir.path().join("none")),
+            ..Config::default()
+        };
+        let web = || "web".parse().expect("a name");
+        for error in [
+            status(&config, true).await.expect_err("refused"),
+            publish(&config, web(), 80, false)
+                .await
+                .expect_err("refused"),
+            unpublish(&config, web()).await.expect_err("refused"),
+            App::build(config.clone(), Handles::default())
+                .await
+                .map(drop)
+                .expect_err("refused"),
+        ] {
+            assert!(error.to_string().contains("worker-agent join"), "{error}");
+        }
+        assert!(!dir.path().join("none").exists());
+    }
+
+    #[tokio::test]
+    async fn a_stopped_agent_takes_the_change_at_its_next_start() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state_dir = dir.path().join("state");
+        drop(StateDir::open(&state_dir).expect("opens"));
+        for file in ["node.json", "node.crt", "ca.crt"] {
+            std::fs::write(state_dir.join(file), "").expect("written");
+        }
+        let config = Config {
+            state_dir: Some(state_dir),
+            ..Config::default()
+        };
+        let web: ServiceName = "web".parse().expect("a name");
+        publish(&config, web.clone(), 8000, false)
+            .await
+            .expect("stored");
+        let error = publish(&config, "other".parse().expect("a name"), 8000, true).await;
+        assert!(
+            error
+                .expect_err("taken")
+                .to_string()
+                .contains("unpublish web")
+        );
+        unpublish(&config, web).await.expect("stored");
+        let error = status(&config, false).await.expect_err("stopped");
+        assert!(error.to_string().contains("worker-agent run"), "{error}");
+    }
+}

@@ -1,0 +1,322 @@
+//! The local control socket: `agent.sock` in the state directory.
+//!
+//! One request and one answer per connection, each one line of JSON. The directory (0700) and the
+//! socket (0600) let in the agent's own user and root; both sides check who the other is.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_daemon::Tasks;
+use mesh_types::{Service, ServiceName};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::status::AgentStatus;
+
+/// The socket's name in the state directory.
+const NAME: &str = "agent.sock";
+/// Longer paths do not fit a socket address (108 bytes with the ending zero).
+const PATH_MAX: usize = 107;
+/// A request is not longer, in bytes.
+const REQUEST_MAX: u64 = 64 * 1024;
+/// An answer is not longer, in bytes.
+const ANSWER_MAX: u64 = 64 * 1024 * 1024;
+/// How long a request may take to arrive.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// How long an agent may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Requests that wait for the agent.
+pub(crate) const QUEUE: usize = 16;
+/// Connections at the same time.
+const CONNECTIONS: usize = 32;
+
+/// What can be asked of a running agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verb")]
+pub(crate) enum Request {
+    Status,
+    Publish { service: Service },
+    Unpublish { name: ServiceName },
+    Leave { force: bool },
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub(crate) enum Answer {
+    Status(Box<AgentStatus>),
+    Done,
+    Refused { message: String },
+}
+
+/// A request and where its answer goes.
+pub(crate) type Asked = (Request, oneshot::Sender<Answer>);
+
+/// An agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// No agent listens.
+    #[error("the agent does not run: start it with 'worker-agent run'")]
+    NotRunning,
+    /// The socket belongs to another user.
+    #[error("the agent's socket belongs to another user: run this as that user, or as root")]
+    NotAllowed,
+    /// The agent does not answer in time.
+    #[error("the agent does not answer: look at its log")]
+    Silent,
+    /// The agent is of another version.
+    #[error("the running agent does not understand this program: restart it with this version")]
+    OtherVersion(#[source] serde_json::Error),
+    /// The connection broke.
+    #[error("the connection to the agent broke")]
+    Io(#[source] io::Error),
+    /// The agent refused; its own words.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A path that fits a socket address. A long one goes through the open directory.
+struct SocketPath {
+    path: PathBuf,
+    _dir: Option<File>,
+}
+
+impl SocketPath {
+    fn of(state_dir: &Path) -> io::Result<Self> {
+        let path = state_dir.join(NAME);
+        if path.as_os_str().len() <= PATH_MAX {
+            return Ok(Self { path, _dir: None });
+        }
+        let dir = File::open(state_dir)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{NAME}", dir.as_raw_fd()));
+        Ok(Self {
+            path,
+            _dir: Some(dir),
+        })
+    }
+}
+
+/// The agent's end of the socket. Removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct LocalSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl LocalSocket {
+    /// Binds it. The state directory's lock says that no other agent uses it, so a socket that is
+    /// there is a dead one's.
+    pub(crate) fn bind(state_dir: &Path) -> io::Result<Self> {
+        let short = SocketPath::of(state_dir)?;
+        match std::fs::remove_file(&short.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&short.path)?;
+        std::fs::set_permissions(&short.path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self {
+            listener,
+            path: state_dir.join(NAME),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes requests and hands them to the agent; ends when the agent does.
+    pub(crate) async fn serve(self, agent: mpsc::Sender<Asked>) {
+        let mut open = Tasks::new();
+        while !agent.is_closed() {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = agent.closed() => break,
+            };
+            open.reap();
+            match accepted {
+                Ok((stream, _)) if open.len() < CONNECTIONS && is_ours(&stream) => {
+                    let agent = agent.clone();
+                    open.spawn("local request", async move { answer(stream, agent).await });
+                }
+                Ok(_) => tracing::debug!("a local connection was refused"),
+                Err(error) => {
+                    tracing::debug!(%error, "a local connection broke");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        // Answers under way, such as that to `leave`, still go out.
+        open.join_all(Duration::from_secs(1)).await;
+    }
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        if let Ok(short) = SocketPath::of(self.path.parent().unwrap_or(Path::new("/"))) {
+            // Gone already with the state directory, or left for the next agent to remove.
+            drop(std::fs::remove_file(short.path));
+        }
+    }
+}
+
+/// Whether the other side is this user or root.
+fn is_ours(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+async fn answer(stream: UnixStream, agent: mpsc::Sender<Asked>) {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(read.take(REQUEST_MAX));
+    let arrived = tokio::time::timeout(REQUEST_LIMIT, read.read_line(&mut line)).await;
+    let answer = match (arrived, serde_json::from_str::<Request>(&line)) {
+        (Ok(Ok(_)), Ok(request)) => {
+            let (reply, replied) = oneshot::channel();
+            match agent.send((request, reply)).await {
+                Ok(()) => replied.await.unwrap_or_else(|_| stopping()),
+                Err(_) => stopping(),
+            }
+        }
+        (Ok(Ok(_)), Err(error)) => Answer::Refused {
+            message: format!("this request is not understood: {error}"),
+        },
+        (Ok(Err(_)) | Err(_), _) => return,
+    };
+    let Ok(mut bytes) = serde_json::to_vec(&answer) else {
+        return;
+    };
+    bytes.push(b'\n');
+    if let Err(error) = write.write_all(&bytes).await {
+        tracing::debug!(%error, "a local answer was not taken");
+    }
+}
+
+fn stopping() -> Answer {
+    Answer::Refused {
+        message: "the agent is stopping".into(),
+    }
+}
+
+/// Asks the agent that runs on this state directory.
+pub(crate) async fn ask(state_dir: &Path, request: &Request) -> Result<Answer, AskError> {
+    let short = SocketPath::of(state_dir).map_err(connect_error)?;
+    let stream = UnixStream::connect(&short.path)
+        .await
+        .map_err(connect_error)?;
+    if !is_ours(&stream) && !nix::unistd::geteuid().is_root() {
+        return Err(AskError::NotAllowed);
+    }
+    let (read, mut write) = stream.into_split();
+    let mut bytes = serde_json::to_vec(request).map_err(AskError::OtherVersion)?;
+    bytes.push(b'\n');
+    let exchange = async {
+        write.write_all(&bytes).await.map_err(AskError::Io)?;
+        let mut line = String::new();
+        let mut read = BufReader::new(read.take(ANSWER_MAX));
+        read.read_line(&mut line).await.map_err(AskError::Io)?;
+        if line.is_empty() {
+            return Err(AskError::Silent);
+        }
+        serde_json::from_str(&line).map_err(AskError::OtherVersion)
+    };
+    let answer = tokio::time::timeout(ANSWER_LIMIT, exchange).await;
+    match answer.map_err(|_| AskError::Silent)?? {
+        Answer::Refused { message } => Err(AskError::Refused(message)),
+        answer => Ok(answer),
+    }
+}
+
+fn connect_error(error: io::Error) -> AskError {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning,
+        io::ErrorKind::PermissionDenied => AskError::NotAllowed,
+        _ => AskError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_daemon::Task;
+
+    use super::*;
+
+    fn agent(dir: &Path) -> (Task, Task) {
+        let socket = LocalSocket::bind(dir).expect("binds");
+        let (requests, mut asked) = mpsc::channel::<Asked>(QUEUE);
+        let serve = Task::spawn("socket", socket.serve(requests));
+        let agent = Task::spawn("agent", async move {
+            while let Some((request, reply)) = asked.recv().await {
+                let answer = match request {
+                    Request::Leave { .. } => Answer::Refused {
+                        message: "no".into(),
+                    },
+                    _ => Answer::Done,
+                };
+                drop(reply.send(answer));
+            }
+        });
+        (serve, agent)
+    }
+
+    #[tokio::test]
+    async fn a_running_agent_answers_and_its_refusals_are_errors() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _agent = agent(dir.path());
+        let done = ask(dir.path(), &Request::Status).await.expect("answered");
+        assert_eq!(done, Answer::Done);
+        let error = ask(dir.path(), &Request::Leave { force: false })
+            .await
+            .expect_err("refused");
+        assert_eq!(error.to_string(), "no");
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_works_under_a_long_path() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let long = dir.path().join("x".repeat(120));
+        std::fs::create_dir(&long).expect("made");
+        let _agent = agent(&long);
+        assert!(ask(&long, &Request::Status).await.is_ok());
+        let meta = std::fs::metadata(long.join(NAME)).expect("there");
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn without_an_agent_the_next_command_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let error = ask(dir.path(), &Request::Status).await.expect_err("nobody");
+        assert!(error.to_string().contains("worker-agent run"), "{error}");
+        // A socket that a killed agent left behind is the same.
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join(NAME)).expect("binds"));
+        assert!(matches!(
+            ask(dir.path(), &Request::Status).await,
+            Err(AskError::NotRunning)
+        ));
+        assert!(LocalSocket::bind(dir.path()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_refused_politely() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _agent = agent(dir.path());
+        let mut stream = UnixStream::connect(dir.path().join(NAME))
+            .await
+            .expect("connects");
+        stream
+            .write_all(b"{\"verb\":\"dance\"}\n")
+            .await
+            .expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        assert!(answer.contains("not understood"), "{answer}");
+    }
+}
