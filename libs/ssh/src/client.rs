@@ -166,6 +166,18 @@ pub enum Exit {
     Lost,
 }
 
+impl Exit {
+    /// The status as shells give it: the command's own, or 128 and the number of the signal that
+    /// ended it; `None` when that is not known.
+    pub fn shell_code(&self) -> Option<u32> {
+        match self {
+            Self::Status(code) => Some(*code),
+            Self::Signal(name) => crate::server::signal::number(name).map(|number| 128 + number),
+            Self::Lost => None,
+        }
+    }
+}
+
 /// Something a running command did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecEvent {

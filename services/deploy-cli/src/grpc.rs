@@ -1,4 +1,4 @@
-//! The same by the deploy-manager's own SSH runner (gRPC, port 8082).
+//! gRPC: the deploy-manager's own SSH runner (port 8082), and what the coordinator is asked.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,6 +16,10 @@ use crate::args::Options;
 use crate::run::known;
 use crate::setting::{Method, Setting};
 use crate::target::Chosen;
+
+mod coordinator;
+
+pub use coordinator::{issue, nodes};
 
 /// What to ask for.
 pub struct Ask<'a> {

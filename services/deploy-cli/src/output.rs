@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write};
 
 use bytes::Bytes;
-use mesh_ssh::ExecEvent;
 use mesh_ssh::report::{TargetReport, TargetState};
+use mesh_ssh::{ExecEvent, Exit};
 
 /// At most this much of each stream is kept for `--json`.
 const KEPT: usize = 1024 * 1024;
@@ -190,35 +190,18 @@ pub fn exit_code(results: &[TargetReport], single: bool) -> u8 {
     match results {
         [result] if single => match (result.state, result.exit_code, &result.signal) {
             (TargetState::Exited, Some(code), _) => u8::try_from(code).unwrap_or(255),
-            (TargetState::Exited, None, Some(signal)) => signal_code(signal),
+            (TargetState::Exited, None, Some(signal)) => Exit::Signal(signal.clone())
+                .shell_code()
+                .and_then(|code| u8::try_from(code).ok())
+                .unwrap_or(255),
             _ => 255,
         },
         _ => u8::from(results.iter().any(|result| !result.ok)),
     }
 }
 
-/// 128 and the signal's number, as shells give it; 255 for one without a fixed number.
-fn signal_code(name: &str) -> u8 {
-    let number = match name {
-        "HUP" => 1,
-        "INT" => 2,
-        "QUIT" => 3,
-        "ILL" => 4,
-        "ABRT" => 6,
-        "FPE" => 8,
-        "KILL" => 9,
-        "SEGV" => 11,
-        "PIPE" => 13,
-        "ALRM" => 14,
-        "TERM" => 15,
-        _ => 127,
-    };
-    128 + number
-}
-
 #[cfg(test)]
 mod tests {
-    use mesh_ssh::Exit;
     use mesh_ssh::report::Outcome;
 
     use super::*;

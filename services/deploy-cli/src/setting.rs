@@ -6,9 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_api::context::{Context, Contexts};
-use mesh_api::pb;
-use mesh_api::pb::admin_service_client::AdminServiceClient;
-use mesh_api::pb::ssh_service_client::SshServiceClient;
 use mesh_ssh::{Credential, PrivateKey};
 use mesh_types::{NetworkName, NodeId};
 use tokio::sync::Mutex;
@@ -16,6 +13,7 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::args::Options;
+use crate::grpc;
 use crate::socks::{Login, Proxy};
 use crate::target::Node;
 
@@ -60,24 +58,7 @@ impl Setting {
 
     /// The nodes of the network.
     pub async fn nodes(&self, coordinator: Channel) -> anyhow::Result<Vec<Node>> {
-        let network = self.network.to_string();
-        let answer = AdminServiceClient::new(coordinator)
-            .list_nodes(pb::ListNodesRequest { network })
-            .await
-            .map_err(refused)?;
-        let nodes = answer.into_inner().nodes;
-        // Relays are nodes without overlay addresses; nothing runs on them.
-        let nodes = nodes.into_iter().filter(|node| node.addrs.is_some());
-        nodes.map(Node::try_from).collect()
-    }
-}
-
-/// What a refused call says to people.
-pub fn refused(status: tonic::Status) -> anyhow::Error {
-    if status.code() == tonic::Code::Unavailable {
-        anyhow::anyhow!("the coordinator cannot do this now: {}", status.message())
-    } else {
-        anyhow::anyhow!("the coordinator refused: {}", status.message())
+        grpc::nodes(coordinator, &self.network).await
     }
 }
 
@@ -176,8 +157,8 @@ impl Credentials {
 
 /// Has certificates made for one key that never leaves this process (or its 0600 file).
 pub struct Issuer {
-    client: SshServiceClient<Channel>,
-    network: String,
+    coordinator: Channel,
+    network: NetworkName,
     key: PrivateKey,
     made: Mutex<BTreeMap<String, (Instant, Credential)>>,
 }
@@ -186,8 +167,8 @@ impl Issuer {
     /// Certificates for `key` in `network`.
     pub fn new(coordinator: Channel, network: &NetworkName, key: PrivateKey) -> Self {
         Self {
-            client: SshServiceClient::new(coordinator),
-            network: network.to_string(),
+            coordinator,
+            network: network.clone(),
             key,
             made: Mutex::default(),
         }
@@ -212,14 +193,7 @@ impl Issuer {
 
     /// A fresh certificate line for `user` on `targets`.
     pub async fn issue(&self, user: &str, targets: &[NodeId]) -> anyhow::Result<String> {
-        let request = pb::IssueCertificateRequest {
-            public_key: self.key.public_key().to_string(),
-            network: self.network.clone(),
-            principal: user.to_owned(),
-            targets: targets.iter().map(|id| id.as_bytes().to_vec()).collect(),
-            ..pb::IssueCertificateRequest::default()
-        };
-        let answer = self.client.clone().issue_certificate(request).await;
-        Ok(answer.map_err(refused)?.into_inner().certificate)
+        let key = self.key.public_key();
+        grpc::issue(self.coordinator.clone(), &self.network, &key, user, targets).await
     }
 }

@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use anyhow::Context as _;
-use mesh_api::pb;
 use mesh_ssh::PublicKey;
 use mesh_types::{NodeId, OverlayAddrs};
 
@@ -25,29 +23,6 @@ pub struct Node {
     pub user: String,
     /// Path prefix of its console at the gateway.
     pub console_prefix: String,
-}
-
-impl TryFrom<pb::Node> for Node {
-    type Error = anyhow::Error;
-
-    fn try_from(node: pb::Node) -> anyhow::Result<Self> {
-        let is_worker = node.role() == pb::Role::Worker;
-        let addrs = node.addrs.context("a node without overlay addresses")?;
-        Ok(Self {
-            id: NodeId::try_from(node.id.as_slice())?,
-            addrs: OverlayAddrs::try_from(addrs)?,
-            is_worker,
-            // A key of a kind this program does not know cannot be the one that is presented.
-            host_keys: node
-                .ssh_host_keys
-                .iter()
-                .filter_map(|line| line.parse().ok())
-                .collect(),
-            name: node.name,
-            user: node.ssh_user,
-            console_prefix: node.console_prefix,
-        })
-    }
 }
 
 /// A target: what was typed, and the node it means, if there is one.

@@ -1,3 +1,8 @@
-//! The `deploy-manager` binary.
+//! The deploy-manager's process.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    deploy_manager::cli::main().await
+}

@@ -33,6 +33,12 @@ pub(super) fn to_system(signal: &Sig) -> Option<Signal> {
     Signal::from_str(&format!("SIG{}", name(signal))).ok()
 }
 
+/// The number on this system of the signal with this SSH name.
+pub(crate) fn number(name: &str) -> Option<u32> {
+    let signal = Signal::from_str(&format!("SIG{name}")).ok()?;
+    u32::try_from(signal as i32).ok()
+}
+
 /// The SSH name of the system's signal with this number.
 pub(super) fn from_system(number: i32) -> Sig {
     match Signal::try_from(number) {
@@ -70,5 +76,6 @@ mod tests {
             assert_eq!(to_system(&ssh), Some(signal));
         }
         assert_eq!(to_system(&Sig::Custom("NONSENSE".into())), None);
+        assert_eq!((number("KILL"), number("NONSENSE")), (Some(9), None));
     }
 }

@@ -1,0 +1,182 @@
+//! One network: its node, its SOCKS5 listener, its SSH credentials.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use mesh_daemon::{Handles, Latch, Shutdown, Tasks, accept, bind_tcp};
+use mesh_node::{DialError, Enrolled, Node, NodeConfig, OverlayStream, OverlayUdp, StateDir};
+use mesh_ssh::PrivateKey;
+use mesh_types::{Netmap, NetworkName};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::metrics::ServiceMetrics;
+use crate::socks::{Access, Datagrams, DialFault, DialFaultKind, Overlay, SocksServer};
+
+/// SOCKS5 clients of one network at the same time.
+const MAX_CLIENTS: usize = 1024;
+
+/// A network that is being served.
+pub(crate) struct Member {
+    pub(crate) network: NetworkName,
+    pub(crate) dir: PathBuf,
+    pub(crate) node: Node,
+    pub(crate) enrolled: Enrolled,
+    pub(crate) socks: SocketAddr,
+    /// Certifies this process for SSH; made anew at each start and never written anywhere.
+    pub(crate) ssh_key: PrivateKey,
+    latch: Latch,
+}
+
+/// The bound SOCKS5 listener of a network, to be served.
+pub(crate) struct Listening {
+    listener: TcpListener,
+    server: SocksServer<NodeOverlay>,
+}
+
+impl Member {
+    /// Starts the node in `dir` and binds its listener.
+    pub(crate) fn open(
+        network: NetworkName,
+        dir: PathBuf,
+        config: &Config,
+        handles: &Handles,
+        metrics: &ServiceMetrics,
+    ) -> anyhow::Result<(Self, Listening)> {
+        let flag = if network.is_default() {
+            "--set socks.listen=".to_owned()
+        } else {
+            format!("--set socks.networks.{network}=")
+        };
+        let what = format!("SOCKS5 of network {network}");
+        let listener = bind_tcp(config.socks.listen_of(&network), &what, &flag)?;
+        let socks = listener
+            .local_addr()
+            .context("read the listener's address")?;
+        let state = StateDir::open(&dir)?;
+        let mut node_config = NodeConfig {
+            version: mesh_daemon::build_info::VERSION.to_owned(),
+            ..NodeConfig::default()
+        };
+        if !config.wireguard.listen.is_empty() {
+            node_config.udp.clone_from(&config.wireguard.listen);
+        }
+        let node = Node::start(node_config, state)?;
+        let enrolled = node.enrolled().clone();
+        let server = SocksServer::new(
+            network.clone(),
+            NodeOverlay(node.clone()),
+            Access::of(&config.socks),
+            metrics.socks.clone(),
+        );
+        tracing::info!(%network, addr = %socks, "socks listening");
+        let latch = handles
+            .readiness
+            .latch(&format!("network {network}"), "the overlay is not up yet");
+        let member = Self {
+            network,
+            dir,
+            node,
+            enrolled,
+            socks,
+            ssh_key: PrivateKey::generate(),
+            latch,
+        };
+        Ok((member, Listening { listener, server }))
+    }
+
+    /// The network as the node knows it now.
+    pub(crate) fn netmap(&self) -> Option<Arc<Netmap>> {
+        self.node.netmap().borrow().clone()
+    }
+
+    /// Whether the coordinator removed this node.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.node.control().borrow().is_removed()
+    }
+
+    /// Whether the overlay is up; says so to the health endpoint.
+    pub(crate) fn check_ready(&self) -> bool {
+        let up = self.node.addrs().is_some();
+        if up {
+            self.latch.ready();
+        }
+        up
+    }
+}
+
+impl Listening {
+    /// Takes clients until shutdown begins; those being served may finish.
+    pub(crate) async fn serve(self, shutdown: Shutdown) {
+        let Self { listener, server } = self;
+        let server = Arc::new(server);
+        let mut clients = Tasks::new();
+        let room = Arc::new(Semaphore::new(MAX_CLIENTS));
+        loop {
+            let permit = tokio::select! {
+                permit = Arc::clone(&room).acquire_owned() => permit,
+                () = shutdown.draining() => break,
+            };
+            let (stream, client) = tokio::select! {
+                accepted = accept(&listener) => accepted,
+                () = shutdown.draining() => break,
+            };
+            let (server, guard) = (Arc::clone(&server), shutdown.guard());
+            clients.spawn("socks client", async move {
+                let _held = (permit, guard);
+                server.serve(stream, client).await;
+            });
+        }
+        drop(listener);
+        while !clients.is_empty() {
+            clients.next_end().await;
+        }
+    }
+}
+
+struct NodeOverlay(Node);
+
+impl Overlay for NodeOverlay {
+    type Stream = OverlayStream;
+    type Datagrams = NodeDatagrams;
+
+    fn netmap(&self) -> Option<Arc<Netmap>> {
+        self.0.netmap().borrow().clone()
+    }
+
+    async fn dial(&self, to: SocketAddr) -> Result<OverlayStream, DialFault> {
+        self.0.dial(to).await.map_err(|error| DialFault {
+            kind: match error {
+                DialError::Refused(_) => DialFaultKind::Refused,
+                DialError::TimedOut { .. } => DialFaultKind::TimedOut,
+                DialError::NotAPeer(_) | DialError::OwnAddress(_) => DialFaultKind::NotAllowed,
+                DialError::NotReady | DialError::Closed => DialFaultKind::Unreachable,
+                DialError::Busy => DialFaultKind::Failed,
+            },
+            reason: error.to_string(),
+        })
+    }
+
+    fn bind_udp(&self) -> io::Result<NodeDatagrams> {
+        self.0
+            .bind_udp(0)
+            .map(NodeDatagrams)
+            .map_err(io::Error::other)
+    }
+}
+
+struct NodeDatagrams(OverlayUdp);
+
+impl Datagrams for NodeDatagrams {
+    async fn send_to(&self, data: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.0.send_to(data, to).await.map(drop)
+    }
+
+    async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.0.recv_from(buf).await
+    }
+}

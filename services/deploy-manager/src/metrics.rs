@@ -1,0 +1,122 @@
+//! What this service counts.
+
+use std::sync::Arc;
+
+use mesh_daemon::Metrics;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+/// Why something was refused; values come from a fixed list.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// What the SOCKS5 listeners count.
+#[derive(Debug, Clone, Default)]
+pub struct SocksMetrics {
+    open: Gauge,
+    total: Counter,
+    failed: Counter,
+    refused: Family<Reason, Counter>,
+    sent: Counter,
+    received: Counter,
+}
+
+/// Counts a stream as open until it is dropped.
+#[derive(Debug)]
+pub struct OpenStream(Gauge);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl SocksMetrics {
+    pub(crate) fn opened(&self) -> OpenStream {
+        self.total.inc();
+        self.open.inc();
+        OpenStream(self.open.clone())
+    }
+
+    pub(crate) fn failed(&self) {
+        self.failed.inc();
+    }
+
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn bytes(&self, sent: u64, received: u64) {
+        self.sent.inc_by(sent);
+        self.received.inc_by(received);
+    }
+}
+
+/// All that the service counts.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceMetrics {
+    pub(crate) socks: SocksMetrics,
+    pub(crate) networks: Gauge,
+    commands: Arc<CommandMetrics>,
+}
+
+#[derive(Debug, Default)]
+struct CommandMetrics {
+    ok: Counter,
+    failed: Counter,
+}
+
+impl ServiceMetrics {
+    /// Registered under `mesh_deploy_manager_…`.
+    pub fn register(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        let socks = &own.socks;
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("mesh_deploy_manager");
+            registry.register("networks", "Networks served", own.networks.clone());
+            registry.register(
+                "socks_streams_open",
+                "SOCKS5 streams now",
+                socks.open.clone(),
+            );
+            registry.register(
+                "socks_streams",
+                "SOCKS5 streams so far",
+                socks.total.clone(),
+            );
+            registry.register(
+                "socks_dials_failed",
+                "Failed overlay dials",
+                socks.failed.clone(),
+            );
+            registry.register("socks_refused", "Refused requests", socks.refused.clone());
+            registry.register("socks_sent_bytes", "From clients", socks.sent.clone());
+            registry.register("socks_received_bytes", "To clients", socks.received.clone());
+            let commands = &own.commands;
+            registry.register(
+                "ssh_commands_ok",
+                "Commands that succeeded",
+                commands.ok.clone(),
+            );
+            registry.register(
+                "ssh_commands_failed",
+                "Those that did not",
+                commands.failed.clone(),
+            );
+        });
+        own
+    }
+
+    pub(crate) fn command(&self, ok: bool) {
+        let counter = if ok {
+            &self.commands.ok
+        } else {
+            &self.commands.failed
+        };
+        counter.inc();
+    }
+}

@@ -1,0 +1,120 @@
+//! Which local user holds the other end of a loopback connection (Linux, `/proc/net/tcp{,6}`).
+//!
+//! The check is what keeps other users of the machine out of the network when no password is set.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The state of an established connection in the kernel's table.
+const ESTABLISHED: &str = "01";
+
+/// The user that holds the socket at `client`, which is connected to `server`; `None` when no
+/// process of this network namespace holds it.
+pub fn of(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
+    let mut found = None;
+    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        match std::fs::read_to_string(path) {
+            Ok(table) => found = found.or_else(|| find(&table, client, server)),
+            // A kernel without IPv6 has no second table.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Looks the connection up in one table.
+///
+/// A socket that its process has closed stays in the table for a while, owned by user 0 and
+/// without an inode: taking that for root would let anybody in who closes early enough. So only
+/// an established connection with an inode counts.
+fn find(table: &str, client: SocketAddr, server: SocketAddr) -> Option<u32> {
+    table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let local = parse(fields.nth(1)?)?;
+        let remote = parse(fields.next()?)?;
+        let state = fields.next()?;
+        let uid = fields.nth(3)?.parse().ok()?;
+        let inode: u64 = fields.nth(1)?.parse().ok()?;
+        let same = local == canonical(client) && remote == canonical(server);
+        (same && state == ESTABLISHED && inode != 0).then_some(uid)
+    })
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// An address as the kernel prints it: each 32-bit word in the machine's byte order.
+fn parse(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| u32::from_str_radix(ip.get(at..at + 8)?, 16).ok();
+    let ip = match ip.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?.to_ne_bytes())),
+        32 => {
+            let mut bytes = [0; 16];
+            for (n, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(n * 8)?.to_ne_bytes());
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes))
+        }
+        _ => return None,
+    };
+    Some(canonical(SocketAddr::new(ip, port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const HEAD: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+
+    fn line(state: &str, uid: u32, inode: u64) -> String {
+        format!(
+            "{HEAD}   7: 0100007F:C350 0100007F:0438 {state} 00000000:00000000 00:00000000 00000000 {uid:5} 0 {inode} 1 0\n"
+        )
+    }
+
+    fn lookup(table: &str) -> Option<u32> {
+        let client = "127.0.0.1:50000".parse().unwrap();
+        find(table, client, "127.0.0.1:1080".parse().unwrap())
+    }
+
+    #[test]
+    fn only_a_live_socket_has_an_owner() {
+        assert_eq!(lookup(&line("01", 1000, 77)), Some(1000));
+        assert_eq!(lookup(&line("01", 0, 77)), Some(0));
+        for (state, inode) in [("01", 0), ("04", 0), ("05", 0), ("06", 0), ("08", 77)] {
+            assert_eq!(lookup(&line(state, 0, inode)), None, "{state} {inode}");
+        }
+        assert_eq!(lookup(HEAD), None);
+        assert_eq!(lookup("garbage\nmore garbage here\n"), None);
+    }
+
+    #[test]
+    fn an_ipv4_client_of_an_ipv6_socket_is_found_in_the_other_table() {
+        let table = format!(
+            "{HEAD}   7: 0000000000000000FFFF00000100007F:C350 0000000000000000FFFF00000100007F:0438 01 \
+             00000000:00000000 00:00000000 00000000 1000 0 77 1 0\n"
+        );
+        assert_eq!(lookup(&table), Some(1000));
+    }
+
+    #[test]
+    fn the_kernel_says_that_our_own_socket_is_ours() {
+        for bind in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(bind) else {
+                continue;
+            };
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, peer) = listener.accept().unwrap();
+            let ours = nix::unistd::geteuid().as_raw();
+            assert_eq!(of(peer, server.local_addr().unwrap()).unwrap(), Some(ours));
+            drop(client);
+            assert_eq!(of(peer, server.local_addr().unwrap()).unwrap(), None);
+        }
+    }
+}
