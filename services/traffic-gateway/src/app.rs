@@ -56,7 +56,7 @@ impl App {
             None => None,
         };
         let metrics = GatewayMetrics::new(&handles.metrics);
-        let networks = Networks::new(config.state_dir.clone(), config.node.clone(), handles);
+        let networks = Networks::new(config.state_dir.clone(), config.wireguard.node(), handles);
         networks.scan().await?;
         Ok(Self {
             config,
@@ -107,20 +107,23 @@ impl App {
 
     /// Serves until shutdown, then lets open requests finish within its grace.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let url = self.url();
+        let (addr, url) = (self.local_addr(), self.url());
         let stop = CancellationToken::new();
         let (fleet, shown) = watch::channel(Arc::new(Snapshot::new(picture(&self.networks))));
         let _fleet = Task::spawn(
             "gateway-fleet",
             watch_fleet(Arc::clone(&self.networks), fleet, self.metrics.clone()),
         );
+        let networks = Arc::clone(&self.networks);
+        let _watch = Task::spawn("gateway-networks", async move { networks.watch().await });
         let _control = Task::spawn(
             "gateway-control",
             self.control.serve(Arc::clone(&self.networks), url.clone()),
         );
-        let _admin = self
-            .admin
-            .map(|admin| Task::spawn("gateway-admin", admin.run(shutdown.clone())));
+        let _admin = self.admin.map(|admin| {
+            tracing::info!(addr = %admin.local_addr(), "admin endpoint");
+            Task::spawn("gateway-admin", admin.run(shutdown.clone()))
+        });
         let shared = Shared {
             table: self.networks.table().subscribe(),
             fleet: shown,
@@ -153,7 +156,7 @@ impl App {
         }
         let cores = Cores::start(self.listeners, &core, &shared).context("start the cores")?;
         drop(shared);
-        tracing::info!(url, "serving");
+        tracing::info!(addr = %addr, url, "HTTP: ready");
         let mut finished = std::pin::pin!(cores.finished());
         tokio::select! {
             end = finished.as_mut() => {

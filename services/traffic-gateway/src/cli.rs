@@ -16,7 +16,10 @@ use mesh_daemon::{Handles, ShutdownTrigger, signals, telemetry};
 use mesh_types::JoinToken;
 
 use crate::control::{self, Request, Status};
-use crate::{App, Config, JoinOptions, join, networks};
+use crate::{App, Config, JoinError, JoinOptions, join, networks};
+
+/// What the gateway would like to be called in its networks.
+const HOSTNAME: &str = "traffic-gateway";
 
 /// One public URL in front of every worker's console.
 #[derive(Debug, Parser)]
@@ -30,6 +33,8 @@ pub struct Args {
     /// Where browsers connect (port 0: any free one)
     #[arg(long, global = true, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    #[command(flatten)]
+    run: RunArgs,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -37,7 +42,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Serve (the default)
-    Run,
+    Run(RunArgs),
     /// Join one more network; a running gateway serves it at once
     Join(JoinArgs),
     /// Show the networks and how they are doing
@@ -46,6 +51,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Default, ClapArgs)]
+struct RunArgs {
+    /// First join with this token, unless it was used here before; may be given several times
+    #[arg(long, value_name = "FILE")]
+    token_file: Vec<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -57,7 +69,7 @@ struct JoinArgs {
     #[arg(value_name = "TOKEN", conflicts_with = "token_file")]
     token: Option<String>,
     /// Name in the network
-    #[arg(long, default_value = "traffic-gateway")]
+    #[arg(long, default_value = HOSTNAME)]
     hostname: String,
 }
 
@@ -71,15 +83,26 @@ pub async fn run(args: Args) -> anyhow::Result<u8> {
         .set("server.listen", args.listen);
     let mut config: Config = load_or_exit("traffic-gateway", &args.config, overrides);
     config.server.dev |= args.config.dev;
-    match args.verb.unwrap_or(Verb::Run) {
-        Verb::Run => serve(config).await.map(|()| 0),
+    match args.verb.unwrap_or(Verb::Run(args.run)) {
+        Verb::Run(args) => serve(config, args).await.map(|()| 0),
         Verb::Join(args) => join_network(&config, args).await.map(|()| 0),
         Verb::Status { json } => status(&config.state_dir, json).await,
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, args: RunArgs) -> anyhow::Result<()> {
     let _log = telemetry::init(&config.log)?;
+    for path in &args.token_file {
+        let token: JoinToken = read_token(path)?.parse()?;
+        match join(&config.state_dir, &token, JoinOptions::new(HOSTNAME)).await {
+            Ok(_) => {}
+            // A service starts with the same arguments each time, and with fresh tokens maybe.
+            Err(JoinError::Twice(network)) => {
+                tracing::info!(%network, "joined before; the token was not needed");
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
     let app = App::build(config, Handles::default()).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
-use mesh_node::NodeConfig;
+use mesh_node::{NodeConfig, RelayMode};
 use serde::{Deserialize, Serialize};
 
 /// The gateway's settings.
@@ -19,9 +19,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// How long workers may take.
     pub limits: LimitsConfig,
-    /// The mesh node of each network. The default network, or else the first one, gets the UDP
-    /// ports given here; further networks take any free port.
-    pub node: NodeConfig,
+    /// How packets of the overlays travel.
+    pub wireguard: WireguardConfig,
     /// `/livez`, `/readyz`, `/metrics`; `None` when the process has an endpoint for all its roles.
     pub admin: Option<AdminConfig>,
     /// What is logged, and how.
@@ -64,6 +63,43 @@ pub struct TlsFiles {
     pub key: Option<PathBuf>,
 }
 
+/// How packets of the overlays travel; there is one mesh node for each network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WireguardConfig {
+    /// UDP addresses to bind; port 0 takes any free one. The default network, or else the first
+    /// one, gets the ports given here; further networks take any free port.
+    pub listen: Vec<SocketAddr>,
+    /// Further underlay addresses at which peers may try this machine.
+    pub endpoints: Vec<SocketAddr>,
+    /// Whether relays are used: `auto`, `only` or `off`.
+    pub relay: RelayMode,
+}
+
+impl Default for WireguardConfig {
+    fn default() -> Self {
+        let node = NodeConfig::default();
+        Self {
+            listen: node.udp,
+            endpoints: Vec::new(),
+            relay: node.relay,
+        }
+    }
+}
+
+impl WireguardConfig {
+    /// The node of one network.
+    pub(crate) fn node(&self) -> NodeConfig {
+        NodeConfig {
+            udp: self.listen.clone(),
+            extra_endpoints: self.endpoints.clone(),
+            relay: self.relay,
+            version: mesh_daemon::build_info::VERSION.to_owned(),
+            ..NodeConfig::default()
+        }
+    }
+}
+
 /// How long workers may take.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -85,7 +121,7 @@ impl Default for Config {
             state_dir: default_state_dir(),
             server: ServerConfig::default(),
             limits: LimitsConfig::default(),
-            node: NodeConfig::default(),
+            wireguard: WireguardConfig::default(),
             admin: Some(AdminConfig::at(9465)),
             log: LogConfig::default(),
             shutdown: ShutdownConfig::default(),

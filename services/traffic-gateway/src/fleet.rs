@@ -152,8 +152,8 @@ impl Fleet {
 }
 
 const EMPTY: &str = "No workers yet. Add one:
-  mesh token create > token            (where you run 'mesh up', or with an operator's context)
-  worker-agent join --token-file token (on the machine to be added; then 'worker-agent run')
+  mesh token create --output token      (where you run 'mesh up', or with an operator's context)
+  worker-agent join --token-file token  (on the machine to be added; then 'worker-agent run')
 It shows up here by itself.";
 
 /// A picture, made ready for many readers.

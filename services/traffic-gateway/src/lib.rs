@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod fleet;
+mod grpc;
 mod join;
 pub mod metrics;
 mod networks;

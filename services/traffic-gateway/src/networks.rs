@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use mesh_daemon::{Handles, Task};
 use mesh_node::{Node, NodeConfig, PeerPath, StartError, StateDir, StateDirError};
@@ -14,6 +15,10 @@ use crate::overlay::OverlayConnector;
 use crate::watch::{Table, follow};
 
 const PREFIX: &str = "network-";
+/// There once the identity is complete.
+const CERTIFICATE: &str = "node.crt";
+/// How often the state directory is looked at.
+const LOOK: Duration = Duration::from_millis(400);
 
 /// Where the identity for `network` is kept.
 pub(crate) fn dir_of(state_dir: &Path, network: &NetworkName) -> PathBuf {
@@ -84,6 +89,27 @@ impl Networks {
         }
     }
 
+    /// Looks for newly joined networks for ever, a few times each second: whoever joins one needs
+    /// to tell nobody.
+    pub async fn watch(&self) {
+        let mut told = String::new();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.scan().await {
+                Ok(_) => told.clear(),
+                // An identity that is being made is locked by whoever makes it.
+                Err(NetworkError::State(_, StateDirError::InUse { .. })) => {}
+                Err(err) => {
+                    let text = mesh_daemon::report::chain(&err);
+                    if text != told {
+                        tracing::warn!(error = text, "a joined network cannot be served");
+                        told = text;
+                    }
+                }
+            }
+        }
+    }
+
     /// Dials in all of them.
     pub fn connector(&self) -> &OverlayConnector {
         &self.connector
@@ -114,12 +140,16 @@ impl Networks {
     }
 
     fn start(&self, network: &NetworkName) -> Result<bool, NetworkError> {
-        let state = StateDir::open(dir_of(&self.state_dir, network))
-            .map_err(|err| NetworkError::State(network.clone(), err))?;
+        let dir = dir_of(&self.state_dir, network);
+        if !dir.join(CERTIFICATE).exists() {
+            return Ok(false);
+        }
+        let state = StateDir::open(dir).map_err(|err| NetworkError::State(network.clone(), err))?;
         if !state.is_enrolled() {
             return Ok(false);
         }
         let mut config = self.config.clone();
+        // A fixed port serves one network only.
         if !self.lock().is_empty() {
             for addr in &mut config.udp {
                 addr.set_port(0);
