@@ -47,6 +47,13 @@ const RULES: &[Rule] = &[
         &["libs/node/src"],
         "the netstack stays in mesh_node",
     ),
+    Rule {
+        word: "tokio::spawn",
+        allowed: &[],
+        scope: &["services"],
+        in_tests: false,
+        why: "every task has a name and an owner: mesh_daemon::Task, or a JoinSet",
+    },
     core("Instant::now", "a core is told the time"),
     core("SystemTime::now", "a core is told the time"),
     core("tokio", "a core does no IO"),
