@@ -150,6 +150,11 @@ impl Core {
         Ok((challenges.issue(random, now), now))
     }
 
+    /// What a stream's heartbeats sign.
+    pub(crate) fn nonce(&self) -> Result<[u8; 32], Error> {
+        self.random()
+    }
+
     fn take_challenge(&self, nonce: &[u8]) -> Result<challenge::Taken, Error> {
         let now = self.now();
         let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);

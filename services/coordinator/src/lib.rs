@@ -1,4 +1,14 @@
-//! The control plane.
+//! The control plane: networks, join tokens, identities, netmaps, presence, events.
+//!
+//! One TLS port serves gRPC to nodes, relays and operators, and HTTPS to probes. Entry points:
+//! [`App::build`] opens the state directory (making the certificate authority at first start) and
+//! binds the listeners, [`App::run`] serves until shutdown.
+//!
+//! Inside: `grpc → app → {netmap, store, members}`. `store` alone speaks SQL, `netmap` owns the
+//! engine, `app` holds the use-cases and the only transactions.
+//!
+//! What it does not: it carries no packets, dials no node, and keeps no private key of anybody but
+//! its own authorities.
 
 mod app;
 mod ca;
@@ -6,10 +16,285 @@ mod caller;
 mod clock;
 mod config;
 mod error;
+mod grpc;
+mod http_pages;
 mod members;
 mod metrics;
 mod netmap;
 mod rate;
 mod record;
 mod seal;
+mod serve;
 mod store;
+mod tls;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, bind_tcp, read_private};
+use mesh_netmap::Event;
+use mesh_types::OperatorId;
+use tokio::sync::mpsc;
+
+pub use crate::clock::{Clock, ManualClock, SystemClock};
+pub use crate::config::{Config, LimitsConfig, OverlayConfig, ServerConfig};
+pub use crate::error::REASON_KEY;
+pub use crate::rate::RateConfig;
+
+use crate::app::Core;
+use crate::app::bootstrap::{Opened, open, operator_dir};
+use crate::grpc::Grpc;
+use crate::grpc::encoded::ProtoEncoder;
+use crate::netmap::Netmap;
+use crate::serve::Server;
+
+/// How long changes under way may take at the end.
+const CLOSE: Duration = Duration::from_secs(3);
+/// How often the store is tried, for readiness.
+const STORE_TRIAL: Duration = Duration::from_secs(5);
+
+/// A built coordinator: everything is open and bound, nothing is served yet.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    core: Arc<Core>,
+    server: Server,
+    admin: Option<AdminServer>,
+    maintenance: Tasks,
+    events: mpsc::Receiver<Event>,
+    advertised: Vec<String>,
+    local_addr: SocketAddr,
+    serving: Latch,
+    store_latch: Latch,
+}
+
+/// The first operator's credential, as it lies in the state directory.
+#[derive(Clone)]
+pub struct OperatorFiles {
+    /// The operator.
+    pub id: OperatorId,
+    /// The CA's certificate (PEM).
+    pub ca_pem: String,
+    /// The operator's certificate (PEM).
+    pub cert_pem: String,
+    /// The operator's private key (PKCS#8 PEM).
+    pub key_pem: String,
+    /// `host:port` of this coordinator, tried in order.
+    pub addrs: Vec<String>,
+}
+
+impl std::fmt::Debug for OperatorFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OperatorFiles")
+            .field("id", &self.id)
+            .field("addrs", &self.addrs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OperatorFiles {
+    /// Reads the credential from a coordinator's state directory; the coordinator need not run.
+    ///
+    /// # Errors
+    /// When the files are gone, damaged or not ours.
+    pub fn read(state_dir: &Path) -> anyhow::Result<Self> {
+        let dir = operator_dir(state_dir);
+        let read = |name: &str| {
+            let path = dir.join(name);
+            let missing = || format!("{} is missing: is this a coordinator's state directory?", path.display());
+            let bytes = read_private(&path)?.with_context(missing)?;
+            String::from_utf8(bytes.to_vec()).with_context(|| format!("read {}", path.display()))
+        };
+        Ok(Self {
+            id: read("id")?.trim().parse().context("read the operator's id")?,
+            ca_pem: read("ca.crt")?,
+            cert_pem: read("operator.crt")?,
+            key_pem: read("operator.key")?,
+            addrs: read("addrs")?.lines().map(str::to_owned).collect(),
+        })
+    }
+}
+
+impl App {
+    /// Opens the state directory and binds all listeners.
+    ///
+    /// # Errors
+    /// A sentence for people: the port is taken, the directory is in use, of another user or of
+    /// another version, the database or its master key is damaged.
+    pub async fn build(config: Config, handles: Handles) -> anyhow::Result<Self> {
+        Self::build_with_clock(config, handles, Arc::new(SystemClock)).await
+    }
+
+    /// Like [`Self::build`], with time from the caller.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub async fn build_with_clock(
+        config: Config,
+        handles: Handles,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let serving = handles.readiness.latch("serving", "the TLS port is not served yet");
+        let store_latch = handles.readiness.latch("store", "the store was not tried yet");
+        let listener = bind_tcp(config.server.listen, "gRPC and HTTPS", "--listen")?;
+        let local_addr = listener.local_addr().context("read the bound address")?;
+        let admin = config
+            .admin
+            .as_ref()
+            .map(|admin| AdminServer::bind(admin, handles.clone()))
+            .transpose()?;
+        let advertised = config::advertised(&config.server, local_addr);
+        let Opened { core, owner, events } = open(
+            &config,
+            advertised.clone(),
+            Arc::clone(&clock),
+            Box::new(ProtoEncoder),
+            &handles.metrics,
+        )
+        .await?;
+        let mut maintenance = Tasks::new();
+        maintenance.spawn("netmap-owner", owner);
+        let tls = tls::server_config(&core.ca, &clock)?;
+        let server = Server {
+            listener,
+            tls,
+            max_connections: config.server.max_connections,
+            figures: core.figures.clone(),
+        };
+        Ok(Self {
+            config,
+            core,
+            server,
+            admin,
+            maintenance,
+            events,
+            advertised,
+            local_addr,
+            serving,
+            store_latch,
+        })
+    }
+
+    /// Where gRPC and HTTPS are bound.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Where the admin endpoint is bound, if this process has one of its own.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(AdminServer::local_addr)
+    }
+
+    /// The addresses that join tokens carry: `host:port`.
+    pub fn advertised(&self) -> &[String] {
+        &self.advertised
+    }
+
+    /// The CA's certificate (DER).
+    pub fn ca_certificate(&self) -> Vec<u8> {
+        self.core.ca.certificate().to_vec()
+    }
+
+    /// Where the first operator's credential is.
+    pub fn operator_dir(&self) -> PathBuf {
+        operator_dir(&self.config.state_dir)
+    }
+
+    /// The first operator's credential: what a command line's context needs.
+    ///
+    /// # Errors
+    /// When the files are gone or not ours.
+    pub fn operator(&self) -> anyhow::Result<OperatorFiles> {
+        OperatorFiles::read(&self.config.state_dir)
+    }
+
+    /// A handle that holds all changes back, for maintenance and for tests of the write guard.
+    pub fn write_guard(&self) -> WriteGuard {
+        WriteGuard(Arc::clone(&self.core))
+    }
+
+    /// Serves until `shutdown`, then drains: streams say goodbye, calls under way finish.
+    ///
+    /// # Errors
+    /// When a part that must run ended by itself.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let Self {
+            config: _,
+            core,
+            server,
+            admin,
+            mut maintenance,
+            events,
+            advertised,
+            local_addr,
+            serving,
+            store_latch,
+        } = self;
+        let grpc = Grpc::new(Arc::clone(&core), shutdown.clone());
+        let router = grpc.router().merge(http_pages::router());
+        let mut serving_tasks = Tasks::new();
+        serving_tasks.spawn("server", server.run(router, shutdown.clone()));
+        if let Some(admin) = admin {
+            serving_tasks.spawn("admin", admin.run(shutdown.clone()));
+        }
+        let keeper = Arc::clone(&core);
+        maintenance.spawn("presence", async move { keeper.record_presence(events).await });
+        let keeper = Arc::clone(&core);
+        maintenance.spawn("last-seen", async move {
+            keeper.record_last_seen().await;
+        });
+        let keeper = Arc::clone(&core);
+        maintenance.spawn("store-trial", watch_store(keeper, store_latch));
+        serving.ready();
+        tracing::info!(addr = %local_addr, advertised = ?advertised, "the coordinator is ready");
+
+        let failed = tokio::select! {
+            () = shutdown.draining() => None,
+            (name, end) = maintenance.next_end() => Some((name, end)),
+        };
+        if let Some((name, end)) = failed {
+            anyhow::bail!("the coordinator's task {name} ended by itself: {end:?}");
+        }
+        serving.not_ready("shutting down");
+        grpc.finish(shutdown.grace()).await;
+        serving_tasks.join_all(shutdown.grace()).await;
+        core.write_last_seen(mesh_types::Timestamp::default()).await.unwrap_or_else(|error| {
+            let error = mesh_daemon::report::chain(&error);
+            tracing::info!(error, "last-seen times were not written at the end");
+        });
+        maintenance.abort_all();
+        core.close(CLOSE).await;
+        tracing::info!("the coordinator has ended");
+        Ok(())
+    }
+}
+
+/// Holds all changes back while reads and streams go on.
+#[derive(Debug, Clone)]
+pub struct WriteGuard(Arc<Core>);
+
+impl WriteGuard {
+    /// Refuses every change with UNAVAILABLE and this reason.
+    pub fn hold(&self, reason: &str) {
+        self.0.guard_writes(Some(reason.to_owned()));
+    }
+
+    /// Lets changes through again.
+    pub fn release(&self) {
+        self.0.guard_writes(None);
+    }
+}
+
+/// Keeps readiness true to whether the store can be written; never returns.
+async fn watch_store(core: Arc<Core>, latch: Latch) {
+    loop {
+        match core.write_problem().await {
+            None => latch.ready(),
+            Some(problem) => latch.not_ready(&problem),
+        }
+        tokio::time::sleep(STORE_TRIAL).await;
+    }
+}

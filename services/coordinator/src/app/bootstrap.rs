@@ -101,6 +101,10 @@ pub(crate) async fn open(
     let ca = open_ca(&store, &sealer).await?;
     let (members, snapshot) = load(&store, now).await?;
     refresh_operator(&store, &members, &ca, dir, now).await?;
+    let addrs = operator_dir(dir).join("addrs");
+    if addrs.parent().is_some_and(Path::is_dir) {
+        write_private(&addrs, advertised.join("\n").as_bytes()).map_err(in_dir(&addrs))?;
+    }
 
     let mut engine = engine(&config.overlay, encoder)?;
     let started = tokio::time::Instant::now().into_std();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_ssh::ca::{CertificateRequest, Principal, UserCa};
 use mesh_ssh::key::{Certificate, PublicKey};
-use mesh_types::{NodeId, Role};
+use mesh_types::{NodeId, OperatorId, Role};
 
 use super::Core;
 use super::bootstrap::ssh_secret;
@@ -27,6 +27,8 @@ pub(crate) struct SshRequest {
     pub(crate) network: String,
     pub(crate) principal: String,
     pub(crate) targets: Vec<NodeId>,
+    /// Of deployers: the operator they act for.
+    pub(crate) on_behalf_of: Option<OperatorId>,
 }
 
 impl Core {
@@ -36,7 +38,18 @@ impl Core {
         caller: &Caller,
         request: SshRequest,
     ) -> Result<Certificate, Error> {
-        let (network, actor, mut sources) = self.ssh_scope(caller, &request.network)?;
+        let (network, mut actor, mut sources) = self.ssh_scope(caller, &request.network)?;
+        if let Some(id) = request.on_behalf_of {
+            let operator = self.members.operator(id);
+            let operator =
+                operator.ok_or_else(|| Error::not_found("operator", id, "'mesh operator list'"))?;
+            if operator.revoked_at.is_some() {
+                return Err(Error::Revoked);
+            }
+            if !matches!(caller, Caller::Operator(own) if own.id == id) {
+                actor = format!("{actor} for operator:{}", operator.name);
+            }
+        }
         let invalid = |error: &dyn std::fmt::Display| Error::Invalid(error.to_string());
         let public_key: PublicKey = request.public_key.parse().map_err(|e| invalid(&e))?;
         let principal: Principal = request.principal.parse().map_err(|e| invalid(&e))?;

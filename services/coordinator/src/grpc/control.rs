@@ -1,0 +1,150 @@
+//! ControlService: joining, renewing, leaving. `Sync` has a file of its own.
+
+use std::sync::Arc;
+
+use mesh_api::pb;
+use mesh_api::pb::control_service_server::ControlService;
+use mesh_types::{DiscoPublicKey, TokenId, WgPublicKey};
+use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
+
+use super::auth::caller;
+use crate::app::{Core, Enrolled, Enrolment, Party, ProvenKey, Renewal};
+use crate::caller::Caller;
+use crate::error::Error;
+
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) core: Arc<Core>,
+}
+
+fn id16(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], Error> {
+    bytes.try_into().map_err(|_| Error::Invalid(format!("{field} has 16 bytes")))
+}
+
+fn proven<'a, K: TryFrom<&'a [u8]>>(
+    field: &'static str,
+    key: &'a [u8],
+    proof: &[u8],
+) -> Result<Option<ProvenKey<K>>, Error> {
+    if key.is_empty() && proof.is_empty() {
+        return Ok(None);
+    }
+    let key = K::try_from(key).map_err(|_| Error::Invalid(format!("{field} has 32 bytes")))?;
+    Ok(Some(ProvenKey { key, proof: proof.to_vec() }))
+}
+
+fn enrolment(request: pb::EnrolRequest) -> Result<Enrolment, Error> {
+    let pb::EnrolRequest {
+        token_id,
+        token_secret,
+        nonce,
+        hostname,
+        csr,
+        wg_key,
+        disco_key,
+        wg_proof,
+        disco_proof,
+        version,
+        permit,
+    } = request;
+    Ok(Enrolment {
+        token: TokenId::from_bytes(id16("token_id", &token_id)?),
+        secret: Zeroizing::new(token_secret),
+        nonce,
+        hostname,
+        csr,
+        wg: proven::<WgPublicKey>("wg_key", &wg_key, &wg_proof)?,
+        disco: proven::<DiscoPublicKey>("disco_key", &disco_key, &disco_proof)?,
+        version,
+        permit: (!permit.is_empty()).then_some(permit),
+    })
+}
+
+fn enrolled(core: &Core, enrolled: Enrolled) -> pb::EnrolResponse {
+    let Enrolled { id, network, name, role, owner, addrs, certificate, console_prefix } = enrolled;
+    let (network_id, network) = match network {
+        Some((id, name)) => (id.as_bytes().to_vec(), name.to_string()),
+        None => (Vec::new(), String::new()),
+    };
+    pb::EnrolResponse {
+        node_id: id.to_vec(),
+        network,
+        network_id,
+        name: name.to_string(),
+        role: pb::Role::from(role).into(),
+        addrs: addrs.map(Into::into),
+        certificate,
+        ca_certificate: core.ca.certificate().to_vec(),
+        console_prefix,
+        owner,
+    }
+}
+
+/// Whose stream or wish this is.
+pub(super) fn party(caller: &Caller) -> Result<Party, Error> {
+    match caller {
+        Caller::Node(node) => Ok(Party::Node(node.id)),
+        Caller::Relay(relay) => Ok(Party::Relay(relay.id)),
+        other => Err(Error::NotAllowed(other.kind().as_str())),
+    }
+}
+
+#[tonic::async_trait]
+impl ControlService for Control {
+    async fn challenge(
+        &self,
+        _request: Request<pb::ChallengeRequest>,
+    ) -> Result<Response<pb::ChallengeResponse>, Status> {
+        let (challenge, now) = self.core.challenge()?;
+        Ok(Response::new(pb::ChallengeResponse {
+            nonce: challenge.nonce.to_vec(),
+            dh_public: challenge.dh_public.to_vec(),
+            server_time: now.as_micros(),
+        }))
+    }
+
+    async fn enrol(
+        &self,
+        request: Request<pb::EnrolRequest>,
+    ) -> Result<Response<pb::EnrolResponse>, Status> {
+        let wish = enrolment(request.into_inner())?;
+        let core = Arc::clone(&self.core);
+        let joined = self.core.finish("enrol", async move { core.enrol(wish).await }).await?;
+        Ok(Response::new(enrolled(&self.core, joined)))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<pb::RenewRequest>,
+    ) -> Result<Response<pb::RenewResponse>, Status> {
+        let pb::RenewRequest { node_id, nonce, csr, signature } = request.into_inner();
+        let wish = Renewal { id: id16("node_id", &node_id)?, nonce, csr, signature };
+        let core = Arc::clone(&self.core);
+        let issued = self.core.finish("renew", async move { core.renew(wish).await }).await?;
+        Ok(Response::new(pb::RenewResponse {
+            certificate: issued.certificate,
+            ca_certificate: self.core.ca.certificate().to_vec(),
+        }))
+    }
+
+    type SyncStream = tokio_stream::Empty<Result<pb::SyncResponse, Status>>;
+
+    async fn sync(
+        &self,
+        _request: Request<tonic::Streaming<pb::SyncRequest>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        // Routed to `sync::serve` instead, which writes peers that were encoded before.
+        Err(Status::unimplemented("Sync is served elsewhere"))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<pb::LeaveRequest>,
+    ) -> Result<Response<pb::LeaveResponse>, Status> {
+        let party = party(&caller(&request)?)?;
+        let core = Arc::clone(&self.core);
+        self.core.finish("leave", async move { core.leave(party).await }).await?;
+        Ok(Response::new(pb::LeaveResponse {}))
+    }
+}

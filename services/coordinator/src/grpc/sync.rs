@@ -1,0 +1,335 @@
+//! The Sync stream: netmap out, heartbeats and reports in. One task per stream.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::model::node::NodeReport;
+use mesh_api::pb;
+use mesh_daemon::DrainGuard;
+use mesh_netmap::Output;
+use mesh_types::{IdentityPublicKey, Timestamp};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, Streaming};
+
+use super::auth::caller;
+use super::control::party;
+use super::encoded::Response;
+use super::{Grpc, MAX_REQUEST};
+use crate::app::heartbeat::{HeartbeatCheck, HeartbeatFacts, refusal_word};
+use crate::app::{Core, Party};
+use crate::caller::Caller;
+use crate::error::Error;
+use crate::netmap::{Of, Session};
+
+/// How long a new stream may wait with its first message.
+const HELLO: Duration = Duration::from_secs(10);
+/// How many answers may wait for a slow reader; parts of netmaps wait in the engine instead.
+const OUTBOUND: usize = 2;
+/// Reports of one node are taken over at most this often; the newest counts.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// How long after a failure a report is tried again.
+const REPORT_RETRY: Duration = Duration::from_secs(5);
+/// How often a stream looks whether its certificate's key is still the enrolled one.
+const RECHECK: Duration = Duration::from_secs(1);
+/// How long a goodbye may take to leave.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+type Outbound = mpsc::Sender<Result<Response, Status>>;
+
+/// Serves `Sync` by a codec that writes encoded peers.
+pub(super) async fn serve(grpc: Grpc, request: axum::extract::Request) -> axum::response::Response {
+    let codec = tonic_prost::ProstCodec::<Response, pb::SyncRequest>::default();
+    tonic::server::Grpc::new(codec)
+        .max_decoding_message_size(MAX_REQUEST)
+        .streaming(Service(grpc), request)
+        .await
+        .map(axum::body::Body::new)
+}
+
+struct Service(Grpc);
+
+type Answer = Result<tonic::Response<ReceiverStream<Result<Response, Status>>>, Status>;
+
+impl tonic::server::StreamingService<pb::SyncRequest> for Service {
+    type Response = Response;
+    type ResponseStream = ReceiverStream<Result<Response, Status>>;
+    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+    fn call(&mut self, request: Request<Streaming<pb::SyncRequest>>) -> Self::Future {
+        let grpc = self.0.clone();
+        Box::pin(async move { open(&grpc, request) })
+    }
+}
+
+fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Answer {
+    let caller = caller(&request)?;
+    let party = party(&caller)?;
+    let identity = match &caller {
+        Caller::Node(node) => node.identity.clone(),
+        Caller::Relay(relay) => relay.identity.clone(),
+        Caller::Anonymous | Caller::Operator(_) => return Err(Error::Unauthenticated.into()),
+    };
+    let (outbound, answers) = mpsc::channel(OUTBOUND);
+    let stream = Stream {
+        grpc: grpc.clone(),
+        party,
+        identity,
+        outbound,
+        _guard: grpc.shutdown.guard(),
+    };
+    let inbound = request.into_inner();
+    grpc.spawn("sync-stream", async move { stream.run(inbound).await });
+    Ok(tonic::Response::new(ReceiverStream::new(answers)))
+}
+
+struct Stream {
+    grpc: Grpc,
+    party: Party,
+    identity: IdentityPublicKey,
+    outbound: Outbound,
+    _guard: DrainGuard,
+}
+
+/// How a stream goes on after a step.
+enum Step {
+    On,
+    /// Says goodbye and ends.
+    Bye(Response),
+    /// Ends with this error.
+    Fail(Status),
+    /// The other side is gone.
+    Gone,
+}
+
+/// What waits to be done for a stream.
+struct Pending {
+    /// The next part of the netmap, once the reader has room.
+    part: Option<Response>,
+    /// The newest acknowledgement.
+    ack: Option<Response>,
+    report: Option<NodeReport>,
+    report_at: Instant,
+}
+
+impl Stream {
+    async fn run(self, mut inbound: Streaming<pb::SyncRequest>) {
+        let figure = self.grpc.core.figures.sync_streams.clone();
+        figure.inc();
+        let end = self.converse(&mut inbound).await;
+        figure.dec();
+        let last = match end {
+            Step::On | Step::Gone => return,
+            Step::Bye(goodbye) => Ok(goodbye),
+            Step::Fail(status) => Err(status),
+        };
+        if tokio::time::timeout(GOODBYE, self.outbound.send(last)).await.is_err() {
+            tracing::debug!(party = ?self.party, "a reader was too slow for its goodbye");
+        }
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.grpc.core
+    }
+
+    async fn converse(&self, inbound: &mut Streaming<pb::SyncRequest>) -> Step {
+        let hello = match tokio::time::timeout(HELLO, inbound.message()).await {
+            Ok(Ok(Some(pb::SyncRequest {
+                message: Some(pb::sync_request::Message::Hello(hello)),
+            }))) => hello,
+            Ok(Ok(Some(_))) => {
+                return Step::Fail(Status::invalid_argument("the first message must be a hello"));
+            }
+            Ok(Ok(None) | Err(_)) => return Step::Gone,
+            Err(_) => return Step::Fail(Status::deadline_exceeded("no hello within 10 seconds")),
+        };
+        let of = match self.party {
+            Party::Node(id) => Of::Node(id, hello.cursor.map(Into::into)),
+            Party::Relay(id) => Of::Relay(id),
+        };
+        let nonce = match self.core().nonce() {
+            Ok(nonce) => nonce,
+            Err(error) => return Step::Fail(error.into()),
+        };
+        let welcome = Response::welcome(&nonce, self.core().now());
+        if self.outbound.send(Ok(welcome)).await.is_err() {
+            return Step::Gone;
+        }
+        let session = tokio::select! {
+            opened = self.core().netmap.open(of) => opened,
+            () = self.grpc.shutdown.draining() => return bye_shutdown(),
+        };
+        let session = match session {
+            Ok(session) => session,
+            Err(Error::Removed(_)) => return bye_removed(),
+            Err(error) => return Step::Fail(error.into()),
+        };
+        self.take_version(hello.version).await;
+        let check = HeartbeatCheck::new(self.party.bytes(), self.identity.clone(), nonce);
+        self.follow(inbound, session, check).await
+    }
+
+    async fn follow(
+        &self,
+        inbound: &mut Streaming<pb::SyncRequest>,
+        mut session: Session,
+        mut check: HeartbeatCheck,
+    ) -> Step {
+        let mut pending =
+            Pending { part: None, ack: None, report: None, report_at: Instant::now() };
+        let mut recheck = tokio::time::interval(RECHECK);
+        loop {
+            let step = tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(request)) => self.take(request, &mut check, &mut pending).await,
+                    Ok(None) | Err(_) => Step::Gone,
+                },
+                news = session.next(), if pending.part.is_none() => take_news(news, &mut pending),
+                room = self.outbound.reserve(),
+                    if pending.ack.is_some() || pending.part.is_some() => match room {
+                    Ok(room) => {
+                        let next = pending.ack.take().or_else(|| pending.part.take());
+                        if let Some(next) = next {
+                            room.send(Ok(next));
+                        }
+                        Step::On
+                    }
+                    Err(_) => Step::Gone,
+                },
+                () = tokio::time::sleep_until(pending.report_at), if pending.report.is_some() => {
+                    self.pass_report(&mut pending).await
+                }
+                _ = recheck.tick() => {
+                    if self.core().still_enrolled(self.party, &self.identity) {
+                        Step::On
+                    } else {
+                        bye_removed()
+                    }
+                }
+                () = self.grpc.shutdown.draining() => bye_shutdown(),
+            };
+            if !matches!(step, Step::On) {
+                return step;
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        request: pb::SyncRequest,
+        check: &mut HeartbeatCheck,
+        pending: &mut Pending,
+    ) -> Step {
+        use pb::sync_request::Message;
+
+        match request.message {
+            Some(Message::Heartbeat(heartbeat)) => {
+                let ack = self.take_heartbeat(heartbeat, check).await;
+                pending.ack = Some(ack);
+                Step::On
+            }
+            Some(Message::Report(report)) => match NodeReport::try_from(report) {
+                Ok(report) => {
+                    pending.report = Some(report);
+                    Step::On
+                }
+                Err(error) => Step::Fail(error.into()),
+            },
+            Some(Message::Hello(_)) => {
+                Step::Fail(Status::invalid_argument("a second hello on the same stream"))
+            }
+            // A newer program's message: nothing we could act on.
+            None => Step::On,
+        }
+    }
+
+    async fn take_heartbeat(
+        &self,
+        heartbeat: pb::Heartbeat,
+        check: &mut HeartbeatCheck,
+    ) -> Response {
+        let pb::Heartbeat { body, signature } = heartbeat;
+        let now = self.core().now();
+        let facts = facts(&body);
+        let sequence = facts.map_or(0, |facts| facts.sequence);
+        match check.accept(&body, &signature, facts, now) {
+            Ok(sequence) => {
+                if let Err(error) = self.core().heartbeat(self.party).await {
+                    let error = mesh_daemon::report::chain(&error);
+                    tracing::debug!(party = ?self.party, error, "a heartbeat did not count");
+                }
+                Response::ack(sequence, "", now)
+            }
+            Err(refusal) => {
+                self.core().heartbeat_refused(self.party, refusal).await;
+                Response::ack(sequence, refusal_word(refusal), now)
+            }
+        }
+    }
+
+    async fn take_version(&self, version: String) {
+        let (core, party) = (Arc::clone(self.core()), self.party);
+        let taken =
+            self.core().finish("hello", async move { core.hello(party, &version).await }).await;
+        if let Err(error) = taken {
+            let error = mesh_daemon::report::chain(&error);
+            tracing::debug!(?party, error, "a program's version was not noted");
+        }
+    }
+
+    async fn pass_report(&self, pending: &mut Pending) -> Step {
+        let Some(report) = pending.report.take() else { return Step::On };
+        let (core, party, again) = (Arc::clone(self.core()), self.party, report.clone());
+        let action = async move { core.report(party, report).await };
+        match self.core().finish("report", action).await {
+            Ok(()) => {
+                pending.report_at = Instant::now() + REPORT_EVERY;
+                Step::On
+            }
+            Err(Error::Removed(_)) => bye_removed(),
+            Err(error) => {
+                let error = mesh_daemon::report::chain(&error);
+                tracing::info!(?party, error, "a report is taken over later");
+                pending.report = Some(again);
+                pending.report_at = Instant::now() + REPORT_RETRY;
+                Step::On
+            }
+        }
+    }
+}
+
+fn take_news(news: Option<Output>, pending: &mut Pending) -> Step {
+    match news {
+        Some(Output::Netmap(update)) => {
+            pending.part = Some(Response::netmap(update));
+            Step::On
+        }
+        Some(Output::End(reason)) => Step::Bye(Response::ended(reason)),
+        // A node's session brings nothing else.
+        Some(Output::Routes(_) | Output::Clients(_)) => Step::On,
+        None => bye_shutdown(),
+    }
+}
+
+fn bye_removed() -> Step {
+    Step::Bye(Response::goodbye(pb::sync_goodbye::Reason::Removed))
+}
+
+fn bye_shutdown() -> Step {
+    Step::Bye(Response::goodbye(pb::sync_goodbye::Reason::Shutdown))
+}
+
+/// What a heartbeat's body says; `None` when it is no heartbeat.
+fn facts(body: &[u8]) -> Option<HeartbeatFacts> {
+    let pb::HeartbeatBody { node_id, sequence, time, status: _ } =
+        pb::HeartbeatBody::decode(body).ok()?;
+    Some(HeartbeatFacts {
+        subject: node_id.as_slice().try_into().ok(),
+        sequence,
+        time: Timestamp::from_micros(time),
+    })
+}

@@ -1,0 +1,11 @@
+//! The coordinator as its callers see it: the real `App`, TLS and gRPC, in this process.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod enrol;
+mod harness;
+mod operate;
+mod port;
+mod renew;
+mod rights;
+mod stream;
