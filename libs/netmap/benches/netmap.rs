@@ -2,7 +2,12 @@
 //!
 //! `cargo bench -p mesh-netmap --bench netmap -- [--quick]`; the report is
 //! `target/bench/netmap.json`. Times are those of one thread and contain encoding, but no sending.
+#![allow(
+    unsafe_code,
+    reason = "counting what is allocated needs an allocator of one's own"
+)]
 #![allow(clippy::print_stdout, reason = "a benchmark's answer")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
@@ -33,10 +38,6 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call is passed on unchanged to the system's allocator; counting touches no memory
 // that it manages.
-#[allow(
-    unsafe_code,
-    reason = "counting what is allocated needs an allocator of one's own"
-)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size(), Ordering::Relaxed);

@@ -1,4 +1,8 @@
 //! What a coordinator can rely on, case by case.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test needs some moment to count from"
+)]
 
 use std::time::{Duration, Instant};
 

@@ -120,7 +120,7 @@ impl Console {
     /// Looks for Cockpit again and again.
     pub(crate) async fn watch(self: Arc<Self>) {
         let mut facts = self.facts.clone();
-        while self.mode != ConsoleMode::Page {
+        loop {
             self.look().await;
             tokio::select! {
                 () = tokio::time::sleep(self.recheck) => {}
