@@ -37,8 +37,13 @@ const RETRY: [Duration; 3] = [
 ];
 /// Up to this is added to each pause.
 const JITTER_MILLIS: u32 = 333;
-/// All keys are gone this long after the last authentic packet (REJECT_AFTER_TIME is 180 s).
+/// A session is not used for longer (WireGuard: REJECT_AFTER_TIME).
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+/// All keys are gone this long after the last authentic packet.
 const SESSIONS_GONE: Duration = Duration::from_secs(200);
+
+/// Timers that did not run for this long had stopped.
+const RESTED: Duration = Duration::from_secs(5);
 
 const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
@@ -197,8 +202,9 @@ struct Attempt {
 pub(crate) struct Session {
     tunn: Tunn,
     attempt: Option<Attempt>,
-    /// Index of the session that last carried data to us; another one is a new session.
-    carrying: Option<u32>,
+    /// Index of the newest session that was established.
+    newest: Option<u32>,
+    last_tick: Instant,
     established: Option<Instant>,
     last_authentic: Instant,
     unreachable: bool,
@@ -227,7 +233,8 @@ impl Session {
                 Some(Arc::clone(&identity.limiter)),
             ),
             attempt: None,
-            carrying: None,
+            newest: None,
+            last_tick: now,
             established: None,
             last_authentic: now,
             unreachable: false,
@@ -249,6 +256,7 @@ impl Session {
         now: Instant,
     ) -> Sealed {
         clock::follow(now);
+        self.wake_up(now);
         match self.tunn.encapsulate(padded, into) {
             TunnResult::WriteToNetwork(datagram) if datagram[0] == DATA => {
                 Sealed::Data(datagram.len())
@@ -285,9 +293,8 @@ impl Session {
             TunnResult::Err(error) => return Opened::Invalid(reason(&error)),
         };
         self.last_authentic = now;
-        if self.carrying != Some(receiver) {
-            self.carrying = Some(receiver);
-            self.on_established(now);
+        if self.newest != Some(receiver) {
+            self.on_established(receiver, now);
         }
         opened
     }
@@ -301,7 +308,7 @@ impl Session {
         now: Instant,
     ) -> Handled {
         clock::follow(now);
-        let is_response = datagram.first() == Some(&RESPONSE);
+        self.wake_up(now);
         match self.tunn.decapsulate(Some(from), datagram, into) {
             TunnResult::WriteToNetwork(reply) => {
                 let len = reply.len();
@@ -309,8 +316,10 @@ impl Session {
                 if reply[0] != COOKIE {
                     self.last_authentic = now;
                     self.unreachable = false;
-                    if is_response {
-                        self.on_established(now);
+                    if let (Some(&RESPONSE), Some(Kind::Answer { receiver })) =
+                        (datagram.first(), classify(datagram))
+                    {
+                        self.on_established(receiver, now);
                     }
                 }
                 Handled::Reply(len)
@@ -332,6 +341,7 @@ impl Session {
     /// Writes a new initiation, whatever is under way; `into` has at least [`MAX_HANDSHAKE`].
     pub(crate) fn initiate(&mut self, into: &mut [u8], jitter: u32, now: Instant) -> Option<usize> {
         clock::follow(now);
+        self.wake_up(now);
         match self.tunn.format_handshake_initiation(into, true) {
             TunnResult::WriteToNetwork(datagram) => {
                 let len = datagram.len();
@@ -345,6 +355,7 @@ impl Session {
     /// Runs the timers; `jitter` is any random number.
     pub(crate) fn tick(&mut self, into: &mut [u8], jitter: u32, now: Instant) -> Due {
         clock::follow(now);
+        self.last_tick = now;
         if let Some(attempt) = self.attempt {
             if now.saturating_duration_since(attempt.since) >= GIVE_UP {
                 self.attempt = None;
@@ -369,6 +380,18 @@ impl Session {
                 }
             }
             _ => Due::Nothing,
+        }
+    }
+
+    /// Brings boringtun's idea of the time up to date after the timers rested: otherwise it would
+    /// take what begins now for something that began long ago, and throw it away as expired.
+    #[inline]
+    fn wake_up(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.last_tick) > RESTED {
+            self.last_tick = now;
+            let mut message = [0; MAX_HANDSHAKE];
+            // Whatever it wants to send is about a session that nobody needs any more.
+            let _expired = self.tunn.update_timers(&mut message);
         }
     }
 
@@ -412,7 +435,20 @@ impl Session {
         });
     }
 
-    fn on_established(&mut self, now: Instant) {
+    /// A session can carry data, as a response or data on it shows. Late packets of an older
+    /// session mean nothing: indices count up in their low 8 bits. Once the newest known session is
+    /// too old to be used, every other is newer, however far the indices have gone round.
+    fn on_established(&mut self, index: u32, now: Instant) {
+        let is_newer = self
+            .newest
+            .is_none_or(|newest| (1..128).contains(&(index.wrapping_sub(newest) & 0xff)));
+        let is_over = self
+            .established
+            .is_none_or(|at| now.saturating_duration_since(at) >= REJECT_AFTER);
+        if !is_newer && !is_over {
+            return;
+        }
+        self.newest = Some(index);
         self.attempt = None;
         self.unreachable = false;
         self.established = Some(now);
