@@ -46,6 +46,8 @@ counters! {
     path_changes,
     /// Packets thrown away by [`crate::Node::set_overlay_drop`].
     deliberately_dropped,
+    /// Passes of the data plane's task over everything that can be pending.
+    driver_turns,
     /// Inbound connections to published services.
     service_connections,
 }

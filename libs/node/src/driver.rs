@@ -217,6 +217,7 @@ impl Driver {
     /// One pass over everything that can be pending.
     fn turn(&mut self) {
         self.worked = false;
+        add(&self.parts.shared.counters.driver_turns, 1);
         let now = Instant::now();
         if now >= self.housekeeping {
             self.keep_house(now);

@@ -192,12 +192,9 @@ async fn join(
 }
 
 fn connect_text(error: &ConnectError) -> EnrolError {
-    let each = |(addr, reason): &(String, AttemptError)| {
-        let resolved = match reason {
-            AttemptError::Tcp(source) => format!("{addr}: {reason} ({source})"),
-            _ => format!("{addr}: {reason}"),
-        };
-        resolved
+    let each = |(addr, reason): &(String, AttemptError)| match reason {
+        AttemptError::Tcp(source) => format!("{addr}: {reason} ({source})"),
+        _ => format!("{addr}: {reason}"),
     };
     let tried: Vec<String> = error.attempts.iter().map(each).collect();
     let tried = tried.join("; ");

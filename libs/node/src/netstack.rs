@@ -67,7 +67,7 @@ impl Default for StackConfig {
             mtu: 1280,
             socket_buffer: 128 * 1024,
             socket_memory: 512 * 1024 * 1024,
-            backlog: 128,
+            backlog: 1024,
             timeout: Duration::from_secs(300),
             keepalive: Duration::from_secs(60),
             seed: 0,

@@ -501,9 +501,9 @@ impl ControlService for Service {
             .get::<Shown>()
             .and_then(|shown| shown.0.clone());
         let shown = shown.ok_or_else(|| Status::unauthenticated("no certificate"))?;
-        let node = match mesh_api::uri::Subject::from_certificate(&shown) {
-            Ok(mesh_api::uri::Subject::Node { network: _, node }) => node,
-            _ => return Err(Status::unauthenticated("not a node")),
+        let subject = mesh_api::uri::Subject::from_certificate(&shown);
+        let Ok(mesh_api::uri::Subject::Node { network: _, node }) = subject else {
+            return Err(Status::unauthenticated("not a node"));
         };
         if self
             .0

@@ -1,6 +1,7 @@
 //! Nodes over real loopback UDP, with a coordinator and a relay small enough to live in here.
 
 mod coordinator;
+mod load;
 mod relay;
 
 use std::io::ErrorKind;

@@ -66,6 +66,7 @@ async fn serve(
     stream: TcpStream,
     clients: Clients,
 ) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
     let mut stream = acceptor.accept(stream).await?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
