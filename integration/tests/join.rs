@@ -236,11 +236,11 @@ fn the_same_hostname_twice_gets_a_number() {
 fn nobody_takes_over_a_node_or_a_key() {
     let cli = Cli::new().expect("folders");
     let up = coordinator(&cli);
-    let token = token(&cli, &["--reusable"]);
+    let (first, fresh) = (token(&cli, &["--reusable"]), token(&cli, &["--reusable"]));
     let words = runtime().block_on(async {
         let victim: RawNode = Applicant::new("victim")
             .expect("keys")
-            .join(&token)
+            .join(&first)
             .await
             .expect("joins");
         let csr = victim.applicant.identity.csr_der().expect("request");
@@ -255,9 +255,16 @@ fn nobody_takes_over_a_node_or_a_key() {
         permit.permit = vec![7; 32];
 
         let mut words = Vec::new();
-        for applicant in [same_identity, same_key, server, permit] {
+        for (applicant, token) in [
+            (&same_identity, &fresh),
+            // The token of the first time is no excuse either.
+            (&same_identity, &first),
+            (&same_key, &fresh),
+            (&server, &fresh),
+            (&permit, &fresh),
+        ] {
             let refused = applicant
-                .enrol(&token)
+                .enrol(token)
                 .await
                 .expect("reached")
                 .expect_err("refused");
@@ -272,6 +279,7 @@ fn nobody_takes_over_a_node_or_a_key() {
     assert_eq!(
         words,
         [
+            "takeover",
             "takeover",
             "bad-proof",
             "csr-server-rights",
