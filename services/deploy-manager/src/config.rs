@@ -142,7 +142,7 @@ impl Settings for Config {
         }
         for name in socks.networks.keys() {
             if let Err(error) = name.parse::<NetworkName>() {
-                faults.push(&format!("socks.networks.{name}"), &error.to_string());
+                faults.push(&format!("socks.networks.{name}"), error.to_string());
             }
         }
         if let Some(admin) = &self.admin {

@@ -141,7 +141,8 @@ impl<O> std::fmt::Debug for SocksServer<O> {
     }
 }
 
-type Asked<S> = (
+/// A request that was read, to be answered.
+pub type Asked<S> = (
     Socks5ServerProtocol<S, states::CommandRead>,
     Socks5Command,
     TargetAddr,
@@ -172,7 +173,7 @@ impl<O: Overlay> SocksServer<O> {
                 return;
             }
         };
-        match timeout(HANDSHAKE, self.ask(stream)).await {
+        match timeout(HANDSHAKE, read_request(stream, &self.access)).await {
             Ok(Ok((proto, Socks5Command::TCPConnect, target))) => {
                 self.connect(proto, &target, client).await;
             }
@@ -214,34 +215,6 @@ impl<O: Overlay> SocksServer<O> {
                 false
             }
         }
-    }
-
-    /// Reads what the client asks for.
-    pub(crate) async fn ask<S>(&self, stream: S) -> Result<Asked<S>, SocksServerError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let opened = Socks5ServerProtocol::start(stream);
-        let proto = match &self.access {
-            Access::OwnUser => {
-                let state = opened.negotiate_auth(&[NoAuthentication]).await?;
-                state.finish_auth()
-            }
-            Access::Password { user, password } => {
-                let state = opened.negotiate_auth(&[PasswordAuthentication]).await?;
-                let (given_user, given_password, state) = state.read_username_password().await?;
-                let same = given_user.as_bytes().ct_eq(user.as_bytes())
-                    & given_password
-                        .as_bytes()
-                        .ct_eq(password.expose().as_bytes());
-                if !bool::from(same) {
-                    state.reject().await?;
-                    return Err(SocksServerError::AuthenticationRejected);
-                }
-                state.accept().await?.finish_auth()
-            }
-        };
-        proto.read_command().await
     }
 
     fn decide(&self, target: &TargetAddr) -> Result<SocketAddr, Refusal> {
@@ -326,6 +299,39 @@ impl<O: Overlay> SocksServer<O> {
             Err(error) => tracing::debug!(network, %error, "socks client gone"),
         }
     }
+}
+
+/// Reads what a client asks for, from its first byte up to the destination (RFC 1928, sections 3
+/// and 4; RFC 1929).
+///
+/// # Errors
+///
+/// When it does not speak SOCKS5, or has the wrong user or password.
+pub async fn read_request<S>(stream: S, access: &Access) -> Result<Asked<S>, SocksServerError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let opened = Socks5ServerProtocol::start(stream);
+    let proto = match access {
+        Access::OwnUser => {
+            let state = opened.negotiate_auth(&[NoAuthentication]).await?;
+            state.finish_auth()
+        }
+        Access::Password { user, password } => {
+            let state = opened.negotiate_auth(&[PasswordAuthentication]).await?;
+            let (given_user, given_password, state) = state.read_username_password().await?;
+            let same = given_user.as_bytes().ct_eq(user.as_bytes())
+                & given_password
+                    .as_bytes()
+                    .ct_eq(password.expose().as_bytes());
+            if !bool::from(same) {
+                state.reject().await?;
+                return Err(SocksServerError::AuthenticationRejected);
+            }
+            state.accept().await?.finish_auth()
+        }
+    };
+    proto.read_command().await
 }
 
 /// The destination for the log: text from the client, cut and without control characters.
