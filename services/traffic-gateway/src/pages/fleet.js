@@ -48,7 +48,7 @@
     services.hidden = node.services.length === 0;
     services.replaceChildren(...node.services.map((service) => {
       const li = document.createElement('li');
-      li.append(link(service.url, service.url ? service.name : service.name + ' · ' + service.kind));
+      li.append(link(service.url, service.url || service.name === service.kind ? service.name : service.name + ' · ' + service.kind));
       return li;
     }));
     set(part('.id'), node.node);
