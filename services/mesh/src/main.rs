@@ -1,3 +1,7 @@
-//! The `mesh` binary.
+//! The `mesh` binary: the operator's command line, and the whole mesh in one process.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mesh::run(std::env::args_os())
+}

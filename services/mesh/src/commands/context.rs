@@ -1,0 +1,143 @@
+//! `mesh context`.
+
+use anyhow::{Context as _, Result, bail};
+use mesh_api::context::{Contexts, DeployManager};
+use mesh_api::pb;
+use mesh_types::NodeId;
+use serde_json::json;
+
+use super::Session;
+use crate::args::ContextVerb;
+use crate::output;
+
+pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
+    let contexts = Contexts::of_user()?;
+    match verb {
+        ContextVerb::List => list(session, &contexts),
+        ContextVerb::Use { name } => {
+            let context = contexts.load(Some(&name))?;
+            contexts.save(&name, &context, true)?;
+            println!("using {name} ({})", context.coordinators.join(", "));
+            Ok(())
+        }
+        ContextVerb::Set {
+            socks,
+            deploy,
+            deploy_node,
+            gateway,
+            network,
+        } => {
+            let name = match &session.name {
+                Some(name) => name.clone(),
+                None => contexts.current()?.context("there is no current context")?,
+            };
+            let mut context = contexts.load(Some(&name))?;
+            context.socks.extend(
+                socks
+                    .into_iter()
+                    .map(|(network, addr)| (network.into(), addr)),
+            );
+            if let Some(addr) = deploy {
+                let node = deployer(session, deploy_node.as_deref()).await?;
+                context.deploy = Some(DeployManager { addr, node });
+            }
+            context.gateway = gateway.or(context.gateway);
+            context.network = network.map_or(context.network, String::from);
+            contexts.save(&name, &context, false)?;
+            println!("saved {name}");
+            Ok(())
+        }
+    }
+}
+
+fn list(session: &Session, contexts: &Contexts) -> Result<()> {
+    let current = contexts.current()?;
+    let mut rows = Vec::new();
+    let mut values = Vec::new();
+    for name in contexts.names() {
+        let context = contexts.load(Some(&name))?;
+        let chosen = current.as_deref() == Some(name.as_str());
+        values.push(json!({
+            "name": name,
+            "current": chosen,
+            "coordinators": context.coordinators,
+            "network": context.network,
+        }));
+        let mark = if chosen { "*" } else { "" };
+        rows.push([
+            mark.to_owned(),
+            name,
+            context.coordinators.join(", "),
+            context.network,
+        ]);
+    }
+    if session.json {
+        return output::print_json("mesh.contexts/1", "contexts", values);
+    }
+    if rows.is_empty() {
+        println!(
+            "No contexts. Start a mesh here: mesh up   or join one: mesh login --request FILE"
+        );
+        return Ok(());
+    }
+    println!(
+        "{}",
+        output::table(["", "NAME", "COORDINATOR", "NETWORK"], rows)
+    );
+    Ok(())
+}
+
+/// The id of the deploy-manager so named, or of the only one there is.
+async fn deployer(session: &Session, name: Option<&str>) -> Result<NodeId> {
+    let (context, mut admin) = session.admin().await?;
+    let request = pb::ListNodesRequest {
+        network: context.network.clone(),
+    };
+    let nodes = admin.list_nodes(request).await?.into_inner().nodes;
+    find_deployer(&nodes, name)
+}
+
+fn find_deployer(nodes: &[pb::Node], name: Option<&str>) -> Result<NodeId> {
+    let deployers: Vec<_> = nodes
+        .iter()
+        .filter(|node| node.role == i32::from(pb::Role::Deployer))
+        .filter(|node| name.is_none_or(|name| node.name == name))
+        .collect();
+    match deployers.as_slice() {
+        [one] => Ok(NodeId::try_from(one.id.as_slice())?),
+        [] => bail!(
+            "no deploy-manager has joined: make it a token with 'mesh token create --role deployer'"
+        ),
+        several => {
+            let names: Vec<_> = several.iter().map(|node| node.name.as_str()).collect();
+            bail!(
+                "there are several deploy-managers: add --deploy-node with one of {}",
+                names.join(", ")
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, role: pb::Role) -> pb::Node {
+        pb::Node {
+            id: vec![1; 16],
+            name: name.into(),
+            role: role.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_only_deploy_manager_is_found_and_several_must_be_told_apart() {
+        let one = [node("a", pb::Role::Worker), node("b", pb::Role::Deployer)];
+        assert!(find_deployer(&one, None).is_ok());
+        let two = [node("b", pb::Role::Deployer), node("c", pb::Role::Deployer)];
+        assert!(find_deployer(&two, None).is_err());
+        assert!(find_deployer(&two, Some("c")).is_ok());
+        assert!(find_deployer(&two[..0], None).is_err());
+    }
+}

@@ -1,0 +1,242 @@
+//! `mesh login`: an operator's key is made on the operator's machine and stays there.
+//!
+//! `mesh login --request FILE` makes key and request; `mesh operator add` answers with a
+//! credential that holds no secret; `mesh login CREDENTIAL` joins both into a context.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mesh_api::context::{Context, Contexts};
+use mesh_api::identity::{self, Identity};
+use mesh_api::pb;
+use mesh_api::pb::control_service_client::ControlServiceClient;
+use mesh_api::uri::Subject;
+use mesh_types::Timestamp;
+use serde::{Deserialize, Serialize};
+use tonic::transport::Channel;
+
+use super::{Session, read_input};
+use crate::args::LoginArgs;
+use crate::text;
+
+const REQUEST_HEAD: &str = "mesh-operator-request-1:";
+
+/// What `mesh operator add` hands back; nothing in it is secret.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Credential {
+    schema: String,
+    coordinators: Vec<String>,
+    network: String,
+    /// Base64 of the DER.
+    ca: String,
+    /// Base64 of the DER.
+    certificate: String,
+}
+
+const CREDENTIAL_SCHEMA: &str = "mesh.credential/1";
+
+impl Credential {
+    pub(super) fn new(context: &Context, added: &pb::AddOperatorResponse) -> Self {
+        Self {
+            schema: CREDENTIAL_SCHEMA.to_owned(),
+            coordinators: context.coordinators.clone(),
+            network: context.network.clone(),
+            ca: STANDARD.encode(&added.ca_certificate),
+            certificate: STANDARD.encode(&added.certificate),
+        }
+    }
+}
+
+pub(super) async fn run(_session: &Session, args: LoginArgs) -> Result<()> {
+    let contexts = Contexts::of_user()?;
+    let pending = pending_key(&contexts, &args.name);
+    if let Some(request) = args.request {
+        return make_request(&pending, &request);
+    }
+    if let Some(state) = args.coordinator_state {
+        return from_coordinator(&contexts, &args.name, &state).await;
+    }
+    let path = args.credential.context("name the credential file")?;
+    let credential: Credential = serde_json::from_str(&read_input(&path)?)
+        .context("this is not a credential from 'mesh operator add'")?;
+    if credential.schema != CREDENTIAL_SCHEMA {
+        bail!(
+            "the credential is of form {:?}, which this program does not know",
+            credential.schema
+        );
+    }
+    let key = mesh_daemon::read_private(&pending)
+        .context("read the key of the request")?
+        .context("no request was made here: run 'mesh login --request FILE' first")?;
+    let mut context = Context::new(
+        credential.coordinators,
+        &STANDARD
+            .decode(&credential.ca)
+            .context("the credential is damaged")?,
+        &STANDARD
+            .decode(&credential.certificate)
+            .context("the credential is damaged")?,
+        &key,
+        credential.network,
+    );
+    let channel = context
+        .coordinator()
+        .await
+        .context("connect to the coordinator")?;
+    let mut admin = pb::admin_service_client::AdminServiceClient::new(channel);
+    admin
+        .status(pb::AdminStatusRequest {})
+        .await
+        .context("use the credential")?;
+    context.socks.clear();
+    contexts.save(&args.name, &context, true)?;
+    std::fs::remove_file(&pending).context("remove the key of the request")?;
+    println!(
+        "You are an operator of {}. Try: mesh status",
+        context.coordinators.join(", ")
+    );
+    Ok(())
+}
+
+/// The first operator's context, from the coordinator's own state directory.
+async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Result<()> {
+    let files = coordinator::OperatorFiles::read(state)
+        .context("read the first operator's key: is this a coordinator's state directory?")?;
+    let context = first_operator(&files)?;
+    let channel = context
+        .coordinator()
+        .await
+        .context("connect to the coordinator")?;
+    let mut admin = pb::admin_service_client::AdminServiceClient::new(channel);
+    admin
+        .status(pb::AdminStatusRequest {})
+        .await
+        .context("use the credential")?;
+    contexts.save(name, &context, true)?;
+    println!(
+        "You are an operator of {}. Try: mesh status",
+        context.coordinators.join(", ")
+    );
+    Ok(())
+}
+
+/// The context of a coordinator's first operator.
+pub(crate) fn first_operator(files: &coordinator::OperatorFiles) -> Result<Context> {
+    let addrs = files.addrs.clone();
+    Ok(Context::from_pem(
+        addrs,
+        &files.ca_pem,
+        &files.cert_pem,
+        &files.key_pem,
+        "default",
+    )?)
+}
+
+fn pending_key(contexts: &Contexts, name: &str) -> PathBuf {
+    contexts.path(name).with_extension("pending-key")
+}
+
+fn make_request(pending: &Path, request: &Path) -> Result<()> {
+    let identity = Identity::generate()?;
+    if let Some(dir) = pending.parent() {
+        mesh_daemon::private_dir(dir).context("make the folder of contexts")?;
+    }
+    mesh_daemon::write_private(pending, identity.pkcs8()).context("keep the new key")?;
+    let text = format!("{REQUEST_HEAD}{}\n", STANDARD.encode(identity.csr_der()?));
+    std::fs::write(request, text).with_context(|| format!("write {}", request.display()))?;
+    println!("wrote {}. Have an operator run:", request.display());
+    println!(
+        "  mesh operator add YOUR-NAME --request {} --output credential.json",
+        request.display()
+    );
+    println!("and then, here: mesh login credential.json");
+    Ok(())
+}
+
+/// The certificate request inside the file that [`make_request`] wrote.
+pub(super) fn decode_request(text: &str) -> Result<Vec<u8>> {
+    let body = text
+        .trim()
+        .strip_prefix(REQUEST_HEAD)
+        .context("this is not a request from 'mesh login --request'")?;
+    STANDARD
+        .decode(body)
+        .context("the request is damaged: copy it again, whole")
+}
+
+/// Renews the operator's certificate once two thirds of its life are over. What fails here is no
+/// hindrance to what was asked for, so it is told and tried again at the next call.
+pub(super) async fn renew_when_due(session: &Session, context: &mut Context, channel: Channel) {
+    if let Err(error) = try_renew(session, context, channel).await {
+        eprintln!(
+            "mesh: could not renew the operator certificate: {}",
+            text::explain(&error)
+        );
+    }
+}
+
+async fn try_renew(session: &Session, context: &mut Context, channel: Channel) -> Result<()> {
+    let certificate = STANDARD.decode(&context.certificate)?;
+    if !is_due(&certificate, text::now())? {
+        return Ok(());
+    }
+    let Subject::Operator(id) = Subject::from_certificate(&certificate)? else {
+        return Ok(());
+    };
+    let identity = Identity::from_pkcs8(&STANDARD.decode(&context.key)?)?;
+    let mut control = ControlServiceClient::new(channel);
+    let nonce = control
+        .challenge(pb::ChallengeRequest {})
+        .await?
+        .into_inner()
+        .nonce;
+    let csr = identity.csr_der()?;
+    let signature = identity.sign(&identity::renew_bytes(&nonce, id.as_bytes(), &csr))?;
+    let request = pb::RenewRequest {
+        node_id: id.as_bytes().to_vec(),
+        nonce,
+        csr,
+        signature,
+    };
+    let renewed = control.renew(request).await?.into_inner();
+    context.certificate = STANDARD.encode(renewed.certificate);
+    let contexts = Contexts::of_user()?;
+    let name = match &session.name {
+        Some(name) => name.clone(),
+        None => contexts.current()?.context("there is no current context")?,
+    };
+    contexts.save(&name, context, false)?;
+    Ok(())
+}
+
+/// Whether two thirds of the certificate's life are over.
+fn is_due(certificate: &[u8], now: Timestamp) -> Result<bool> {
+    let (from, until) = mesh_api::tls::validity(certificate).context("read the certificate")?;
+    let life = until.since(from);
+    Ok(now >= from.plus(life * 2 / 3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_survives_its_file_form() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (pending, file) = (dir.path().join("default.pending-key"), dir.path().join("r"));
+        make_request(&pending, &file).expect("made");
+        let csr = decode_request(&std::fs::read_to_string(&file).expect("read")).expect("whole");
+        let key = std::fs::read(&pending).expect("kept");
+        let identity = Identity::from_pkcs8(&key).expect("a key");
+        let needle = identity.public_key().as_spki_der();
+        assert!(csr.windows(needle.len()).any(|window| window == needle));
+    }
+
+    #[test]
+    fn anything_else_is_no_request() {
+        assert!(decode_request("-----BEGIN CERTIFICATE REQUEST-----").is_err());
+        assert!(decode_request("mesh-operator-request-1:!").is_err());
+    }
+}

@@ -1,0 +1,273 @@
+//! `mesh node`.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anyhow::{Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use mesh_api::context::Context;
+use mesh_api::model::enums;
+use mesh_api::pb;
+use mesh_types::{NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass};
+use serde_json::json;
+
+use super::{Session, network_or};
+use crate::args::{HostKeyVerb, NodeArg, NodeVerb};
+use crate::{output, text};
+
+pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
+    let (context, mut admin) = session.admin().await?;
+    match verb {
+        NodeVerb::List {
+            network,
+            all_networks,
+        } => {
+            let network = if all_networks {
+                String::new()
+            } else {
+                network_or(&context, network)
+            };
+            let request = pb::ListNodesRequest { network };
+            let nodes = admin.list_nodes(request).await?.into_inner().nodes;
+            list(session, &nodes)
+        }
+        NodeVerb::Show(node) => {
+            let request = pb::ShowNodeRequest {
+                node: Some(reference(&context, &node)),
+            };
+            show(session, &admin.show_node(request).await?.into_inner())
+        }
+        NodeVerb::Rename { node, new_name } => {
+            let request = pb::RenameNodeRequest {
+                node: Some(reference(&context, &node)),
+                new_name: new_name.into(),
+            };
+            let renamed = admin.rename_node(request).await?.into_inner();
+            if session.json {
+                return output::print_json("mesh.node/1", "node", json_of(&renamed));
+            }
+            println!("{} is now {}", node.node, renamed.name);
+            Ok(())
+        }
+        NodeVerb::Remove { node, yes } => {
+            if !yes {
+                confirm(&format!("Remove {} and end its connections?", node.node))?;
+            }
+            let request = pb::RemoveNodeRequest {
+                node: Some(reference(&context, &node)),
+            };
+            admin.remove_node(request).await?;
+            println!("removed {}", node.node);
+            Ok(())
+        }
+        NodeVerb::HostKey(HostKeyVerb::Accept(node)) => {
+            let request = pb::AcceptHostKeyRequest {
+                node: Some(reference(&context, &node)),
+            };
+            let node = admin.accept_host_key(request).await?.into_inner();
+            if session.json {
+                return output::print_json("mesh.node/1", "node", json_of(&node));
+            }
+            println!(
+                "{}: {} SSH host key(s) pinned",
+                node.name,
+                node.ssh_host_keys.len()
+            );
+            Ok(())
+        }
+        NodeVerb::Permit(node) => {
+            let request = pb::PermitRejoinRequest {
+                node: Some(reference(&context, &node)),
+            };
+            let permit = admin.permit_rejoin(request).await?.into_inner().permit;
+            println!("{}", URL_SAFE_NO_PAD.encode(permit));
+            eprintln!("For one enrolment: worker-agent join --token-file FILE --permit PERMIT");
+            Ok(())
+        }
+    }
+}
+
+fn reference(context: &Context, node: &NodeArg) -> pb::NodeRef {
+    pb::NodeRef {
+        network: network_or(context, node.network.clone()),
+        name: node.node.clone(),
+    }
+}
+
+fn confirm(question: &str) -> Result<()> {
+    if !std::io::stdin().is_terminal() {
+        bail!("{question} Say so with --yes, since there is nobody to ask");
+    }
+    print!("{question} [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        bail!("nothing was changed")
+    }
+}
+
+fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
+    if session.json {
+        let nodes: Vec<_> = nodes.iter().map(json_of).collect();
+        return output::print_json("mesh.nodes/1", "nodes", nodes);
+    }
+    if nodes.is_empty() {
+        println!("No nodes. Make a token for the first one: mesh token create --role worker");
+        return Ok(());
+    }
+    let (now, coloured) = (text::now(), output::coloured());
+    let rows = nodes.iter().map(|node| {
+        let seen = if node.state == i32::from(pb::NodeState::Online) {
+            "now".to_owned()
+        } else {
+            text::relative(node.last_seen, now)
+        };
+        [
+            node.name.clone(),
+            node.network.clone(),
+            role(node),
+            output::state(enums::node_state(node.state), coloured),
+            address(node),
+            node.owner.clone(),
+            seen,
+        ]
+    });
+    let head = [
+        "NAME", "NETWORK", "ROLE", "STATE", "ADDRESS", "OWNER", "SEEN",
+    ];
+    println!("{}", output::table(head, rows.collect()));
+    Ok(())
+}
+
+fn show(session: &Session, node: &pb::Node) -> Result<()> {
+    if session.json {
+        return output::print_json("mesh.node/1", "node", json_of(node));
+    }
+    let (now, coloured) = (text::now(), output::coloured());
+    let services: Vec<String> = services(node)
+        .iter()
+        .map(|service| format!("{} ({}, port {})", service.name, service.kind, service.port))
+        .collect();
+    let endpoints = endpoints(node).join(", ");
+    let addrs = addrs(node)
+        .map(|addrs| format!("{}, {}", addrs.v4, addrs.v6))
+        .unwrap_or_default();
+    let mut rows = vec![
+        [
+            "name".to_owned(),
+            output::paint(&node.name, output::Colour::Bold, coloured),
+        ],
+        ["id".to_owned(), id(node)],
+        ["network".to_owned(), node.network.clone()],
+        ["role".to_owned(), role(node)],
+        ["owner".to_owned(), node.owner.clone()],
+        [
+            "state".to_owned(),
+            output::state(enums::node_state(node.state), coloured),
+        ],
+        ["seen".to_owned(), text::relative(node.last_seen, now)],
+        ["addresses".to_owned(), addrs],
+        ["endpoints".to_owned(), endpoints],
+        [
+            "relay".to_owned(),
+            relay(node).unwrap_or_else(|| "none".to_owned()),
+        ],
+        ["services".to_owned(), services.join(", ")],
+        ["console".to_owned(), node.console_prefix.clone()],
+        ["SSH user".to_owned(), node.ssh_user.clone()],
+        [
+            "SSH host keys".to_owned(),
+            format!("{} pinned", node.ssh_host_keys.len()),
+        ],
+        ["WireGuard key".to_owned(), STANDARD.encode(&node.wg_key)],
+        ["version".to_owned(), node.version.clone()],
+        ["joined".to_owned(), text::relative(node.created_at, now)],
+        [
+            "certificate".to_owned(),
+            format!("ends {}", text::relative(node.certificate_not_after, now)),
+        ],
+    ];
+    rows.retain(|[_, value]| !value.is_empty());
+    println!("{}", output::table(["", ""], rows).trim_start_matches('\n'));
+    if !node.ssh_host_keys_held.is_empty() {
+        println!(
+            "\nIts SSH host key changed and is refused. If that was you:\n  mesh node host-key accept {}",
+            node.name
+        );
+    }
+    Ok(())
+}
+
+fn id(node: &pb::Node) -> String {
+    NodeId::try_from(node.id.as_slice())
+        .map(|id| id.to_string())
+        .unwrap_or_default()
+}
+
+fn role(node: &pb::Node) -> String {
+    enums::role(node.role).map_or("?", Role::as_str).to_owned()
+}
+
+fn addrs(node: &pb::Node) -> Option<OverlayAddrs> {
+    node.addrs.clone().and_then(|addrs| addrs.try_into().ok())
+}
+
+fn address(node: &pb::Node) -> String {
+    addrs(node)
+        .map(|addrs| addrs.v4.to_string())
+        .unwrap_or_default()
+}
+
+fn relay(node: &pb::Node) -> Option<String> {
+    RelayId::try_from(node.home_relay.as_slice())
+        .ok()
+        .map(|id| id.to_string())
+}
+
+fn endpoints(node: &pb::Node) -> Vec<String> {
+    let parsed = node
+        .endpoints
+        .iter()
+        .cloned()
+        .filter_map(|wire| wire.try_into().ok());
+    parsed
+        .map(|addr: std::net::SocketAddr| addr.to_string())
+        .collect()
+}
+
+fn services(node: &pb::Node) -> Vec<Service> {
+    node.services
+        .iter()
+        .cloned()
+        .filter_map(|wire| wire.try_into().ok())
+        .collect()
+}
+
+fn json_of(node: &pb::Node) -> serde_json::Value {
+    let class: UptimeClass = enums::uptime_class(node.uptime_class);
+    json!({
+        "id": id(node),
+        "name": node.name,
+        "network": node.network,
+        "role": role(node),
+        "owner": node.owner,
+        "state": enums::node_state(node.state),
+        "uptime_class": class.as_str(),
+        "addrs": addrs(node).map(|addrs| vec![addrs.v4.to_string(), addrs.v6.to_string()]),
+        "endpoints": endpoints(node),
+        "home_relay": relay(node),
+        "services": services(node),
+        "console_prefix": node.console_prefix,
+        "ssh_user": node.ssh_user,
+        "ssh_host_keys": node.ssh_host_keys,
+        "ssh_host_keys_held": node.ssh_host_keys_held,
+        "wg_key": STANDARD.encode(&node.wg_key),
+        "version": node.version,
+        "created_at": text::rfc3339(node.created_at),
+        "last_seen": text::rfc3339(node.last_seen),
+        "certificate_not_after": text::rfc3339(node.certificate_not_after),
+    })
+}

@@ -1,0 +1,113 @@
+//! `mesh up`: every role in this process, on an embedded database.
+//!
+//! The services are started as they are: each with its own state directory, identity and sockets.
+//! What one needs of another goes over TLS and WireGuard on loopback, exactly as between machines.
+
+mod joining;
+mod networks;
+mod report;
+mod roles;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use mesh_daemon::{LogConfig, ShutdownTrigger};
+
+use crate::args::UpArgs;
+use crate::output;
+
+/// How long the roles get to finish what runs, all together about.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long until everything must be reachable.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Runs until a signal, or until a role fails.
+pub(crate) async fn run(args: UpArgs, json: bool) -> Result<ExitCode> {
+    let log = LogConfig {
+        level: args.log.clone(),
+        ..LogConfig::default()
+    };
+    let _log = mesh_daemon::telemetry::init(&log).context("set up logging")?;
+    let state_dir = state_dir(args.state_dir.as_deref())?;
+    mesh_daemon::private_dir(&state_dir)
+        .with_context(|| format!("prepare the state directory {}", state_dir.display()))?;
+
+    let (trigger, shutdown) = ShutdownTrigger::new(GRACE);
+    let _signals = mesh_daemon::signals(trigger.clone()).context("listen for signals")?;
+    if !json {
+        eprintln!(
+            "Starting; the first start makes keys and a database in {}.",
+            state_dir.display()
+        );
+    }
+    let started = tokio::select! {
+        started = roles::Running::start(&args, &state_dir) => started,
+        () = shutdown.draining() => {
+            eprintln!("Stopped before everything was up.");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let mut running = started?;
+    let outcome = serve(&mut running, &args, json, &shutdown).await;
+    if !json {
+        eprintln!("Stopping.");
+    }
+    running.stop(GRACE).await;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(
+    running: &mut roles::Running,
+    args: &UpArgs,
+    json: bool,
+    shutdown: &mesh_daemon::Shutdown,
+) -> Result<()> {
+    let roles::Running {
+        roles,
+        facts: parts,
+        ..
+    } = running;
+    tokio::select! {
+        ready = tokio::time::timeout(READY_WITHIN, parts.ready()) => if ready.is_err() {
+            bail!(
+                "not everything was up within {} s: {}",
+                READY_WITHIN.as_secs(),
+                parts.not_ready()
+            );
+        },
+        failed = roles::failed(roles) => return Err(failed),
+        () = shutdown.draining() => return Ok(()),
+    }
+    let facts = parts.facts(args)?;
+    let text = if json {
+        facts.json()
+    } else {
+        facts.text(output::coloured())
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .context("write to standard output")?;
+    drop(out);
+    tokio::select! {
+        failed = roles::failed(roles) => Err(failed),
+        () = shutdown.draining() => Ok(()),
+    }
+}
+
+/// The directory named, else `$XDG_DATA_HOME/mesh`, else `~/.local/share/mesh`; absolute.
+fn state_dir(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(named) = named {
+        return std::path::absolute(named).context("find the state directory");
+    }
+    if let Some(base) = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from)
+        && base.is_absolute()
+    {
+        return Ok(base.join("mesh"));
+    }
+    let home = std::env::var_os("HOME").context("there is no $HOME: say --state-dir DIR")?;
+    Ok(Path::new(&home).join(".local/share/mesh"))
+}

@@ -1,0 +1,64 @@
+//! How the roles of this process join: by tokens, like any other machine.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use mesh_api::pb;
+use mesh_api::pb::admin_service_client::AdminServiceClient;
+use mesh_node::{EnrolOptions, Enrolled, StateDir};
+use mesh_types::{JoinToken, NetworkName, Role};
+use tonic::transport::Channel;
+
+/// Makes join tokens as the first operator.
+#[derive(Debug, Clone)]
+pub(super) struct Joiner {
+    admin: AdminServiceClient<Channel>,
+}
+
+impl Joiner {
+    pub(super) fn new(channel: Channel) -> Self {
+        Self {
+            admin: AdminServiceClient::new(channel),
+        }
+    }
+
+    /// A client of the coordinator's admin service.
+    pub(super) fn admin(&self) -> AdminServiceClient<Channel> {
+        self.admin.clone()
+    }
+
+    /// A one-use token that lives one minute.
+    async fn token(&self, role: Role, network: &NetworkName) -> Result<JoinToken> {
+        let request = pb::CreateTokenRequest {
+            network: network.as_str().to_owned(),
+            role: pb::Role::from(role).into(),
+            lifetime_secs: 60,
+            ..Default::default()
+        };
+        let created = self.admin.clone().create_token(request).await?.into_inner();
+        created
+            .token
+            .parse()
+            .context("read the coordinator's own token")
+    }
+
+    /// Enrols the identity in `dir` when it is not enrolled yet. The directory is unlocked again
+    /// when this returns, for the service that runs with it.
+    pub(super) async fn join(
+        &self,
+        dir: &Path,
+        role: Role,
+        network: &NetworkName,
+        name: &str,
+    ) -> Result<Enrolled> {
+        let what = || format!("join {name} to {network}");
+        let state = StateDir::open(dir).with_context(what)?;
+        if let Some(enrolled) = state.enrolment().with_context(what)? {
+            return Ok(enrolled);
+        }
+        let token = self.token(role, network).await.with_context(what)?;
+        mesh_node::enrol(&token, EnrolOptions::new(name), &state)
+            .await
+            .with_context(what)
+    }
+}
