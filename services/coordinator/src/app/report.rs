@@ -284,7 +284,7 @@ mod tests {
         assert_eq!((&same, news), (&first, None));
 
         let (changed, news) = take_ssh(&first, &report(&[&new]));
-        assert_eq!(changed.pinned, [old.clone()]);
+        assert_eq!(changed.pinned, std::slice::from_ref(&old));
         assert_eq!((changed.held.as_slice(), news), ([new.clone()].as_slice(), Some(HostKeys::Held)));
         let (_, news) = take_ssh(&changed, &report(&[&new]));
         assert_eq!(news, None, "told once");

@@ -306,8 +306,11 @@ impl AdminService for Grpc {
                     return;
                 }
             }
+            if !follow {
+                return;
+            }
             let mut recheck = tokio::time::interval(RECHECK);
-            while follow {
+            loop {
                 let next = tokio::select! {
                     next = feed.next() => next,
                     _ = recheck.tick() => match grpc.still_operator(&caller) {
