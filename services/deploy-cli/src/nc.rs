@@ -1,11 +1,16 @@
 //! Standard input and output joined to a port of a node, for ssh's `ProxyCommand`.
 
+use std::io::Read as _;
+
 use mesh_api::context::Context;
 use mesh_types::NetworkName;
-use tokio::io::{self, AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{self, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
 
 use crate::setting::proxy_addr;
 use crate::socks::Proxy;
+
+const BUFFER: usize = 64 * 1024;
 
 /// Joins standard input and output to `host:port` through the network's SOCKS5 listener.
 ///
@@ -27,12 +32,45 @@ pub async fn run(
 pub async fn join(proxy: &Proxy, host: &str, port: u16) -> anyhow::Result<()> {
     let stream = proxy.connect(host, port).await?;
     let (mut from, mut to) = stream.into_split();
+    let mut input = input()?;
     let upload = async {
-        io::copy(&mut io::stdin(), &mut to).await?;
+        while let Some(data) = input.recv().await {
+            to.write_all(&data?).await?;
+        }
         to.shutdown().await
     };
     finish(upload, copy_flushing(&mut from, &mut io::stdout())).await?;
     Ok(())
+}
+
+/// Standard input, read by a thread of its own.
+///
+/// The runtime's own standard input keeps the process from ending until another key is pressed;
+/// this thread does not, it ends with the process.
+fn input() -> io::Result<mpsc::Receiver<io::Result<Vec<u8>>>> {
+    let (pieces, input) = mpsc::channel(4);
+    let read = move || {
+        let mut stdin = std::io::stdin().lock();
+        loop {
+            let mut buf = vec![0; BUFFER];
+            let piece = match stdin.read(&mut buf) {
+                Ok(0) => return,
+                Ok(n) => {
+                    buf.truncate(n);
+                    Ok(buf)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+            if pieces.blocking_send(piece).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(read)?;
+    Ok(input)
 }
 
 /// Ends with the download: what ssh waits for. An ended upload only closes that direction.
@@ -56,9 +94,7 @@ async fn copy_flushing(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
-    use tokio::io::AsyncReadExt as _;
-
-    let mut buf = vec![0; 64 * 1024];
+    let mut buf = vec![0; BUFFER];
     loop {
         let n = from.read(&mut buf).await?;
         if n == 0 {
