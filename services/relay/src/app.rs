@@ -37,7 +37,7 @@ pub struct App {
     stun: UdpSocket,
     stun_addr: SocketAddr,
     admin: Option<AdminServer>,
-    advertise: AdvertiseConfig,
+    report: NodeReport,
     clients: Arc<Clients>,
     followed: Latch,
 }
@@ -87,10 +87,19 @@ impl App {
             },
             &state,
         )?;
+        let derp_addr = listener.local_addr().context("read the bound address")?;
+        let stun_addr = stun.local_addr().context("read the bound address")?;
+        let report = advertised(
+            config.advertise,
+            derp_addr,
+            stun_addr,
+            session.coordinators(),
+        )
+        .await;
         Ok(Self {
-            derp_addr: listener.local_addr().context("read the bound address")?,
-            stun_addr: stun.local_addr().context("read the bound address")?,
-            advertise: config.advertise,
+            derp_addr,
+            stun_addr,
+            report,
             id,
             state,
             session,
@@ -129,12 +138,12 @@ impl App {
     /// # Errors
     /// A part that should never end did.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let advertised = self.advertised().await;
         tracing::info!(
-            relay = %self.id, addr = %self.derp_addr, advertised = ?advertised.derp, "DERP over TLS"
+            relay = %self.id, addr = %self.derp_addr, advertised = ?self.report.derp,
+            "DERP over TLS"
         );
-        tracing::info!(addr = %self.stun_addr, advertised = ?advertised.stun, "STUN");
-        self.session.report(advertised);
+        tracing::info!(addr = %self.stun_addr, advertised = ?self.report.stun, "STUN");
+        self.session.report(self.report);
         let mut tasks = Tasks::new();
         let metrics = self.clients.metrics().clone();
         tasks.spawn("stun", stun::run(self.stun, metrics));
@@ -177,6 +186,8 @@ impl App {
             () = &mut serving => None,
             ended = tasks.next_end() => Some(ended),
         };
+        // A finished future must not be polled again.
+        let part_ended = ended.is_some();
         if let Some((name, end)) = ended
             && !shutdown.is_draining()
         {
@@ -187,7 +198,7 @@ impl App {
             };
             bail!("the relay's part {name} stopped: {what}");
         }
-        if shutdown.is_draining() {
+        if part_ended {
             serving.await;
         }
         tasks.abort_all();
@@ -195,39 +206,46 @@ impl App {
         shutdown.drained().await;
         Ok(())
     }
+}
 
-    /// What nodes are told: what was configured, else the bound ports at the best address known.
-    async fn advertised(&self) -> NodeReport {
-        let derp_host = self.host(self.derp_addr.ip()).await;
-        let stun_host = self.host(self.stun_addr.ip()).await;
-        let or = |given: &[String], host: String, port: u16| {
-            if given.is_empty() {
-                vec![format!("{host}:{port}")]
-            } else {
-                given.to_vec()
+/// What nodes are told: what was configured, else the bound ports at the best address known.
+async fn advertised(
+    config: AdvertiseConfig,
+    derp: SocketAddr,
+    stun: SocketAddr,
+    coordinators: &[String],
+) -> NodeReport {
+    let AdvertiseConfig {
+        host,
+        derp: derp_given,
+        stun: stun_given,
+    } = config;
+    let way = if host.is_none() && (derp.ip().is_unspecified() || stun.ip().is_unspecified()) {
+        tokio::time::timeout(LOOK_UP, way_to(coordinators))
+            .await
+            .ok()
+            .flatten()
+    } else {
+        None
+    };
+    let at = |given: Vec<String>, bound: SocketAddr| {
+        if !given.is_empty() {
+            return given;
+        }
+        let shown = match (&host, bound.ip()) {
+            (Some(host), _) => format!("{host}:{}", bound.port()),
+            (None, ip) if !ip.is_unspecified() => bound.to_string(),
+            (None, _) => {
+                let ip = way.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+                SocketAddr::new(ip, bound.port()).to_string()
             }
         };
-        NodeReport {
-            derp: or(&self.advertise.derp, derp_host, self.derp_addr.port()),
-            stun: or(&self.advertise.stun, stun_host, self.stun_addr.port()),
-            ..NodeReport::default()
-        }
-    }
-
-    async fn host(&self, bound: IpAddr) -> String {
-        if let Some(host) = &self.advertise.host {
-            return host.clone();
-        }
-        let ip = if bound.is_unspecified() {
-            let way = way_to(self.session.coordinators());
-            tokio::time::timeout(LOOK_UP, way).await.ok().flatten()
-        } else {
-            Some(bound)
-        };
-        match ip.unwrap_or(IpAddr::from([127, 0, 0, 1])) {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => format!("[{v6}]"),
-        }
+        vec![shown]
+    };
+    NodeReport {
+        derp: at(derp_given, derp),
+        stun: at(stun_given, stun),
+        ..NodeReport::default()
     }
 }
 
