@@ -1,5 +1,10 @@
 //! The packet filter against a model that remembers everything and thinks slowly.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test needs some instant to start from"
+)]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
