@@ -4,7 +4,7 @@
 //! synchronous. One turn reads all that is there, feeds it through the tunnel into the TCP/IP
 //! stack, and sends what comes out, batch by batch, in buffers that are reused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,29 +21,22 @@ use tokio::time::Sleep;
 mod derp;
 mod endpoints;
 mod udp;
+mod upkeep;
 
-use derp::{Inbox, Item, Link, LinkState};
+use derp::{Inbox, Item, Link};
 use udp::ReadBuffers;
 pub(crate) use udp::UdpPort;
 
 use crate::control::{ControlState, ControlStatus};
 use crate::counters::add;
 use crate::netstack::{Netstack, PacketStack as _};
-use crate::node::{RelayMode, Shared, Snapshot, stopped};
-use crate::random;
+use crate::node::{RelayMode, Shared, stopped};
 use crate::state_dir::StateDir;
 
-/// Relays that a node keeps a connection to, to know the nearest.
-const STANDING_LINKS: usize = 3;
-/// A further relay, used for peers that listen there, is let go after this long without use.
-const IDLE_LINK: Duration = Duration::from_secs(300);
 /// Reads of one socket per turn, so that no socket starves another.
 const READS: usize = 4;
 /// Rounds between stack and tunnel per turn, for the same reason.
 const ROUNDS: usize = 4;
-/// How often interfaces and relays are looked at.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-const INTERFACES: Duration = Duration::from_secs(20);
 /// How old the figures in the status may be while there is traffic.
 const SNAPSHOT: Duration = Duration::from_millis(100);
 /// How long connections may take to end when the node stops.
@@ -78,6 +71,8 @@ pub(crate) struct Driver {
     version: Option<u64>,
     stack_deadline: Option<Instant>,
     housekeeping: Instant,
+    /// When by both clocks.
+    house_kept: (Instant, SystemTime),
     interfaces: Instant,
     local: Vec<SocketAddr>,
     snapshot_at: Option<Instant>,
@@ -109,6 +104,7 @@ impl Driver {
             version: None,
             stack_deadline: None,
             housekeeping: now,
+            house_kept: (now, SystemTime::now()),
             interfaces: now,
             local: Vec::new(),
             snapshot_at: Some(now),
@@ -401,211 +397,6 @@ impl Driver {
             TunnelEvent::RelayWanted { relay } => self.want_link(relay, now),
         }
     }
-
-    fn report(&self) {
-        let mut endpoints = self.parts.device.endpoints();
-        endpoints.truncate(32);
-        self.parts.shared.report(|report| {
-            report.endpoints = endpoints;
-            report.home_relay = self.home;
-        });
-    }
-
-    fn apply_netmap(&mut self, now: Instant) {
-        let netmap = self.parts.netmap.borrow_and_update().clone();
-        let Some(netmap) = netmap else { return };
-        let first = self.version.is_none();
-        self.parts.stack.set_addrs(netmap.node.addrs);
-        self.parts.device.apply_netmap(&netmap, now);
-        if self.version != Some(netmap.cursor.version) {
-            self.version = Some(netmap.cursor.version);
-            let directory = Arc::new(crate::directory::Directory::new(&netmap));
-            self.parts.stack.retain_peers(|ip| directory.is_peer(ip));
-            self.parts.shared.directory.send_replace(Some(directory));
-        }
-        if self.relays != netmap.relays {
-            self.relays.clone_from(&netmap.relays);
-            self.follow_relays(now);
-        }
-        if first {
-            self.interfaces = now;
-            self.housekeeping = now;
-            self.greet(now);
-        }
-        self.snapshot_at = Some(now);
-    }
-
-    /// Handshakes at once with peers there was traffic with before the restart.
-    fn greet(&mut self, now: Instant) {
-        for at in 0..self.parts.greet.len() {
-            let peer = self.parts.greet[at];
-            self.parts.device.handshake_now(peer, &mut self.out, now);
-        }
-    }
-
-    fn follow_relays(&mut self, now: Instant) {
-        let relays = std::mem::take(&mut self.relays);
-        self.links.retain(|id, link| {
-            let known = relays
-                .iter()
-                .any(|relay| relay.id == *id && relay.derp == link.relay.derp);
-            if !known {
-                self.parts.device.handle_relay_down(*id, now);
-            }
-            known
-        });
-        self.relays = relays;
-        if self.parts.shared.relay_mode != RelayMode::Off {
-            let standing: Vec<RelayId> = self
-                .relays
-                .iter()
-                .take(STANDING_LINKS)
-                .map(|relay| relay.id)
-                .collect();
-            for id in standing {
-                self.want_link(id, now);
-            }
-        }
-        self.housekeeping = now;
-        let servers: BTreeSet<String> = self
-            .relays
-            .iter()
-            .flat_map(|relay| relay.stun.iter().cloned())
-            .take(8)
-            .collect();
-        if let Some(former) = self.stun.replace(tokio::spawn(resolve(servers))) {
-            former.abort();
-        }
-    }
-
-    fn want_link(&mut self, id: RelayId, now: Instant) {
-        if self.parts.shared.relay_mode == RelayMode::Off || self.links.contains_key(&id) {
-            return;
-        }
-        let relay = self
-            .relays
-            .iter()
-            .find(|relay| relay.id == id && !relay.derp.is_empty());
-        let (Some(relay), Some(seed)) = (relay, random::seed()) else {
-            return;
-        };
-        let link = Link::start(
-            relay.clone(),
-            self.parts.state.wg_key().clone(),
-            self.parts.shared.credential(),
-            Arc::clone(&self.parts.shared.wake),
-            seed,
-            now,
-        );
-        self.links.insert(id, link);
-    }
-
-    fn keep_house(&mut self, now: Instant) {
-        self.housekeeping = now + HOUSEKEEPING;
-        if now >= self.interfaces {
-            self.interfaces = now + INTERFACES;
-            self.look_at_interfaces(now);
-        }
-        let states: Vec<(RelayId, LinkState)> = self
-            .links
-            .iter()
-            .map(|(id, link)| (*id, link.state()))
-            .collect();
-        let home = derp::choose_home(self.home, states.iter().map(|(id, state)| (*id, state)));
-        if home != self.home {
-            self.home = home;
-            self.parts.device.set_home_relay(home, now);
-            self.report();
-            // By relay too, for those who did not answer directly.
-            self.greet(now);
-        }
-        let standing: BTreeSet<RelayId> = self
-            .relays
-            .iter()
-            .take(STANDING_LINKS)
-            .map(|relay| relay.id)
-            .collect();
-        let device = &mut self.parts.device;
-        self.links.retain(|id, link| {
-            let keep = standing.contains(id)
-                || self.home == Some(*id)
-                || now.duration_since(link.used) < IDLE_LINK;
-            if !keep {
-                device.handle_relay_down(*id, now);
-            }
-            keep
-        });
-        if self.snapshot_at.is_none() {
-            self.snapshot_at = Some(now);
-        }
-    }
-
-    fn look_at_interfaces(&mut self, now: Instant) {
-        if self.parts.shared.relay_mode == RelayMode::Only {
-            return;
-        }
-        let bound: Vec<SocketAddr> = self.parts.ports.iter().map(UdpPort::local).collect();
-        let found = endpoints::candidates(
-            &bound,
-            &endpoints::interface_addrs(),
-            &self.parts.shared.extra_endpoints,
-            self.parts.stack.addrs(),
-        );
-        if found == self.local {
-            return;
-        }
-        let moved = !self.local.is_empty();
-        self.local.clone_from(&found);
-        self.parts.device.set_local_endpoints(&found, now);
-        if moved {
-            tracing::debug!("addresses of this machine changed, looking for paths again");
-            self.parts.device.network_changed(now);
-        }
-        self.report();
-    }
-
-    /// Shows the figures of this moment in the status.
-    fn snapshot(&mut self, now: Instant) {
-        self.snapshot_at = None;
-        self.snapshot_done = now;
-        let device = &self.parts.device;
-        let wall = SystemTime::now();
-        let shown = Snapshot {
-            at: now,
-            wall,
-            peers: device.stats().map(|stats| (stats.node, stats)).collect(),
-            relays: self
-                .links
-                .iter()
-                .map(|(id, link)| (*id, link.state().into()))
-                .collect(),
-            home: self.home,
-            endpoints: device.endpoints(),
-            drops: device
-                .drops()
-                .iter()
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-        };
-        self.parts.shared.show(shown);
-    }
-}
-
-impl From<LinkState> for crate::node::RelayFigures {
-    fn from(state: LinkState) -> Self {
-        let LinkState {
-            connected,
-            local,
-            latency,
-            error,
-        } = state;
-        Self {
-            connected,
-            local,
-            latency,
-            error,
-        }
-    }
 }
 
 /// Resolves when any socket may have something to read. Cancel-safe, allocates nothing.
@@ -639,17 +430,6 @@ async fn resolved(job: &mut Option<JoinHandle<Vec<SocketAddr>>>) -> Vec<SocketAd
         Some(job) => job.await.unwrap_or_default(),
         None => pending().await,
     }
-}
-
-async fn resolve(servers: BTreeSet<String>) -> Vec<SocketAddr> {
-    let mut addrs = Vec::new();
-    for server in servers {
-        match tokio::net::lookup_host(&server).await {
-            Ok(found) => addrs.extend(found.take(2)),
-            Err(error) => tracing::debug!(server, %error, "STUN server not found"),
-        }
-    }
-    addrs
 }
 
 impl Drop for Driver {

@@ -2,23 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_api::model::node::NodeReport;
-use mesh_tunnel::{Device, DeviceConfig, DropReason, PathKind, PeerStats};
-use mesh_types::{Netmap, NodeId, OverlayAddrs, RelayId, Service, ServiceName, Timestamp};
-use serde::{Deserialize, Serialize};
+use mesh_tunnel::{Device, DeviceConfig, PathKind};
+use mesh_types::{Netmap, NodeId, OverlayAddrs, Service, ServiceName};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
-use crate::control::{ControlConfig, ControlSession, ControlStatus, LeaveError, SessionError};
+use crate::control::{ControlConfig, ControlSession, ControlStatus, LeaveError};
 use crate::counters::Counters;
-use crate::credential::Credential;
-use crate::directory::{Directory, Resolved};
+use crate::directory::Resolved;
 use crate::driver::{Driver, Parts, UdpPort};
 use crate::keeper;
 use crate::netstack::{
@@ -27,100 +25,15 @@ use crate::netstack::{
 use crate::publish::{PublishError, Published, Services};
 use crate::random;
 use crate::state_dir::{Enrolled, StateDir};
-use crate::status::{NodeStatus, PeerPath, PeerStatus, RelayStatus};
+use crate::status::NodeStatus;
 
-/// Which ways packets to peers may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RelayMode {
-    /// Directly when an address answers, by relay meanwhile and otherwise.
-    #[default]
-    Auto,
-    /// By relay only: no datagram to a peer leaves this machine directly.
-    Only,
-    /// Directly only.
-    Off,
-}
+mod config;
+mod shared;
 
-/// Settings of a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct NodeConfig {
-    /// Where WireGuard and disco are bound. Port 0 takes any free one. An address family that the
-    /// machine does not have is left out when another one works.
-    pub udp: Vec<SocketAddr>,
-    /// Where the coordinator is, `host:port` each; empty: as stored at enrolment.
-    pub coordinators: Vec<String>,
-    /// Further underlay addresses at which peers may try this node (a forwarded port).
-    pub extra_endpoints: Vec<SocketAddr>,
-    /// Receive buffer and send buffer of each overlay TCP connection, in bytes each.
-    pub socket_buffer: usize,
-    /// Cap on the sum of all overlay socket buffers, in bytes.
-    pub socket_memory: usize,
-    /// How long [`Node::dial`] waits for an answer, in milliseconds.
-    pub dial_timeout_ms: u64,
-    /// Which ways packets may take.
-    pub relay: RelayMode,
-    /// Of the program, for people.
-    pub version: String,
-}
+pub use config::{NodeConfig, NotReady, RelayMode, StartError};
+pub(crate) use shared::{RelayFigures, Shared, Snapshot};
 
-impl Default for NodeConfig {
-    fn default() -> Self {
-        let stack = StackConfig::default();
-        Self {
-            udp: vec![
-                SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-                SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
-            ],
-            coordinators: Vec::new(),
-            extra_endpoints: Vec::new(),
-            socket_buffer: stack.socket_buffer,
-            socket_memory: stack.socket_memory,
-            dial_timeout_ms: 10_000,
-            relay: RelayMode::Auto,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        }
-    }
-}
-
-/// A node cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its identity, or what is stored of it, is not usable.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// No UDP socket could be bound.
-    #[error("cannot bind UDP {addr} for WireGuard: choose another port, or 0 for any free one")]
-    Bind {
-        /// Where.
-        addr: SocketAddr,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Relays have no data plane.
-    #[error("a relay's identity cannot be used by a node: join with a token of another role")]
-    IsRelay,
-    /// The system gave no randomness.
-    #[error("the system gave no randomness")]
-    Random,
-    /// The settings make no sense.
-    #[error("socket_buffer must be between 4096 and 67108864 bytes and fit socket_memory twice")]
-    Buffers,
-}
-
-/// A node has no netmap yet.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no netmap within {} s: {}",
-    .after.as_secs_f32().ceil(),
-    .reason.as_deref().unwrap_or("the coordinator has not answered yet")
-)]
-pub struct NotReady {
-    after: Duration,
-    reason: Option<String>,
-}
+use config::bind_all;
 
 /// A running mesh node; a cheap handle, all clones are the same node.
 ///
@@ -142,76 +55,6 @@ struct Inner {
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the driver shares with the handles.
-pub(crate) struct Shared {
-    pub(crate) wake: Arc<Notify>,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) drop_overlay: AtomicBool,
-    pub(crate) relay_mode: RelayMode,
-    pub(crate) extra_endpoints: Vec<SocketAddr>,
-    pub(crate) directory: watch::Sender<Option<Arc<Directory>>>,
-    control: ControlSession,
-    report: Mutex<NodeReport>,
-    snapshot: RwLock<Snapshot>,
-}
-
-/// Figures of the tunnel at one moment.
-#[derive(Debug, Clone)]
-pub(crate) struct Snapshot {
-    pub(crate) at: Instant,
-    pub(crate) wall: SystemTime,
-    pub(crate) peers: HashMap<NodeId, PeerStats>,
-    pub(crate) relays: BTreeMap<RelayId, RelayFigures>,
-    pub(crate) home: Option<RelayId>,
-    pub(crate) endpoints: Vec<SocketAddr>,
-    pub(crate) drops: Vec<(DropReason, u64)>,
-}
-
-/// Figures of one relay connection.
-#[derive(Debug, Clone)]
-pub(crate) struct RelayFigures {
-    pub(crate) connected: bool,
-    pub(crate) local: Option<SocketAddr>,
-    pub(crate) latency: Option<Duration>,
-    pub(crate) error: Option<String>,
-}
-
-impl Shared {
-    /// Changes the report and sends it when it differs.
-    pub(crate) fn report(&self, change: impl FnOnce(&mut NodeReport)) {
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut report);
-        self.control.report(report.clone());
-    }
-
-    pub(crate) fn credential(&self) -> Credential {
-        self.control.credential().clone()
-    }
-
-    pub(crate) fn show(&self, snapshot: Snapshot) {
-        *self
-            .snapshot
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = snapshot;
-    }
-
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        self.snapshot
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    pub(crate) fn peer(&self, node: NodeId) -> Option<PeerStats> {
-        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
-        snapshot.peers.get(&node).copied()
-    }
-
-    pub(crate) fn control(&self) -> &ControlSession {
-        &self.control
-    }
-}
-
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
@@ -228,43 +71,6 @@ impl Drop for Inner {
             }
         }
         self.stack.close();
-    }
-}
-
-/// Binds what works; a family that the machine lacks is no error while another one works.
-fn bind_all(wanted: &[SocketAddr]) -> Result<Vec<UdpPort>, StartError> {
-    let mut ports: Vec<UdpPort> = Vec::new();
-    let mut missing = None;
-    for addr in wanted {
-        let mut addr = *addr;
-        if addr.port() == 0
-            && let Some(first) = ports.first()
-            && let Ok(port) = UdpPort::bind(SocketAddr::new(addr.ip(), first.local().port()))
-        {
-            // Both families on one port are easier on people.
-            ports.push(port);
-            continue;
-        }
-        if addr.ip().is_unspecified() && addr.is_ipv6() {
-            addr = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), addr.port());
-        }
-        match UdpPort::bind(addr) {
-            Ok(port) => ports.push(port),
-            Err(source) => {
-                let lacking = matches!(
-                    source.raw_os_error().map(nix::errno::Errno::from_raw),
-                    Some(nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::EADDRNOTAVAIL)
-                ) && addr.ip().is_unspecified();
-                if !lacking {
-                    return Err(StartError::Bind { addr, source });
-                }
-                missing = Some(StartError::Bind { addr, source });
-            }
-        }
-    }
-    match missing {
-        Some(error) if ports.is_empty() => Err(error),
-        _ => Ok(ports),
     }
 }
 
@@ -565,77 +371,11 @@ impl Node {
 
     /// How the node is doing. Figures of the tunnel are at most 100 ms old while there is traffic.
     pub fn status(&self) -> NodeStatus {
-        let shared = &self.inner.shared;
-        let snapshot = shared.snapshot();
-        let netmap = shared.control.netmap().borrow().clone();
-        let control = shared.control.status().borrow().clone();
-        let enrolled = self.enrolled().clone();
-        let mut peers: Vec<PeerStatus> = netmap
-            .iter()
-            .flat_map(|netmap| netmap.peers.values())
-            .map(|peer| {
-                let stats = snapshot.peers.get(&peer.id);
-                PeerStatus {
-                    id: peer.id,
-                    name: peer.name.clone(),
-                    role: peer.role,
-                    addrs: peer.addrs,
-                    state: peer.state,
-                    path: match stats.map(|stats| stats.path) {
-                        Some(PathKind::Direct(addr)) => PeerPath::Direct { addr },
-                        Some(PathKind::Relay(id)) => PeerPath::Relay { id },
-                        Some(PathKind::None) | None => PeerPath::None,
-                    },
-                    last_handshake: stats
-                        .and_then(|stats| stats.last_handshake)
-                        .map(|at| wall_of(&snapshot, at)),
-                    rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
-                    tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
-                    rx_relay_bytes: stats.map_or(0, |stats| stats.rx_relay_bytes),
-                    tx_relay_bytes: stats.map_or(0, |stats| stats.tx_relay_bytes),
-                    rtt_ms: stats.and_then(|stats| stats.rtt).map(millis),
-                    active: stats.is_some_and(|stats| stats.active),
-                    services: peer.services.clone(),
-                }
-            })
-            .collect();
-        peers.sort_by(|a, b| a.name.cmp(&b.name));
-        NodeStatus {
-            name: netmap
-                .as_ref()
-                .map_or(&enrolled.name, |netmap| &netmap.node.name)
-                .clone(),
-            addrs: self.addrs().or(enrolled.addrs),
-            wg_port: self.inner.ports.first().map_or(0, SocketAddr::port),
-            endpoints: snapshot.endpoints,
-            stale_since: control.stale_since,
-            control,
-            home_relay: snapshot.home,
-            relays: snapshot
-                .relays
-                .into_iter()
-                .map(|(id, figures)| RelayStatus {
-                    id,
-                    connected: figures.connected,
-                    local_addr: figures.local,
-                    latency_ms: figures.latency.map(millis),
-                    error: figures.error,
-                })
-                .collect(),
-            services: self.published(),
-            peers,
-            counters: shared
-                .counters
-                .values()
-                .map(|(name, n)| (name.to_owned(), n))
-                .collect(),
-            drops: snapshot
-                .drops
-                .into_iter()
-                .map(|(reason, count)| (reason.as_str().to_owned(), count))
-                .collect(),
-            enrolled,
-        }
+        self.inner.shared.status(
+            self.addrs(),
+            self.inner.ports.first().map_or(0, SocketAddr::port),
+            self.published(),
+        )
     }
 
     /// Leaves the network for good: tells the coordinator, stops, and removes keys, certificates
@@ -677,12 +417,4 @@ pub enum LeaveNetworkError {
 /// Resolves when the node is to stop, or nobody holds it any more. Cancel-safe.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _stop = stop.wait_for(|stop| *stop).await;
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
-}
-
-fn wall_of(snapshot: &Snapshot, at: Instant) -> Timestamp {
-    Timestamp::from(snapshot.wall).minus(snapshot.at.saturating_duration_since(at))
 }

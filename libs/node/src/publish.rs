@@ -138,10 +138,16 @@ impl Services {
             target: target.clone(),
             counters: Arc::clone(&self.counters),
         };
-        let replaced = entries.remove(&name);
-        // The old listener lives in the old task; the stack takes the port over from it.
-        let listener = self.stack.relisten(port)?;
-        drop(replaced);
+        let same_port = entries
+            .get(&name)
+            .is_some_and(|entry| entry.published.service.port == port);
+        let listener = if same_port {
+            // No connection request is refused in between.
+            self.stack.take_over(port)?
+        } else {
+            self.stack.listen(port)?
+        };
+        drop(entries.remove(&name));
         let task = tokio::spawn(connections.accept_all(listener));
         entries.insert(name, Entry { published, task });
         Ok(())

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::coordinator::Ca;
+use super::authority::Ca;
 
 type Clients = Arc<Mutex<HashMap<WgPublicKey, mpsc::Sender<Vec<u8>>>>>;
 

@@ -1,0 +1,176 @@
+//! What the driver shares with the handles of a node.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use mesh_api::model::node::NodeReport;
+use mesh_tunnel::{DropReason, PathKind, PeerStats};
+use mesh_types::{NodeId, OverlayAddrs, RelayId, Service, Timestamp};
+use tokio::sync::{Notify, watch};
+
+use super::RelayMode;
+use crate::control::ControlSession;
+use crate::counters::Counters;
+use crate::credential::Credential;
+use crate::directory::Directory;
+use crate::status::{NodeStatus, PeerPath, PeerStatus, RelayStatus};
+
+/// What the driver shares with the handles.
+pub(crate) struct Shared {
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) drop_overlay: AtomicBool,
+    pub(crate) relay_mode: RelayMode,
+    pub(crate) extra_endpoints: Vec<SocketAddr>,
+    pub(crate) directory: watch::Sender<Option<Arc<Directory>>>,
+    pub(super) control: ControlSession,
+    pub(super) report: Mutex<NodeReport>,
+    pub(super) snapshot: RwLock<Snapshot>,
+}
+
+/// Figures of the tunnel at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) at: Instant,
+    pub(crate) wall: SystemTime,
+    pub(crate) peers: HashMap<NodeId, PeerStats>,
+    pub(crate) relays: BTreeMap<RelayId, RelayFigures>,
+    pub(crate) home: Option<RelayId>,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) drops: Vec<(DropReason, u64)>,
+}
+
+/// Figures of one relay connection.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayFigures {
+    pub(crate) connected: bool,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) latency: Option<Duration>,
+    pub(crate) error: Option<String>,
+}
+
+impl Shared {
+    /// Changes the report and sends it when it differs.
+    pub(crate) fn report(&self, change: impl FnOnce(&mut NodeReport)) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut report);
+        self.control.report(report.clone());
+    }
+
+    pub(crate) fn credential(&self) -> Credential {
+        self.control.credential().clone()
+    }
+
+    pub(crate) fn show(&self, snapshot: Snapshot) {
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn peer(&self, node: NodeId) -> Option<PeerStats> {
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        snapshot.peers.get(&node).copied()
+    }
+
+    pub(crate) fn control(&self) -> &ControlSession {
+        &self.control
+    }
+
+    /// How the node is doing; the rest of it is the caller's to know.
+    pub(super) fn status(
+        &self,
+        addrs: Option<OverlayAddrs>,
+        wg_port: u16,
+        services: Vec<Service>,
+    ) -> NodeStatus {
+        let snapshot = self.snapshot();
+        let netmap = self.control.netmap().borrow().clone();
+        let control = self.control.status().borrow().clone();
+        let enrolled = self.control.enrolled().clone();
+        let mut peers: Vec<PeerStatus> = netmap
+            .iter()
+            .flat_map(|netmap| netmap.peers.values())
+            .map(|peer| {
+                let stats = snapshot.peers.get(&peer.id);
+                PeerStatus {
+                    id: peer.id,
+                    name: peer.name.clone(),
+                    role: peer.role,
+                    addrs: peer.addrs,
+                    state: peer.state,
+                    path: match stats.map(|stats| stats.path) {
+                        Some(PathKind::Direct(addr)) => PeerPath::Direct { addr },
+                        Some(PathKind::Relay(id)) => PeerPath::Relay { id },
+                        Some(PathKind::None) | None => PeerPath::None,
+                    },
+                    last_handshake: stats
+                        .and_then(|stats| stats.last_handshake)
+                        .map(|at| wall_of(&snapshot, at)),
+                    rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
+                    tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
+                    rx_relay_bytes: stats.map_or(0, |stats| stats.rx_relay_bytes),
+                    tx_relay_bytes: stats.map_or(0, |stats| stats.tx_relay_bytes),
+                    rtt_ms: stats.and_then(|stats| stats.rtt).map(millis),
+                    active: stats.is_some_and(|stats| stats.active),
+                    services: peer.services.clone(),
+                }
+            })
+            .collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        NodeStatus {
+            name: netmap
+                .as_ref()
+                .map_or(&enrolled.name, |netmap| &netmap.node.name)
+                .clone(),
+            addrs: addrs.or(enrolled.addrs),
+            wg_port: wg_port,
+            endpoints: snapshot.endpoints,
+            stale_since: control.stale_since,
+            control,
+            home_relay: snapshot.home,
+            relays: snapshot
+                .relays
+                .into_iter()
+                .map(|(id, figures)| RelayStatus {
+                    id,
+                    connected: figures.connected,
+                    local_addr: figures.local,
+                    latency_ms: figures.latency.map(millis),
+                    error: figures.error,
+                })
+                .collect(),
+            services,
+            peers,
+            counters: self
+                .counters
+                .values()
+                .map(|(name, n)| (name.to_owned(), n))
+                .collect(),
+            drops: snapshot
+                .drops
+                .into_iter()
+                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .collect(),
+            enrolled,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn wall_of(snapshot: &Snapshot, at: Instant) -> Timestamp {
+    Timestamp::from(snapshot.wall).minus(snapshot.at.saturating_duration_since(at))
+}
