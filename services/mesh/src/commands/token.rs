@@ -158,10 +158,10 @@ fn role(token: &pb::Token) -> String {
 fn state(token: &pb::Token, now: i64) -> &'static str {
     if token.revoked_at != 0 {
         "revoked"
-    } else if token.expires_at <= now {
-        "expired"
     } else if !token.reusable && token.uses > 0 {
         "used"
+    } else if token.expires_at <= now {
+        "expired"
     } else {
         "usable"
     }
