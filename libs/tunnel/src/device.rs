@@ -268,8 +268,14 @@ impl Device {
             .map(|peer| self.stats_of(peer))
     }
 
+    /// An idle peer shows the path it was last talked to by: nothing is probed without traffic.
     fn stats_of(&self, peer: &Peer) -> PeerStats {
-        peer.stats(self.path_of(peer, self.now), self.now)
+        let path = if peer.paths.is_active(self.now) {
+            self.path_of(peer, self.now)
+        } else {
+            peer.told
+        };
+        peer.stats(path, self.now)
     }
 
     /// What was dropped, by reason.

@@ -30,7 +30,8 @@ const GIVE_UP: Duration = Duration::from_secs(90);
 /// Pauses between initiations; the last one repeats. WireGuard's REKEY_TIMEOUT is 5 s; the first
 /// ones are shorter because a path may open any moment, and the last one is a little shorter so
 /// that the jitter is ours, not boringtun's.
-const RETRY: [Duration; 3] = [
+const RETRY: [Duration; 4] = [
+    Duration::from_millis(500),
     Duration::from_millis(1000),
     Duration::from_millis(2000),
     Duration::from_millis(4500),

@@ -448,6 +448,29 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Datagrams that were changed on the way are dropped: handshakes, data, disco.
+    #[test]
+    fn changed_datagrams_are_dropped_and_harm_nothing(
+        seed in any::<u64>(),
+        changes in proptest::collection::vec((any::<u16>(), 1u8..), 1..4),
+    ) {
+        let mut world = World::new(seed % 1_000_000);
+        world.set_relay(true);
+        world.change_datagrams = changes;
+        world.stream(secs(3), millis(20));
+        world.assert_no_duplicates();
+        world.change_datagrams.clear();
+        let sent = world.stream(secs(8), millis(20));
+        let sent = &sent[sent.len() / 2..];
+        world.run_for(secs(1));
+        prop_assert_eq!(world.missing(1, sent), 0);
+        world.assert_no_duplicates();
+    }
+}
+
 /// Timers of WireGuard itself, which only run when boringtun's clock follows ours.
 #[cfg(feature = "virtual-time")]
 mod virtual_time {

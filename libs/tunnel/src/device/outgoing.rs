@@ -281,7 +281,8 @@ impl Device {
         self.actions = actions;
     }
 
-    /// Tells the shell when packets to the peer take another way than it was last told.
+    /// Tells the shell when packets to the peer take another way than it was last told. What would
+    /// happen to packets that nobody sends is not worth telling.
     pub(super) fn tell_path(&mut self, slot: Slot, now: Instant) {
         let Some(peer) = self.peers.slot(slot) else {
             return;
@@ -289,6 +290,7 @@ impl Device {
         let path = self.path_of(peer, now);
         if let Some(peer) = self.peers.slot_mut(slot)
             && peer.told != path
+            && peer.paths.is_active(now)
         {
             peer.told = path;
             let peer = peer.node;

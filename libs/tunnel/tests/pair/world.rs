@@ -151,6 +151,8 @@ pub(crate) struct World {
     pub(crate) udp: [Knobs; 2],
     pub(crate) relay_up: bool,
     pub(crate) filter: PacketFilter,
+    /// Every datagram is changed at these places (modulo its length) by these bits.
+    pub(crate) change_datagrams: Vec<(u16, u8)>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     travelling: BTreeMap<u64, Travelling>,
     next_id: u64,
@@ -169,6 +171,7 @@ impl World {
             udp: [Knobs::default(); 2],
             relay_up: false,
             filter: allow_everything_from("100.64.0.0/10"),
+            change_datagrams: Vec::new(),
             queue: BinaryHeap::new(),
             travelling: BTreeMap::new(),
             next_id: 0,
@@ -330,7 +333,7 @@ impl World {
     }
 
     fn arrive(&mut self, what: Travelling) {
-        let (side, source, bytes) = match what {
+        let (side, source, mut bytes) = match what {
             Travelling::Udp { from, to, bytes } => {
                 let Some(side) = self.sides.iter().position(|side| side.addr == to) else {
                     return;
@@ -345,6 +348,10 @@ impl World {
                 (to, Source::Relay { relay: RELAY, from }, bytes)
             }
         };
+        for &(at, bits) in &self.change_datagrams {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] ^= bits;
+        }
         let mut out = Out::new();
         self.sides[side]
             .device
