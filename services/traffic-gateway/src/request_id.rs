@@ -38,21 +38,24 @@ impl RequestIds {
     fn fresh(&self) -> HeaderValue {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         let mut text = [b'-'; 33];
-        for (at, digit) in text[..16].iter_mut().enumerate() {
-            *digit = HEX[usize::from((self.start >> (60 - 4 * at)) as u8 & 15)];
-        }
-        for (at, digit) in text[17..].iter_mut().enumerate() {
-            *digit = HEX[usize::from((count >> (60 - 4 * at)) as u8 & 15)];
-        }
+        write_hex(&self.start.to_be_bytes(), &mut text[..16]);
         // The count rarely needs more than 8 digits.
-        let (head, tail) = text.split_at_mut(17);
-        if count <= u64::from(u32::MAX) {
-            let mut short = [0; 25];
-            short[..17].copy_from_slice(head);
-            short[17..].copy_from_slice(&tail[8..]);
-            return HeaderValue::from_bytes(&short).expect("hexadecimal digits");
-        }
-        HeaderValue::from_bytes(&text).expect("hexadecimal digits")
+        let count = count.to_be_bytes();
+        let digits = if count[..4] == [0; 4] {
+            &count[4..]
+        } else {
+            &count[..]
+        };
+        let end = 17 + 2 * digits.len();
+        write_hex(digits, &mut text[17..end]);
+        HeaderValue::from_bytes(&text[..end]).expect("hexadecimal digits")
+    }
+}
+
+fn write_hex(bytes: &[u8], digits: &mut [u8]) {
+    for (byte, pair) in bytes.iter().zip(digits.chunks_exact_mut(2)) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
     }
 }
 
