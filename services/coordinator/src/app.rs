@@ -28,7 +28,6 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{MutexGuard, broadcast};
 
 pub(crate) use self::enrol::{Enrolled, Enrolment, ProvenKey};
-pub(crate) use self::event::EventFeed;
 pub(crate) use self::node::{NodeRefText, NodeView};
 pub(crate) use self::renew::Renewal;
 pub(crate) use self::report::Party;
@@ -88,8 +87,10 @@ pub(crate) struct Turn<'a>(#[expect(dead_code, reason = "held for its Drop")] Mu
 
 /// Short text for the audit's before and after.
 fn note(parts: &[(&str, &str)]) -> String {
-    let map: serde_json::Map<_, _> =
-        parts.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
+    let map: serde_json::Map<_, _> = parts
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).into()))
+        .collect();
     serde_json::Value::from(map).to_string()
 }
 
@@ -122,12 +123,21 @@ impl Core {
         let turn = self.turn.lock().await;
         let txn = self.store.write().await?;
         let now = self.now();
-        Ok(Change { core: self, txn, now, actor: actor.into(), events: Vec::new(), turn })
+        Ok(Change {
+            core: self,
+            txn,
+            now,
+            actor: actor.into(),
+            events: Vec::new(),
+            turn,
+        })
     }
 
     fn random<const N: usize>(&self) -> Result<[u8; N], Error> {
         let mut bytes = [0; N];
-        self.random.fill(&mut bytes).map_err(|_| Error::internal("no randomness"))?;
+        self.random
+            .fill(&mut bytes)
+            .map_err(|_| Error::internal("no randomness"))?;
         Ok(bytes)
     }
 
@@ -140,13 +150,18 @@ impl Core {
     pub(crate) fn admit_anonymous(&self, source: IpAddr) -> Result<(), Error> {
         let now = tokio::time::Instant::now().into_std();
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        rates.take(source, now).map_err(|wait| Error::RateLimited(wait.as_secs() + 1))
+        rates
+            .take(source, now)
+            .map_err(|wait| Error::RateLimited(wait.as_secs() + 1))
     }
 
     /// A fresh one-use nonce.
     pub(crate) fn challenge(&self) -> Result<(Challenge, Timestamp), Error> {
         let (random, now) = (self.random()?, self.now());
-        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut challenges = self
+            .challenges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         Ok((challenges.issue(random, now), now))
     }
 
@@ -157,7 +172,10 @@ impl Core {
 
     fn take_challenge(&self, nonce: &[u8]) -> Result<challenge::Taken, Error> {
         let now = self.now();
-        let mut challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut challenges = self
+            .challenges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         challenges.take(nonce, now).ok_or(Error::NonceUnknown)
     }
 
@@ -167,7 +185,8 @@ impl Core {
         let parsed: NetworkName = if name.is_empty() {
             NetworkName::default_network()
         } else {
-            name.parse().map_err(|_| Error::not_found("network", name, SEE))?
+            name.parse()
+                .map_err(|_| Error::not_found("network", name, SEE))?
         };
         self.members
             .network_by_name(&parsed)
@@ -184,7 +203,11 @@ impl Core {
         self.members.put_node(record);
         self.netmap
             .with(move |engine, _| {
-                if is_new { engine.node_added(row) } else { engine.node_changed(row) }
+                if is_new {
+                    engine.node_added(row)
+                } else {
+                    engine.node_changed(row)
+                }
             })
             .await??;
         Ok(())
@@ -192,9 +215,8 @@ impl Core {
 
     /// Waits for the use-cases under way, then closes the store.
     pub(crate) async fn close(&self, limit: std::time::Duration) {
-        let mut writers = std::mem::take(
-            &mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let mut writers =
+            std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
         let left = writers.join_all(limit).await;
         if left > 0 {
             tracing::warn!(left, "changes were still under way at the end");
@@ -231,7 +253,11 @@ impl Change<'_> {
         after: &[(&str, &str)],
     ) -> Result<(), Error> {
         let side = |parts: &[(&str, &str)]| {
-            if parts.is_empty() { String::new() } else { note(parts) }
+            if parts.is_empty() {
+                String::new()
+            } else {
+                note(parts)
+            }
         };
         let entry = AuditEntry {
             time: self.now,

@@ -85,7 +85,9 @@ pub(crate) struct Ca {
 
 impl std::fmt::Debug for Ca {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ca").field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("Ca")
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,7 +125,9 @@ fn date(at: Timestamp) -> Result<OffsetDateTime, CaError> {
 /// Common name, a random serial of 16 bytes and the validity.
 fn params(name: &str, now: Timestamp, life: Duration) -> Result<CertificateParams, CaError> {
     let mut serial = [0; 16];
-    SystemRandom::new().fill(&mut serial).map_err(|_| CaError::Random)?;
+    SystemRandom::new()
+        .fill(&mut serial)
+        .map_err(|_| CaError::Random)?;
     serial[0] &= 0x7f; // positive (RFC 5280, 4.1.2.2)
     let mut params = CertificateParams::default();
     params.not_before = date(now.minus(BACKDATE))?;
@@ -150,9 +154,13 @@ impl Ca {
         }
         let not_after = Timestamp::from_secs(parsed.validity().not_after.timestamp());
         let fingerprint = fingerprint(&certificate).ok_or(CaError::Damaged)?;
-        let issuer =
-            Issuer::from_ca_cert_der(&certificate, pair).map_err(|_| CaError::Damaged)?;
-        Ok(Self { certificate, issuer, fingerprint, not_after })
+        let issuer = Issuer::from_ca_cert_der(&certificate, pair).map_err(|_| CaError::Damaged)?;
+        Ok(Self {
+            certificate,
+            issuer,
+            fingerprint,
+            not_after,
+        })
     }
 
     /// The CA's certificate (DER).
@@ -194,11 +202,15 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if let Some(name) = server_name {
             params.subject_alt_names.push(dns(&name)?);
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         params.use_authority_key_identifier_extension = true;
         let key = SubjectPublicKeyInfo::from_der(key.as_spki_der()).map_err(CaError::Sign)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(CaError::Sign)?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(CaError::Sign)?;
         Ok(Issued {
             certificate: certificate.der().to_vec(),
             not_after: Timestamp::from_secs(now.plus(life).as_secs()),
@@ -214,7 +226,9 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&pair, &self.issuer).map_err(CaError::Sign)?;
+        let certificate = params
+            .signed_by(&pair, &self.issuer)
+            .map_err(CaError::Sign)?;
         Ok(ServerCertificate {
             chain: vec![certificate.der().clone(), self.certificate.clone()],
             key: PrivatePkcs8KeyDer::from(key.pkcs8().to_vec()).into(),
@@ -227,30 +241,33 @@ impl Ca {
 pub(crate) fn key_of_request(der: &[u8]) -> Result<IdentityPublicKey, CsrError> {
     use x509_parser::prelude::FromDer as _;
 
-    let request = CertificateSigningRequestParams::from_der(&der.into()).map_err(|error| {
-        match error {
+    let request =
+        CertificateSigningRequestParams::from_der(&der.into()).map_err(|error| match error {
             rcgen::Error::UnsupportedExtension => CsrError::Rights("extensions"),
             rcgen::Error::InvalidCertificationRequestSignature => {
                 CsrError::Invalid("its signature was made by another key")
             }
             _ => CsrError::Invalid("it cannot be read as PKCS#10"),
-        }
-    })?;
+        })?;
     let params = &request.params;
-    if matches!(params.is_ca, IsCa::Ca(_)) || params.key_usages.contains(&KeyUsagePurpose::KeyCertSign)
+    if matches!(params.is_ca, IsCa::Ca(_))
+        || params.key_usages.contains(&KeyUsagePurpose::KeyCertSign)
     {
         return Err(CsrError::Rights("the rights of a certificate authority"));
     }
     let client = ExtendedKeyUsagePurpose::ClientAuth;
-    if params.extended_key_usages.iter().any(|usage| *usage != client) {
+    if params
+        .extended_key_usages
+        .iter()
+        .any(|usage| *usage != client)
+    {
         return Err(CsrError::Rights("the rights of a server"));
     }
     if !params.subject_alt_names.is_empty() {
         return Err(CsrError::Rights("names of its own"));
     }
-    let (_, parsed) =
-        x509_parser::certification_request::X509CertificationRequest::from_der(der)
-            .map_err(|_| CsrError::Invalid("it cannot be read as PKCS#10"))?;
+    let (_, parsed) = x509_parser::certification_request::X509CertificationRequest::from_der(der)
+        .map_err(|_| CsrError::Invalid("it cannot be read as PKCS#10"))?;
     IdentityPublicKey::from_spki_der(parsed.certification_request_info.subject_pki.raw)
         .map_err(|_| CsrError::Invalid("its key is not ECDSA P-256"))
 }
@@ -275,7 +292,10 @@ mod tests {
 
     fn worker() -> Subject {
         let node = NodeId::from_bytes([7; 16]);
-        Subject::Node { network: NetworkName::default_network(), node }
+        Subject::Node {
+            network: NetworkName::default_network(),
+            node,
+        }
     }
 
     fn roots(ca: &Ca) -> Arc<RootCertStore> {
@@ -309,7 +329,8 @@ mod tests {
 
     fn issue(ca: &Ca, subject: &Subject, role: Role) -> Issued {
         let key = Identity::generate().expect("a key");
-        ca.issue(subject, Some(role), key.public_key(), NOW).expect("issues")
+        ca.issue(subject, Some(role), key.public_key(), NOW)
+            .expect("issues")
     }
 
     #[test]
@@ -360,7 +381,11 @@ mod tests {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         change(&mut params);
-        params.serialize_request(&key).expect("a request").der().to_vec()
+        params
+            .serialize_request(&key)
+            .expect("a request")
+            .der()
+            .to_vec()
     }
 
     #[test]
@@ -389,7 +414,10 @@ mod tests {
 
     #[test]
     fn a_request_signed_by_another_key_is_refused() {
-        let mut csr = Identity::generate().expect("a key").csr_der().expect("a request");
+        let mut csr = Identity::generate()
+            .expect("a key")
+            .csr_der()
+            .expect("a request");
         let other = Identity::generate().expect("a key");
         let spki = other.public_key().as_spki_der();
         let at = csr

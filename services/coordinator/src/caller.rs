@@ -76,7 +76,9 @@ impl Caller {
         certificate: Option<&PeerCertificate>,
         now: Timestamp,
     ) -> Result<Self, Error> {
-        let Some(certificate) = certificate else { return Ok(Self::Anonymous) };
+        let Some(certificate) = certificate else {
+            return Ok(Self::Anonymous);
+        };
         let (id, kind) = match &certificate.subject {
             Subject::Node { network: _, node } => (node.to_bytes(), "node"),
             Subject::Relay(id) => (id.to_bytes(), "relay"),
@@ -84,7 +86,9 @@ impl Caller {
         };
         let (caller, enrolled) = match (members.by_id(&id), &certificate.subject) {
             (Some(Member::Node(node)), Subject::Node { network, node: _ }) => {
-                let own = members.network(node.network).ok_or(Error::Removed("node"))?;
+                let own = members
+                    .network(node.network)
+                    .ok_or(Error::Removed("node"))?;
                 if own.record.name != *network {
                     return Err(Error::WrongNetwork);
                 }

@@ -181,9 +181,15 @@ mod tests {
     #[test]
     fn the_bound_address_is_advertised_unless_others_are_given() {
         let bound = "127.0.0.1:4000".parse().expect("an address");
-        assert_eq!(advertised(&ServerConfig::default(), bound), ["127.0.0.1:4000"]);
+        assert_eq!(
+            advertised(&ServerConfig::default(), bound),
+            ["127.0.0.1:4000"]
+        );
         let given = vec!["mesh.example.org:8080".to_owned()];
-        let config = ServerConfig { advertise: given.clone(), ..ServerConfig::default() };
+        let config = ServerConfig {
+            advertise: given.clone(),
+            ..ServerConfig::default()
+        };
         assert_eq!(advertised(&config, bound), given);
     }
 
@@ -191,8 +197,9 @@ mod tests {
     fn an_unspecified_address_is_never_advertised() {
         for bound in ["0.0.0.0:4000", "[::]:4000"] {
             let bound = bound.parse().expect("an address");
-            let addr: SocketAddr =
-                advertised(&ServerConfig::default(), bound)[0].parse().expect("an address");
+            let addr: SocketAddr = advertised(&ServerConfig::default(), bound)[0]
+                .parse()
+                .expect("an address");
             assert!(!addr.ip().is_unspecified());
             assert_eq!(addr.port(), 4000);
         }

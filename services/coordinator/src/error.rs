@@ -1,7 +1,6 @@
 //! What can go wrong for a caller, each with its sentence, its gRPC code and its word.
 
 use mesh_netmap::{Rejected, ReserveError};
-use mesh_types::Role;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
@@ -38,9 +37,7 @@ pub(crate) enum Error {
     // --- enrolment and renewal
     #[error("the challenge is unknown, used or older than 60 seconds: try again")]
     NonceUnknown,
-    #[error(
-        "the {0} key is not proven: only the machine that holds its private half can enrol it"
-    )]
+    #[error("the {0} key is not proven: only the machine that holds its private half can enrol it")]
     BadProof(&'static str),
     #[error(
         "this WireGuard or disco key is enrolled as another node: copied state directories cannot join twice; start with an empty --state-dir"
@@ -87,7 +84,11 @@ pub(crate) enum Error {
 
     // --- operators' input
     #[error("there is no {kind} {name:?}; see {see}")]
-    NotFound { kind: &'static str, name: String, see: &'static str },
+    NotFound {
+        kind: &'static str,
+        name: String,
+        see: &'static str,
+    },
     #[error("a {kind} named {name:?} exists already")]
     Exists { kind: &'static str, name: String },
     #[error("{0}")]
@@ -96,8 +97,6 @@ pub(crate) enum Error {
         "network {name:?} still has {nodes} nodes: remove them first, or delete it with '--force'"
     )]
     NetworkNotEmpty { name: String, nodes: usize },
-    #[error("the role {0} belongs to the installation, not to a network")]
-    RoleWithoutNetwork(Role),
 
     // --- SSH
     #[error(
@@ -125,7 +124,11 @@ impl Error {
     }
 
     pub(crate) fn not_found(kind: &'static str, name: impl ToString, see: &'static str) -> Self {
-        Self::NotFound { kind, name: name.to_string(), see }
+        Self::NotFound {
+            kind,
+            name: name.to_string(),
+            see,
+        }
     }
 
     /// The gRPC code and the word in [`REASON_KEY`].
@@ -158,9 +161,7 @@ impl Error {
             Self::WrongNetwork => (Code::PermissionDenied, "wrong-network"),
             Self::NotFound { .. } => (Code::NotFound, "not-found"),
             Self::Exists { .. } => (Code::AlreadyExists, "exists"),
-            Self::TokenLifetime(_) | Self::Invalid(_) | Self::RoleWithoutNetwork(_) => {
-                (Code::InvalidArgument, "invalid")
-            }
+            Self::TokenLifetime(_) | Self::Invalid(_) => (Code::InvalidArgument, "invalid"),
             Self::NetworkNotEmpty { .. } => (Code::FailedPrecondition, "network-not-empty"),
             Self::NoDeployer(_) => (Code::FailedPrecondition, "no-deployer"),
             Self::RateLimited(_) => (Code::ResourceExhausted, "rate-limited"),
@@ -175,10 +176,15 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let (code, word) = error.kind();
         if let Error::Internal(source) = &error {
-            tracing::error!(error = mesh_daemon::report::chain(source.as_ref()), "a call failed");
+            tracing::error!(
+                error = mesh_daemon::report::chain(source.as_ref()),
+                "a call failed"
+            );
         }
         let mut status = Self::new(code, error.to_string());
-        status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(word));
+        status
+            .metadata_mut()
+            .insert(REASON_KEY, MetadataValue::from_static(word));
         status
     }
 }
@@ -236,7 +242,10 @@ mod tests {
         let status = Status::from(Error::TokenExpired);
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains("mesh token create"));
-        assert_eq!(status.metadata().get(REASON_KEY).expect("a word"), "token-expired");
+        assert_eq!(
+            status.metadata().get(REASON_KEY).expect("a word"),
+            "token-expired"
+        );
     }
 
     #[test]

@@ -38,7 +38,11 @@ pub(crate) struct Grpc {
 
 impl Grpc {
     pub(crate) fn new(core: Arc<Core>, shutdown: Shutdown) -> Self {
-        Self { core, shutdown, streams: Arc::new(Mutex::new(Tasks::new())) }
+        Self {
+            core,
+            shutdown,
+            streams: Arc::new(Mutex::new(Tasks::new())),
+        }
     }
 
     /// Spawns the task of a stream; it is aborted when the last of us is dropped.
@@ -57,14 +61,17 @@ impl Grpc {
 
     /// All services behind the table of rights.
     pub(crate) fn router(&self) -> Router {
-        let control = Arc::new(control::Control { core: Arc::clone(&self.core) });
+        let control = Arc::new(control::Control {
+            core: Arc::clone(&self.core),
+        });
         let shared = Arc::new(self.clone());
         let sync = self.clone();
-        let control = ControlServiceServer::from_arc(control).max_decoding_message_size(MAX_REQUEST);
+        let control =
+            ControlServiceServer::from_arc(control).max_decoding_message_size(MAX_REQUEST);
         let relay = RelayServiceServer::from_arc(Arc::clone(&shared))
             .max_decoding_message_size(MAX_REQUEST);
-        let ssh = SshServiceServer::from_arc(Arc::clone(&shared))
-            .max_decoding_message_size(MAX_REQUEST);
+        let ssh =
+            SshServiceServer::from_arc(Arc::clone(&shared)).max_decoding_message_size(MAX_REQUEST);
         let gateway = GatewayServiceServer::from_arc(Arc::clone(&shared))
             .max_decoding_message_size(MAX_REQUEST);
         let admin = AdminServiceServer::from_arc(shared).max_decoding_message_size(MAX_REQUEST);

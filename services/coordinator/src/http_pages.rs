@@ -10,7 +10,10 @@ use tonic::Status;
 
 /// `/health`, `/version`, and a text for everything else.
 pub(crate) fn router() -> Router {
-    Router::new().route("/health", get(async || "OK")).route("/version", get(version)).fallback(other)
+    Router::new()
+        .route("/health", get(async || "OK"))
+        .route("/version", get(version))
+        .fallback(other)
 }
 
 async fn version() -> impl IntoResponse {
@@ -31,6 +34,10 @@ async fn other(request: Request) -> Response {
          This port is for programs: nodes join here, and 'mesh' talks to it.\n\
          Workers' consoles are at the traffic-gateway, by default on port 8081.\n"
     );
-    let status = if request.uri().path() == "/" { StatusCode::OK } else { StatusCode::NOT_FOUND };
+    let status = if request.uri().path() == "/" {
+        StatusCode::OK
+    } else {
+        StatusCode::NOT_FOUND
+    };
     (status, text).into_response()
 }

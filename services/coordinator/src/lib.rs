@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, bind_tcp, read_private};
+use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Task, Tasks, bind_tcp, read_private};
 use mesh_netmap::Event;
 use mesh_types::OperatorId;
 use tokio::sync::mpsc;
@@ -48,7 +48,6 @@ use crate::app::Core;
 use crate::app::bootstrap::{Opened, open, operator_dir};
 use crate::grpc::Grpc;
 use crate::grpc::encoded::ProtoEncoder;
-use crate::netmap::Netmap;
 use crate::serve::Server;
 
 /// How long changes under way may take at the end.
@@ -104,12 +103,20 @@ impl OperatorFiles {
         let dir = operator_dir(state_dir);
         let read = |name: &str| {
             let path = dir.join(name);
-            let missing = || format!("{} is missing: is this a coordinator's state directory?", path.display());
+            let missing = || {
+                format!(
+                    "{} is missing: is this a coordinator's state directory?",
+                    path.display()
+                )
+            };
             let bytes = read_private(&path)?.with_context(missing)?;
             String::from_utf8(bytes.to_vec()).with_context(|| format!("read {}", path.display()))
         };
         Ok(Self {
-            id: read("id")?.trim().parse().context("read the operator's id")?,
+            id: read("id")?
+                .trim()
+                .parse()
+                .context("read the operator's id")?,
             ca_pem: read("ca.crt")?,
             cert_pem: read("operator.crt")?,
             key_pem: read("operator.key")?,
@@ -137,8 +144,12 @@ impl App {
         handles: Handles,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
-        let serving = handles.readiness.latch("serving", "the TLS port is not served yet");
-        let store_latch = handles.readiness.latch("store", "the store was not tried yet");
+        let serving = handles
+            .readiness
+            .latch("serving", "the TLS port is not served yet");
+        let store_latch = handles
+            .readiness
+            .latch("store", "the store was not tried yet");
         let listener = bind_tcp(config.server.listen, "gRPC and HTTPS", "--listen")?;
         let local_addr = listener.local_addr().context("read the bound address")?;
         let admin = config
@@ -147,7 +158,11 @@ impl App {
             .map(|admin| AdminServer::bind(admin, handles.clone()))
             .transpose()?;
         let advertised = config::advertised(&config.server, local_addr);
-        let Opened { core, owner, events } = open(
+        let Opened {
+            core,
+            owner,
+            events,
+        } = open(
             &config,
             advertised.clone(),
             Arc::clone(&clock),
@@ -241,13 +256,18 @@ impl App {
             serving_tasks.spawn("admin", admin.run(shutdown.clone()));
         }
         let keeper = Arc::clone(&core);
-        maintenance.spawn("presence", async move { keeper.record_presence(events).await });
+        maintenance.spawn(
+            "presence",
+            async move { keeper.record_presence(events).await },
+        );
         let keeper = Arc::clone(&core);
         maintenance.spawn("last-seen", async move {
             keeper.record_last_seen().await;
         });
         let keeper = Arc::clone(&core);
         maintenance.spawn("store-trial", watch_store(keeper, store_latch));
+        let keeper = Arc::clone(&core);
+        let _audit_check = Task::spawn("audit-check", async move { keeper.check_audit().await });
         serving.ready();
         tracing::info!(addr = %local_addr, advertised = ?advertised, "the coordinator is ready");
 
@@ -261,10 +281,12 @@ impl App {
         serving.not_ready("shutting down");
         grpc.finish(shutdown.grace()).await;
         serving_tasks.join_all(shutdown.grace()).await;
-        core.write_last_seen(mesh_types::Timestamp::default()).await.unwrap_or_else(|error| {
-            let error = mesh_daemon::report::chain(&error);
-            tracing::info!(error, "last-seen times were not written at the end");
-        });
+        core.write_last_seen(mesh_types::Timestamp::default())
+            .await
+            .unwrap_or_else(|error| {
+                let error = mesh_daemon::report::chain(&error);
+                tracing::info!(error, "last-seen times were not written at the end");
+            });
         maintenance.abort_all();
         core.close(CLOSE).await;
         tracing::info!("the coordinator has ended");

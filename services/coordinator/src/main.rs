@@ -51,5 +51,8 @@ async fn main() -> anyhow::Result<()> {
     let _log = telemetry::init(&config.log)?;
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
-    App::build(config, Handles::default()).await?.run(shutdown).await
+    App::build(config, Handles::default())
+        .await?
+        .run(shutdown)
+        .await
 }

@@ -56,7 +56,11 @@ impl Members {
     }
 
     pub(crate) fn network_by_name(&self, name: &NetworkName) -> Option<Arc<NetworkInfo>> {
-        self.read().networks.values().find(|info| info.record.name == *name).cloned()
+        self.read()
+            .networks
+            .values()
+            .find(|info| info.record.name == *name)
+            .cloned()
     }
 
     /// All networks, by name.

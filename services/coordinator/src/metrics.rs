@@ -56,7 +56,11 @@ impl Figures {
                 "Connections that failed in TLS",
                 of.handshake_failures,
             );
-            registry.register("calls_refused", "gRPC calls not let through", of.calls_refused);
+            registry.register(
+                "calls_refused",
+                "gRPC calls not let through",
+                of.calls_refused,
+            );
             registry.register("enrolments", "Nodes and relays enrolled", of.enrolments);
             registry.register(
                 "enrolment_refusals",

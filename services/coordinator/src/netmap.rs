@@ -74,8 +74,14 @@ impl Netmap {
         events: mpsc::Sender<Event>,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let owner = Owner { engine, sessions: HashMap::new() };
-        let netmap = Self { commands, next_session: Arc::new(AtomicU64::new(1)) };
+        let owner = Owner {
+            engine,
+            sessions: HashMap::new(),
+        };
+        let netmap = Self {
+            commands,
+            next_session: Arc::new(AtomicU64::new(1)),
+        };
         (netmap, run(owner, inbox, events))
     }
 
@@ -87,7 +93,8 @@ impl Netmap {
         &self,
         ask: impl FnOnce(&mut Engine, Instant) -> R + Send + 'static,
     ) -> Result<R, Error> {
-        self.command(move |owner, now| ask(&mut owner.engine, now)).await
+        self.command(move |owner, now| ask(&mut owner.engine, now))
+            .await
     }
 
     async fn command<R: Send + 'static>(
@@ -99,7 +106,10 @@ impl Netmap {
             // The asker may have gone away meanwhile; then nobody needs the answer.
             drop(answer.send(ask(owner, now)));
         });
-        self.commands.send(command).await.map_err(|_| Error::ShuttingDown)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| Error::ShuttingDown)?;
         answered.await.map_err(|_| Error::ShuttingDown)
     }
 
@@ -108,10 +118,16 @@ impl Netmap {
         loop {
             let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
             let (outputs, received) = mpsc::channel(OUTPUTS);
-            let opened = self.command(move |owner, now| owner.open(id, of, outputs, now)).await?;
+            let opened = self
+                .command(move |owner, now| owner.open(id, of, outputs, now))
+                .await?;
             match opened.map_err(gone)? {
                 Opened::Admitted => {
-                    return Ok(Session { id, outputs: received, netmap: self.clone() });
+                    return Ok(Session {
+                        id,
+                        outputs: received,
+                        netmap: self.clone(),
+                    });
                 }
                 Opened::Wait(turn) => tokio::time::sleep(turn).await,
             }
@@ -155,10 +171,12 @@ impl Owner {
         let engine = &mut self.engine;
         let opened = match of {
             Of::Node(node, cursor) => engine.session_open(id, node, cursor, now)?,
-            Of::Relay(relay) => engine.relay_session_open(id, relay).map(|()| Opened::Admitted)?,
-            Of::Routes(network, by) => {
-                engine.watch_routes(id, network, Some(by)).map(|()| Opened::Admitted)?
-            }
+            Of::Relay(relay) => engine
+                .relay_session_open(id, relay)
+                .map(|()| Opened::Admitted)?,
+            Of::Routes(network, by) => engine
+                .watch_routes(id, network, Some(by))
+                .map(|()| Opened::Admitted)?,
             Of::Clients(relay) => engine.watch_clients(id, relay).map(|()| Opened::Admitted)?,
         };
         if opened == Opened::Admitted {
@@ -173,11 +191,7 @@ impl Owner {
     }
 
     /// Gives a session its news while there is room; answers the wait for room when there is not.
-    fn deliver(
-        &mut self,
-        id: SessionId,
-        first: Option<mpsc::OwnedPermit<Output>>,
-    ) -> Option<Room> {
+    fn deliver(&mut self, id: SessionId, first: Option<mpsc::OwnedPermit<Output>>) -> Option<Room> {
         let mut first = first;
         loop {
             let outputs = self.sessions.get(&id)?.clone();
@@ -186,9 +200,9 @@ impl Owner {
                 None => match outputs.try_reserve_owned() {
                     Ok(permit) => permit,
                     Err(TrySendError::Full(outputs)) => {
-                        return Some(Box::pin(async move {
-                            (id, outputs.reserve_owned().await.ok())
-                        }));
+                        return Some(Box::pin(
+                            async move { (id, outputs.reserve_owned().await.ok()) },
+                        ));
                     }
                     Err(TrySendError::Closed(_)) => {
                         self.close(id);

@@ -22,7 +22,10 @@ pub struct RateConfig {
 
 impl Default for RateConfig {
     fn default() -> Self {
-        Self { burst: 4_000, per_second: 200 }
+        Self {
+            burst: 4_000,
+            per_second: 200,
+        }
     }
 }
 
@@ -41,7 +44,10 @@ pub(crate) struct RateLimiter {
 
 impl RateLimiter {
     pub(crate) fn new(config: RateConfig) -> Self {
-        Self { config, buckets: HashMap::new() }
+        Self {
+            config,
+            buckets: HashMap::new(),
+        }
     }
 
     /// Takes one call from the source's bucket, or says how long until there is one.
@@ -50,8 +56,14 @@ impl RateLimiter {
         if self.buckets.len() >= CAPACITY && !self.buckets.contains_key(&key) {
             self.make_room(now);
         }
-        let (burst, rate) = (f64::from(self.config.burst), f64::from(self.config.per_second));
-        let bucket = self.buckets.entry(key).or_insert(Bucket { tokens: burst, at: now });
+        let (burst, rate) = (
+            f64::from(self.config.burst),
+            f64::from(self.config.per_second),
+        );
+        let bucket = self.buckets.entry(key).or_insert(Bucket {
+            tokens: burst,
+            at: now,
+        });
         let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
         bucket.tokens = (bucket.tokens + passed * rate).min(burst);
         bucket.at = now;
@@ -65,7 +77,10 @@ impl RateLimiter {
 
     /// Forgets those that are full again, else the one that was quiet longest.
     fn make_room(&mut self, now: Instant) {
-        let (burst, rate) = (f64::from(self.config.burst), f64::from(self.config.per_second));
+        let (burst, rate) = (
+            f64::from(self.config.burst),
+            f64::from(self.config.per_second),
+        );
         self.buckets.retain(|_, bucket| {
             let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
             bucket.tokens + passed * rate < burst
@@ -73,7 +88,11 @@ impl RateLimiter {
         if self.buckets.len() < CAPACITY {
             return;
         }
-        let quietest = self.buckets.iter().min_by_key(|(_, bucket)| bucket.at).map(|(ip, _)| *ip);
+        let quietest = self
+            .buckets
+            .iter()
+            .min_by_key(|(_, bucket)| bucket.at)
+            .map(|(ip, _)| *ip);
         if let Some(ip) = quietest {
             self.buckets.remove(&ip);
         }
@@ -93,7 +112,10 @@ mod tests {
     use super::*;
 
     fn limiter() -> (RateLimiter, Instant) {
-        let config = RateConfig { burst: 10, per_second: 2 };
+        let config = RateConfig {
+            burst: 10,
+            per_second: 2,
+        };
         (RateLimiter::new(config), Instant::now())
     }
 
@@ -106,9 +128,15 @@ mod tests {
         let (mut limiter, now) = limiter();
         assert!((0..10).all(|_| limiter.take(v4(1), now).is_ok()));
         let wait = limiter.take(v4(1), now).expect_err("empty");
-        assert!(wait > Duration::ZERO && wait <= Duration::from_millis(501), "{wait:?}");
+        assert!(
+            wait > Duration::ZERO && wait <= Duration::from_millis(501),
+            "{wait:?}"
+        );
         assert!(limiter.take(v4(1), now + wait).is_ok());
-        assert!(limiter.take(v4(2), now).is_ok(), "another source has its own bucket");
+        assert!(
+            limiter.take(v4(2), now).is_ok(),
+            "another source has its own bucket"
+        );
     }
 
     #[test]
@@ -118,8 +146,16 @@ mod tests {
             let ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, n, 0, 0, 1);
             assert!(limiter.take(ip.into(), now).is_ok());
         }
-        assert!(limiter.take("2001:db8:0:1::ffff".parse().expect("an address"), now).is_err());
-        assert!(limiter.take("2001:db8:0:2::1".parse().expect("an address"), now).is_ok());
+        assert!(
+            limiter
+                .take("2001:db8:0:1::ffff".parse().expect("an address"), now)
+                .is_err()
+        );
+        assert!(
+            limiter
+                .take("2001:db8:0:2::1".parse().expect("an address"), now)
+                .is_ok()
+        );
     }
 
     #[test]

@@ -72,13 +72,18 @@ impl Sealer {
         };
         let key = UnboundKey::new(&CHACHA20_POLY1305, bytes.as_ref())
             .map_err(|_| SealError::Damaged { path: at() })?;
-        Ok(Self { key: LessSafeKey::new(key), random })
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            random,
+        })
     }
 
     /// Seals `secret` under its name; the name must be given again to open it.
     pub(crate) fn seal(&self, name: &str, secret: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).map_err(|_| SealError::Random)?;
+        self.random
+            .fill(&mut nonce)
+            .map_err(|_| SealError::Random)?;
         let mut body = secret.to_vec();
         self.key
             .seal_in_place_append_tag(
@@ -92,7 +97,9 @@ impl Sealer {
 
     /// Opens what [`Self::seal`] made under the same name.
     pub(crate) fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let wrong = || SealError::Open { name: name.to_owned() };
+        let wrong = || SealError::Open {
+            name: name.to_owned(),
+        };
         let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(wrong)?;
         let mut body = Zeroizing::new(body.to_vec());
         let opened = self
@@ -139,8 +146,14 @@ mod tests {
         let sealed = sealer(dir.path()).seal("ca", b"hello").expect("seals");
         assert!(!sealed.windows(5).any(|window| window == b"hello"));
         let again = sealer(dir.path());
-        assert_eq!(again.open("ca", &sealed).expect("opens").as_slice(), b"hello");
-        assert!(matches!(again.open("other", &sealed), Err(SealError::Open { .. })));
+        assert_eq!(
+            again.open("ca", &sealed).expect("opens").as_slice(),
+            b"hello"
+        );
+        assert!(matches!(
+            again.open("other", &sealed),
+            Err(SealError::Open { .. })
+        ));
     }
 
     #[test]
@@ -157,8 +170,14 @@ mod tests {
     fn a_lost_or_damaged_key_is_told_and_never_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("master.key");
-        assert!(matches!(Sealer::load(&path, false), Err(SealError::Missing { .. })));
+        assert!(matches!(
+            Sealer::load(&path, false),
+            Err(SealError::Missing { .. })
+        ));
         write_private(&path, b"zz").expect("writes");
-        assert!(matches!(Sealer::load(&path, true), Err(SealError::Damaged { .. })));
+        assert!(matches!(
+            Sealer::load(&path, true),
+            Err(SealError::Damaged { .. })
+        ));
     }
 }

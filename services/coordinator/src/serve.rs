@@ -52,7 +52,9 @@ impl Server {
     /// take.
     pub(crate) async fn run(self, router: Router, shutdown: Shutdown) {
         let acceptor = TlsAcceptor::from(self.tls);
-        let room = Arc::new(Semaphore::new(self.max_connections.min(Semaphore::MAX_PERMITS)));
+        let room = Arc::new(Semaphore::new(
+            self.max_connections.min(Semaphore::MAX_PERMITS),
+        ));
         let mut connections = Tasks::new();
         loop {
             let next = async {
@@ -120,15 +122,24 @@ impl Connection {
                 return Err("no TLS handshake in time".to_owned());
             }
         };
-        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let shown = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first());
         let certificate = match shown {
             None => None,
             Some(der) => {
                 let parsed = PeerCertificate::parse(der);
-                Some(Arc::new(parsed.ok_or("the certificate names nobody of this mesh")?))
+                Some(Arc::new(
+                    parsed.ok_or("the certificate names nobody of this mesh")?,
+                ))
             }
         };
-        let peer = PeerInfo { addr: self.addr, certificate };
+        let peer = PeerInfo {
+            addr: self.addr,
+            certificate,
+        };
         let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());

@@ -32,15 +32,14 @@ use std::time::Duration;
 
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbErr,
-    EntityTrait as _, SqlErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait as _,
+    EntityTrait as _, SqlErr, SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
 };
 use sea_orm_migration::{MigratorTrait as _, SchemaManager};
 use tokio::sync::watch;
 
 use self::entity::meta;
-pub(crate) use self::secret::SealedSecret;
 use self::migration::Migrator;
+pub(crate) use self::secret::SealedSecret;
 
 /// The version of everything in the state directory that this program knows.
 const STATE_VERSION: i64 = 1;
@@ -86,12 +85,18 @@ pub(crate) enum StoreError {
     Missing,
     /// A row holds what cannot be.
     #[error("the database is damaged: table {table}, column {column}")]
-    Corrupt { table: &'static str, column: &'static str },
+    Corrupt {
+        table: &'static str,
+        column: &'static str,
+    },
 }
 
 impl StoreError {
     fn reading(source: DbErr) -> Self {
-        Self::Unavailable { doing: "read", source }
+        Self::Unavailable {
+            doing: "read",
+            source,
+        }
     }
 
     fn writing(source: DbErr) -> Self {
@@ -99,7 +104,10 @@ impl StoreError {
             Some(SqlErr::UniqueConstraintViolation(_)) => Self::Exists,
             _ => match source {
                 DbErr::RecordNotUpdated | DbErr::RecordNotFound(_) => Self::Missing,
-                source => Self::Unavailable { doing: "written", source },
+                source => Self::Unavailable {
+                    doing: "written",
+                    source,
+                },
             },
         }
     }
@@ -129,10 +137,17 @@ impl Store {
         create_private(&path)?;
         let writer = connect(&path, 1).await?;
         check_version(&writer, dir).await?;
-        Migrator::up(&writer, None).await.map_err(StoreError::writing)?;
+        Migrator::up(&writer, None)
+            .await
+            .map_err(StoreError::writing)?;
         record_version(&writer).await?;
         let reader = connect(&path, 2).await?;
-        Ok(Self { writer, reader, guard: watch::Sender::new(None), _lock: lock })
+        Ok(Self {
+            writer,
+            reader,
+            guard: watch::Sender::new(None),
+            _lock: lock,
+        })
     }
 
     /// Begins a transaction that may write; others wait for it.
@@ -144,7 +159,11 @@ impl Store {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
         };
-        let inner = self.writer.begin_with_options(options).await.map_err(StoreError::writing)?;
+        let inner = self
+            .writer
+            .begin_with_options(options)
+            .await
+            .map_err(StoreError::writing)?;
         Ok(Txn { inner })
     }
 
@@ -160,7 +179,10 @@ impl Store {
             txn.meta_set("write_trial", 0).await?;
             txn.rollback().await
         };
-        trial.await.err().map(|error: StoreError| mesh_daemon::report::chain(&error))
+        trial
+            .await
+            .err()
+            .map(|error: StoreError| mesh_daemon::report::chain(&error))
     }
 
     /// Closes all connections, so that the last pages are in the database file.
@@ -189,15 +211,14 @@ impl Txn {
     }
 }
 
-async fn set_meta(
-    on: &impl ConnectionTrait,
-    name: &str,
-    value: i64,
-) -> Result<(), StoreError> {
+async fn set_meta(on: &impl ConnectionTrait, name: &str, value: i64) -> Result<(), StoreError> {
     use sea_orm::ActiveValue::Set;
     use sea_orm::sea_query::OnConflict;
 
-    let row = meta::ActiveModel { name: Set(name.to_owned()), value: Set(value) };
+    let row = meta::ActiveModel {
+        name: Set(name.to_owned()),
+        value: Set(value),
+    };
     let replace = OnConflict::column(meta::Column::Name)
         .update_column(meta::Column::Value)
         .to_owned();
@@ -211,7 +232,11 @@ async fn set_meta(
 
 async fn check_version(on: &DatabaseConnection, dir: &Path) -> Result<(), StoreError> {
     let manager = SchemaManager::new(on);
-    if !manager.has_table("meta").await.map_err(StoreError::reading)? {
+    if !manager
+        .has_table("meta")
+        .await
+        .map_err(StoreError::reading)?
+    {
         return Ok(());
     }
     let row = meta::Entity::find_by_id(STATE_VERSION_KEY)
@@ -219,9 +244,10 @@ async fn check_version(on: &DatabaseConnection, dir: &Path) -> Result<(), StoreE
         .await
         .map_err(StoreError::reading)?;
     match row {
-        Some(row) if row.value > STATE_VERSION => {
-            Err(StoreError::Newer { path: dir.to_path_buf(), found: row.value })
-        }
+        Some(row) if row.value > STATE_VERSION => Err(StoreError::Newer {
+            path: dir.to_path_buf(),
+            found: row.value,
+        }),
         _ => Ok(()),
     }
 }
@@ -249,7 +275,9 @@ async fn connect(path: &Path, connections: u32) -> Result<DatabaseConnection, St
                 .pragma("journal_mode", "WAL")
                 .pragma("synchronous", "NORMAL")
         });
-    Database::connect(options).await.map_err(StoreError::reading)
+    Database::connect(options)
+        .await
+        .map_err(StoreError::reading)
 }
 
 /// The database holds hashes and sealed secrets, but also who is where: nobody else reads it.
@@ -260,12 +288,18 @@ fn create_private(path: &Path) -> Result<(), StoreError> {
         .mode(0o600)
         .open(path)
         .map(drop)
-        .map_err(|source| StoreError::File { path: path.to_path_buf(), source })
+        .map_err(|source| StoreError::File {
+            path: path.to_path_buf(),
+            source,
+        })
 }
 
 /// Takes the lock file and writes our process id into it.
 fn lock(path: &Path) -> Result<File, StoreError> {
-    let failed = |source| StoreError::File { path: path.to_path_buf(), source };
+    let failed = |source| StoreError::File {
+        path: path.to_path_buf(),
+        source,
+    };
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -280,11 +314,16 @@ fn lock(path: &Path) -> Result<File, StoreError> {
             let mut pid = String::new();
             file.read_to_string(&mut pid).map_err(failed)?;
             let dir = path.parent().unwrap_or(path).to_path_buf();
-            return Err(StoreError::Locked { path: dir, pid: pid.trim().to_owned() });
+            return Err(StoreError::Locked {
+                path: dir,
+                pid: pid.trim().to_owned(),
+            });
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .map_err(failed)?;
     writeln!(file, "{}", std::process::id()).map_err(failed)?;
     Ok(file)
 }

@@ -73,7 +73,12 @@ impl OwnCertificate {
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let current = RwLock::new(make(&ca, &provider, clock.now())?);
-        Ok(Self { ca, clock, provider, current })
+        Ok(Self {
+            ca,
+            clock,
+            provider,
+            current,
+        })
     }
 
     fn current(&self) -> Arc<CertifiedKey> {
@@ -152,7 +157,10 @@ impl ClientCertVerifier for LenientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match self.strict.verify_client_cert(end_entity, intermediates, now) {
+        match self
+            .strict
+            .verify_client_cert(end_entity, intermediates, now)
+        {
             Err(Error::InvalidCertificate(
                 CertificateError::Expired
                 | CertificateError::ExpiredContext { .. }
@@ -161,7 +169,8 @@ impl ClientCertVerifier for LenientVerifier {
             )) => {
                 let then = moment_of(end_entity)
                     .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-                self.strict.verify_client_cert(end_entity, intermediates, then)
+                self.strict
+                    .verify_client_cert(end_entity, intermediates, then)
             }
             verified => verified,
         }
@@ -240,6 +249,10 @@ mod tests {
         let later = UnixTime::since_unix_epoch(Duration::from_millis(later));
         assert!(verifier.verify_client_cert(&issue(&ca), &[], later).is_ok());
         let other = Ca::open(&CaParts::generate(NOW).expect("generates")).expect("opens");
-        assert!(verifier.verify_client_cert(&issue(&other), &[], later).is_err());
+        assert!(
+            verifier
+                .verify_client_cert(&issue(&other), &[], later)
+                .is_err()
+        );
     }
 }

@@ -108,7 +108,9 @@ pub(crate) async fn open(
 
     let mut engine = engine(&config.overlay, encoder)?;
     let started = tokio::time::Instant::now().into_std();
-    engine.load(snapshot, started).map_err(BootstrapError::Load)?;
+    engine
+        .load(snapshot, started)
+        .map_err(BootstrapError::Load)?;
     let (events_in, events) = mpsc::channel(EVENTS);
     let (netmap, owner) = Netmap::new(engine, events_in);
     let core = Core {
@@ -129,7 +131,11 @@ pub(crate) async fn open(
         advertised,
         started_at: now,
     };
-    Ok(Opened { core: Arc::new(core), owner, events })
+    Ok(Opened {
+        core: Arc::new(core),
+        owner,
+        events,
+    })
 }
 
 fn in_dir(path: &Path) -> impl FnOnce(mesh_daemon::PrivateFileError) -> BootstrapError + use<> {
@@ -139,7 +145,9 @@ fn in_dir(path: &Path) -> impl FnOnce(mesh_daemon::PrivateFileError) -> Bootstra
 
 fn random<const N: usize>() -> Result<[u8; N], BootstrapError> {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| BootstrapError::Random)?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| BootstrapError::Random)?;
     Ok(bytes)
 }
 
@@ -166,7 +174,13 @@ pub(super) fn new_ssh_ca(
     let line = ca.public_line();
     let key = ca.to_openssh().map_err(|_| SealError::Random)?;
     let sealed = sealer.seal(&ssh_secret(network), key.as_bytes())?;
-    Ok((line.clone(), SealedSecret { sealed, public: line.into_bytes() }))
+    Ok((
+        line.clone(),
+        SealedSecret {
+            sealed,
+            public: line.into_bytes(),
+        },
+    ))
 }
 
 async fn first_start(
@@ -194,7 +208,12 @@ async fn first_start(
         certificate_not_after: now,
         revoked_at: None,
     };
-    let issued = ca.issue(&Subject::Operator(operator.id), None, &operator.identity, now)?;
+    let issued = ca.issue(
+        &Subject::Operator(operator.id),
+        None,
+        &operator.identity,
+        now,
+    )?;
     operator.certificate_not_after = issued.not_after;
     // The files come first: without the commit they are simply written again at the next start.
     write_operator_files(dir, &ca, &operator, &issued.certificate, Some(&identity))?;
@@ -206,7 +225,8 @@ async fn first_start(
     let txn = store.write().await?;
     txn.secret_create(CA_SECRET, &sealed, now).await?;
     txn.network_create(&network).await?;
-    txn.secret_create(&ssh_secret(network.id), &ssh_ca, now).await?;
+    txn.secret_create(&ssh_secret(network.id), &ssh_ca, now)
+        .await?;
     txn.operator_create(&operator).await?;
     let event = EventRecord {
         id: 0,
@@ -231,9 +251,15 @@ async fn first_start(
 }
 
 async fn open_ca(store: &Store, sealer: &Sealer) -> Result<Ca, BootstrapError> {
-    let secret = store.secret_show(CA_SECRET).await?.ok_or(CaError::Damaged)?;
+    let secret = store
+        .secret_show(CA_SECRET)
+        .await?
+        .ok_or(CaError::Damaged)?;
     let key_pkcs8 = sealer.open(CA_SECRET, &secret.sealed)?;
-    Ok(Ca::open(&CaParts { certificate: secret.public, key_pkcs8 })?)
+    Ok(Ca::open(&CaParts {
+        certificate: secret.public,
+        key_pkcs8,
+    })?)
 }
 
 async fn load(store: &Store, now: Timestamp) -> Result<(Members, Snapshot), BootstrapError> {
@@ -269,7 +295,11 @@ async fn load(store: &Store, now: Timestamp) -> Result<(Members, Snapshot), Boot
         members.put_removed(record.id);
         if let Some(network) = record.network.filter(|id| networks.contains(id)) {
             let node = mesh_types::NodeId::from_bytes(record.id);
-            snapshot.tombstones.push(Tombstone { network, node, version: record.version });
+            snapshot.tombstones.push(Tombstone {
+                network,
+                node,
+                version: record.version,
+            });
         }
     }
     Ok((members, snapshot))
@@ -319,14 +349,26 @@ async fn refresh_operator(
     now: Timestamp,
 ) -> Result<(), BootstrapError> {
     let path = operator_dir(state_dir).join("id");
-    let Some(id) = read_private(&path).map_err(in_dir(&path))? else { return Ok(()) };
-    let id = String::from_utf8_lossy(&id).trim().parse::<OperatorId>().ok();
-    let Some(operator) = id.and_then(|id| members.operator(id)) else { return Ok(()) };
+    let Some(id) = read_private(&path).map_err(in_dir(&path))? else {
+        return Ok(());
+    };
+    let id = String::from_utf8_lossy(&id)
+        .trim()
+        .parse::<OperatorId>()
+        .ok();
+    let Some(operator) = id.and_then(|id| members.operator(id)) else {
+        return Ok(());
+    };
     let due = now.plus(OPERATOR_RENEW) >= operator.certificate_not_after;
     if operator.revoked_at.is_some() || !due {
         return Ok(());
     }
-    let issued = ca.issue(&Subject::Operator(operator.id), None, &operator.identity, now)?;
+    let issued = ca.issue(
+        &Subject::Operator(operator.id),
+        None,
+        &operator.identity,
+        now,
+    )?;
     let mut operator = OperatorRecord::clone(&operator);
     operator.certificate_not_after = issued.not_after;
     let txn = store.write().await?;

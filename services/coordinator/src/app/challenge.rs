@@ -41,7 +41,9 @@ pub(crate) struct Challenges {
 
 impl std::fmt::Debug for Challenges {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Challenges").field("open", &self.open.len()).finish_non_exhaustive()
+        f.debug_struct("Challenges")
+            .field("open", &self.open.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,7 +100,11 @@ mod tests {
         let mut challenges = Challenges::default();
         let one = challenges.issue(random(1), NOW);
         let two = challenges.issue(random(2), NOW);
-        assert!(challenges.take(&one.nonce, NOW.plus(Duration::from_secs(59))).is_some());
+        assert!(
+            challenges
+                .take(&one.nonce, NOW.plus(Duration::from_secs(59)))
+                .is_some()
+        );
         assert!(challenges.take(&one.nonce, NOW).is_none());
         assert!(challenges.take(&two.nonce, NOW.plus(LIFE)).is_none());
         assert!(challenges.take(b"short", NOW).is_none());
@@ -109,16 +115,24 @@ mod tests {
         let mut challenges = Challenges::default();
         let challenge = challenges.issue(random(1), NOW);
         let node = StaticSecret::from([9; 32]);
-        let theirs = node.diffie_hellman(&PublicKey::from(challenge.dh_public)).to_bytes();
+        let theirs = node
+            .diffie_hellman(&PublicKey::from(challenge.dh_public))
+            .to_bytes();
         let taken = challenges.take(&challenge.nonce, NOW).expect("open");
-        assert_eq!(taken.shared(PublicKey::from(&node).as_bytes()), Some(theirs));
+        assert_eq!(
+            taken.shared(PublicKey::from(&node).as_bytes()),
+            Some(theirs)
+        );
         assert_eq!(taken.shared(&[0; 32]), None);
     }
 
     #[test]
     fn the_table_stays_bounded_and_the_newest_stay() {
         let mut challenges = Challenges::default();
-        let last = (0..40_000).map(|n| challenges.issue(random(n), NOW)).last().expect("some");
+        let last = (0..40_000)
+            .map(|n| challenges.issue(random(n), NOW))
+            .last()
+            .expect("some");
         assert!(challenges.open.len() <= CAPACITY);
         assert!(challenges.order.len() <= CAPACITY);
         assert!(challenges.take(&last.nonce, NOW).is_some());

@@ -74,9 +74,9 @@ fn check_proofs(request: &Enrolment, taken: &Taken) -> Result<Keys, Error> {
     let identity = key_of_request(&request.csr)?;
     let spki = identity.as_spki_der();
     let holds = |context, public: &[u8; 32], proof: &[u8]| {
-        taken.shared(public).is_some_and(|shared| {
-            verify_enrol_proof(context, &shared, &request.nonce, spki, proof)
-        })
+        taken
+            .shared(public)
+            .is_some_and(|shared| verify_enrol_proof(context, &shared, &request.nonce, spki, proof))
     };
     if let Some(ProvenKey { key, proof }) = &request.wg
         && !holds(ENROL_WG, key.as_bytes(), proof)
@@ -119,9 +119,14 @@ impl Core {
             Err(error) => {
                 let (_, reason) = error.kind();
                 tracing::info!(%token, reason, "a machine was not let in");
-                self.figures.enrolment_refusals.get_or_create(&Refusal { reason }).inc();
-                let genuine =
-                    matches!(error, Error::TokenExpired | Error::TokenUsed | Error::TokenRevoked);
+                self.figures
+                    .enrolment_refusals
+                    .get_or_create(&Refusal { reason })
+                    .inc();
+                let genuine = matches!(
+                    error,
+                    Error::TokenExpired | Error::TokenUsed | Error::TokenRevoked
+                );
                 if genuine {
                     self.note_refused_join(token, reason).await;
                 }
@@ -146,7 +151,11 @@ impl Core {
         let taken = self.take_challenge(&request.nonce)?;
         let keys = check_proofs(&request, &taken)?;
         let change = self.change(format!("token:{}", request.token)).await?;
-        let token = change.txn.token_show(request.token).await?.ok_or(Error::TokenUnknown)?;
+        let token = change
+            .txn
+            .token_show(request.token)
+            .await?
+            .ok_or(Error::TokenUnknown)?;
         if !bool::from(secret_hash(&request.secret).ct_eq(&token.secret_hash)) {
             return Err(Error::TokenWrongSecret);
         }
@@ -157,9 +166,13 @@ impl Core {
         match token.network {
             Some(network) => {
                 let network = self.network_of(network)?;
-                self.enrol_node(change, &request, keys, &token, &network, before).await
+                self.enrol_node(change, &request, keys, &token, &network, before)
+                    .await
             }
-            None => self.enrol_relay(change, &request, keys, &token, before).await,
+            None => {
+                self.enrol_relay(change, &request, keys, &token, before)
+                    .await
+            }
         }
     }
 
@@ -173,7 +186,9 @@ impl Core {
         before: Option<TokenUse>,
     ) -> Result<Enrolled, Error> {
         let (Some(wg_key), Some(disco_key)) = (keys.wg, keys.disco) else {
-            return Err(Error::Invalid("a node needs a WireGuard key and a disco key".into()));
+            return Err(Error::Invalid(
+                "a node needs a WireGuard key and a disco key".into(),
+            ));
         };
         let known = change.txn.node_by_identity(&keys.identity).await?;
         let again = match (&before, &known) {
@@ -186,37 +201,53 @@ impl Core {
             }
             admits(token, change.now)?;
         }
-        let node = match (known, &request.permit) {
-            (Some(node), _) => {
-                if node.network != network.record.id || node.role != token.role {
-                    return Err(self.takeover(&node));
-                }
-                Some(node)
-            }
-            (None, Some(permit)) => {
-                let hash = secret_hash(permit);
-                let node = change.txn.node_by_permit(&hash, change.now).await?;
-                let fits = |node: &NodeRecord| {
-                    node.network == network.record.id && node.role == token.role
-                };
+        let fits = |node: &NodeRecord| node.network == network.record.id && node.role == token.role;
+        let permitted = match &request.permit {
+            Some(permit) => {
+                let node = change
+                    .txn
+                    .node_by_permit(&secret_hash(permit), change.now)
+                    .await?;
                 Some(node.filter(fits).ok_or(Error::PermitInvalid)?)
             }
-            (None, None) => None,
+            None => None,
+        };
+        let node = match (known, permitted) {
+            (Some(known), Some(permitted)) if known.id != permitted.id => {
+                return Err(self.takeover(&known));
+            }
+            (_, Some(permitted)) => Some(permitted),
+            // A certificate request can be replayed; the proof of the WireGuard key cannot, since
+            // it is made for this nonce. So the old key that counts here is that one.
+            (Some(known), None) if !fits(&known) || known.wg_key != wg_key => {
+                return Err(self.takeover(&known));
+            }
+            (known, None) => known,
         };
         let except = node.as_ref().map(|node| node.id);
-        if change.txn.node_by_keys(&wg_key, &disco_key, except).await?.is_some() {
+        if change
+            .txn
+            .node_by_keys(&wg_key, &disco_key, except)
+            .await?
+            .is_some()
+        {
             return Err(Error::KeyTaken);
         }
         let keys = (keys.identity, wg_key, disco_key);
         match node {
-            Some(node) => self.rejoin(change, request, node, keys, token, network, again).await,
+            Some(node) => {
+                self.rejoin(change, request, node, keys, token, network, again)
+                    .await
+            }
             None => self.join(change, request, keys, token, network).await,
         }
     }
 
     fn takeover(&self, node: &NodeRecord) -> Error {
         let network = self.members.network(node.network);
-        let network = network.map(|info| info.record.name.to_string()).unwrap_or_default();
+        let network = network
+            .map(|info| info.record.name.to_string())
+            .unwrap_or_default();
         Error::Takeover(format!("{} {} in network {network}", node.role, node.name))
     }
 
@@ -234,11 +265,17 @@ impl Core {
         let now = change.now;
         let (millis, random) = self.id_parts(now)?;
         let id = NodeId::from_parts(millis, random);
-        let subject = Subject::Node { network: network.record.name.clone(), node: id };
+        let subject = Subject::Node {
+            network: network.record.name.clone(),
+            node: id,
+        };
         let issued = self.ca.issue(&subject, Some(token.role), &identity, now)?;
 
         let of = network.record.id;
-        let reservation = self.netmap.with(move |engine, _| engine.reserve(of, &wished)).await??;
+        let reservation = self
+            .netmap
+            .with(move |engine, _| engine.reserve(of, &wished))
+            .await??;
         let written = async {
             let version = change.txn.network_bump(of).await?;
             let record = NodeRecord {
@@ -261,11 +298,21 @@ impl Core {
                 changed_version: version,
             };
             change.txn.node_create(&record).await?;
-            change.txn.token_use_record(token.id, &identity, id.to_bytes(), now).await?;
+            change
+                .txn
+                .token_use_record(token.id, &identity, id.to_bytes(), now)
+                .await?;
             let role = token.role.as_str();
-            change.event(Some(&network.record.name), EventKind::NodeJoined, &record.name, role);
+            change.event(
+                Some(&network.record.name),
+                EventKind::NodeJoined,
+                &record.name,
+                role,
+            );
             let after = [("name", record.name.as_str()), ("role", role)];
-            change.audit("node-join", format!("node:{id}"), &[], &after).await?;
+            change
+                .audit("node-join", format!("node:{id}"), &[], &after)
+                .await?;
             Ok::<_, Error>((change.commit().await?, record))
         };
         match written.await {
@@ -276,14 +323,19 @@ impl Core {
                 Ok(enrolled)
             }
             Err(error) => {
-                self.netmap.with(move |engine, _| engine.release(&reservation)).await?;
+                self.netmap
+                    .with(move |engine, _| engine.release(&reservation))
+                    .await?;
                 Err(error)
             }
         }
     }
 
     /// The same machine again, or one that an operator permitted to become this node.
-    #[expect(clippy::too_many_arguments, reason = "each is a checked part of one request")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a checked part of one request"
+    )]
     async fn rejoin(
         &self,
         mut change: Change<'_>,
@@ -296,7 +348,10 @@ impl Core {
     ) -> Result<Enrolled, Error> {
         let now = change.now;
         let name = &network.record.name;
-        let subject = Subject::Node { network: name.clone(), node: node.id };
+        let subject = Subject::Node {
+            network: name.clone(),
+            node: node.id,
+        };
         let issued = self.ca.issue(&subject, Some(node.role), &identity, now)?;
         let mut record = NodeRecord {
             identity: identity.clone(),
@@ -314,7 +369,10 @@ impl Core {
         }
         change.txn.node_update(&record).await?;
         if !again {
-            change.txn.token_use_record(token.id, &identity, node.id.to_bytes(), now).await?;
+            change
+                .txn
+                .token_use_record(token.id, &identity, node.id.to_bytes(), now)
+                .await?;
         }
         if request.permit.is_some() {
             change.txn.node_set_permit(node.id, None).await?;
@@ -323,11 +381,18 @@ impl Core {
             let detail = if same_keys { "same keys" } else { "new keys" };
             change.event(Some(name), EventKind::NodeRejoined, &node.name, detail);
             let subject = format!("node:{}", node.id);
-            change.audit("node-rejoin", subject, &[], &[("keys", detail)]).await?;
+            change
+                .audit("node-rejoin", subject, &[], &[("keys", detail)])
+                .await?;
         }
         let _turn = change.commit().await?;
         let enrolled = enrolled(&record, network, issued.certificate);
-        self.apply_node(record, false).await?;
+        if same_keys {
+            // Nothing that others see has changed.
+            self.members.put_node(record);
+        } else {
+            self.apply_node(record, false).await?;
+        }
         Ok(enrolled)
     }
 
@@ -372,26 +437,35 @@ impl Core {
             }
         };
         let subject = Subject::Relay(record.id);
-        let issued = self.ca.issue(&subject, Some(Role::Relay), &keys.identity, now)?;
+        let issued = self
+            .ca
+            .issue(&subject, Some(Role::Relay), &keys.identity, now)?;
         record.certificate_not_after = issued.not_after;
         record.version = short(&request.version);
         if is_new {
             change.txn.relay_create(&record).await?;
             change.event(None, EventKind::RelayJoined, &record.name, "");
             let after = [("name", record.name.as_str())];
-            change.audit("relay-join", format!("relay:{}", record.id), &[], &after).await?;
+            change
+                .audit("relay-join", format!("relay:{}", record.id), &[], &after)
+                .await?;
         } else {
             change.txn.relay_update(&record).await?;
         }
         if !again {
             let id = record.id.to_bytes();
-            change.txn.token_use_record(token.id, &keys.identity, id, now).await?;
+            change
+                .txn
+                .token_use_record(token.id, &keys.identity, id, now)
+                .await?;
         }
         let _turn = change.commit().await?;
         let record = self.members.put_relay(record);
         let row = relay_row(&record, None);
         if is_new {
-            self.netmap.with(move |engine, _| engine.relay_added(row)).await??;
+            self.netmap
+                .with(move |engine, _| engine.relay_added(row))
+                .await??;
         }
         Ok(Enrolled {
             id: record.id.to_bytes(),
@@ -413,7 +487,11 @@ fn wished_name(hostname: &str) -> Result<NodeName, Error> {
 
 /// A program's version as it is kept.
 pub(super) fn short(version: &str) -> String {
-    version.chars().filter(|c| !c.is_control()).take(64).collect()
+    version
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(64)
+        .collect()
 }
 
 fn enrolled(record: &NodeRecord, network: &NetworkInfo, certificate: Vec<u8>) -> Enrolled {

@@ -33,15 +33,30 @@ impl Core {
         let network = match network {
             "" => None,
             // Events of deleted networks may be asked for, so the name need not exist.
-            name => Some(name.parse().map_err(|_| Error::Invalid("not a network name".into()))?),
+            name => Some(
+                name.parse()
+                    .map_err(|_| Error::Invalid("not a network name".into()))?,
+            ),
         };
         // Listening starts before the past is read, so nothing falls in between.
         let live = self.feed.subscribe();
-        let limit = if limit == 0 { PAST } else { u64::from(limit).min(PAST_MAX) };
+        let limit = if limit == 0 {
+            PAST
+        } else {
+            u64::from(limit).min(PAST_MAX)
+        };
         let name = network.as_ref().map(NetworkName::as_str);
         let past = self.store.event_list(name, 0, limit).await?;
         let last = past.last().map_or(0, |event| event.id);
-        Ok((past, EventFeed { core: Arc::clone(self), network, live, last }))
+        Ok((
+            past,
+            EventFeed {
+                core: Arc::clone(self),
+                network,
+                live,
+                last,
+            },
+        ))
     }
 }
 
@@ -54,13 +69,15 @@ impl EventFeed {
                 Ok(event) => vec![EventRecord::clone(&event)],
                 Err(RecvError::Lagged(_)) => {
                     let name = self.network.as_ref().map(NetworkName::as_str);
-                    self.core.store.event_list(name, self.last, PAST_MAX).await?
+                    self.core
+                        .store
+                        .event_list(name, self.last, PAST_MAX)
+                        .await?
                 }
                 Err(RecvError::Closed) => return Err(Error::ShuttingDown),
             };
             let wanted = |event: &EventRecord| {
-                event.id > self.last
-                    && (self.network.is_none() || event.network == self.network)
+                event.id > self.last && (self.network.is_none() || event.network == self.network)
             };
             let events: Vec<_> = events.into_iter().filter(wanted).collect();
             if let Some(newest) = events.last() {

@@ -28,7 +28,12 @@ pub(crate) struct HeartbeatCheck {
 impl HeartbeatCheck {
     /// For the stream that was opened with this nonce.
     pub(crate) fn new(subject: [u8; 16], key: IdentityPublicKey, nonce: [u8; 32]) -> Self {
-        Self { subject, key, nonce, last_sequence: 0 }
+        Self {
+            subject,
+            key,
+            nonce,
+            last_sequence: 0,
+        }
     }
 
     /// Accepts the heartbeat or says why not. `facts` is the body as it was read, or `None` when
@@ -92,8 +97,10 @@ impl RefusalEvents {
         if self.last.len() >= CAPACITY {
             self.last.retain(|_, at| now.since(*at) < QUIET);
         }
-        let quiet =
-            self.last.get(&(subject, refusal)).is_some_and(|last| now.since(*last) < QUIET);
+        let quiet = self
+            .last
+            .get(&(subject, refusal))
+            .is_some_and(|last| now.since(*last) < QUIET);
         if quiet || self.last.len() >= CAPACITY {
             return false;
         }
@@ -113,7 +120,11 @@ mod tests {
     const NONCE: [u8; 32] = [2; 32];
 
     fn facts(sequence: u64) -> HeartbeatFacts {
-        HeartbeatFacts { subject: Some(NODE), sequence, time: NOW }
+        HeartbeatFacts {
+            subject: Some(NODE),
+            sequence,
+            time: NOW,
+        }
     }
 
     fn stream() -> (Identity, HeartbeatCheck) {
@@ -158,7 +169,10 @@ mod tests {
         let (identity, mut check) = stream();
         let signature = signed(&identity, &NONCE, b"body");
         let mut at = |sequence, time| {
-            let facts = HeartbeatFacts { time, ..facts(sequence) };
+            let facts = HeartbeatFacts {
+                time,
+                ..facts(sequence)
+            };
             check.accept(b"body", &signature, Some(facts), NOW)
         };
         let (limit, over) = (Duration::from_secs(30), Duration::from_micros(30_000_001));
@@ -166,14 +180,21 @@ mod tests {
         assert_eq!(at(2, NOW.minus(limit)), Ok(2));
         assert_eq!(at(3, NOW.plus(over)), Err(HeartbeatRefusal::Skew));
         assert_eq!(at(3, NOW.minus(over)), Err(HeartbeatRefusal::Skew));
-        assert_eq!(at(3, NOW), Ok(3), "a refused one uses no sequence number up");
+        assert_eq!(
+            at(3, NOW),
+            Ok(3),
+            "a refused one uses no sequence number up"
+        );
     }
 
     #[test]
     fn another_node_or_an_unreadable_body_has_its_own_reason() {
         let (identity, mut check) = stream();
         let signature = signed(&identity, &NONCE, b"body");
-        let other = HeartbeatFacts { subject: Some([9; 16]), ..facts(1) };
+        let other = HeartbeatFacts {
+            subject: Some([9; 16]),
+            ..facts(1)
+        };
         let refused = check.accept(b"body", &signature, Some(other), NOW);
         assert_eq!(refused, Err(HeartbeatRefusal::WrongNode));
         let refused = check.accept(b"body", &signature, None, NOW);
@@ -184,7 +205,11 @@ mod tests {
     fn a_node_and_reason_make_at_most_one_event_a_minute() {
         let mut events = RefusalEvents::default();
         assert!(events.admit(NODE, HeartbeatRefusal::Skew, NOW));
-        assert!(!events.admit(NODE, HeartbeatRefusal::Skew, NOW.plus(Duration::from_secs(59))));
+        assert!(!events.admit(
+            NODE,
+            HeartbeatRefusal::Skew,
+            NOW.plus(Duration::from_secs(59))
+        ));
         assert!(events.admit(NODE, HeartbeatRefusal::Replay, NOW));
         assert!(events.admit([9; 16], HeartbeatRefusal::Skew, NOW));
         assert!(events.admit(NODE, HeartbeatRefusal::Skew, NOW.plus(QUIET)));

@@ -23,11 +23,16 @@ impl Core {
             .parse()
             .map_err(|error: mesh_types::name::InvalidName| Error::Invalid(error.to_string()))?;
         if RESERVED_NETWORK_NAMES.contains(&name.as_str()) {
-            return Err(Error::Invalid(format!("{name:?} is reserved: choose another name")));
+            return Err(Error::Invalid(format!(
+                "{name:?} is reserved: choose another name"
+            )));
         }
         let mut change = self.change(format!("operator:{operator}")).await?;
         if self.members.network_by_name(&name).is_some() {
-            return Err(Error::Exists { kind: "network", name: name.to_string() });
+            return Err(Error::Exists {
+                kind: "network",
+                name: name.to_string(),
+            });
         }
         let (millis, random) = self.id_parts(change.now)?;
         let record = NetworkRecord {
@@ -38,10 +43,15 @@ impl Core {
         };
         let (ssh_ca, sealed) = new_ssh_ca(&self.sealer, record.id)?;
         change.txn.network_create(&record).await?;
-        change.txn.secret_create(&ssh_secret(record.id), &sealed, change.now).await?;
+        change
+            .txn
+            .secret_create(&ssh_secret(record.id), &sealed, change.now)
+            .await?;
         change.event(Some(&name), EventKind::NetworkCreated, &name, "");
         let subject = format!("network:{}", record.id);
-        change.audit("network-create", subject, &[], &[("name", name.as_str())]).await?;
+        change
+            .audit("network-create", subject, &[], &[("name", name.as_str())])
+            .await?;
         let _turn = change.commit().await?;
         let row = NetworkRow {
             id: record.id,
@@ -52,7 +62,9 @@ impl Core {
         };
         let info = NetworkInfo { record, ssh_ca };
         self.members.put_network(info.clone());
-        self.netmap.with(move |engine, _| engine.network_added(row)).await??;
+        self.netmap
+            .with(move |engine, _| engine.network_added(row))
+            .await??;
         Ok(Arc::new(info))
     }
 
@@ -71,24 +83,39 @@ impl Core {
         let info = self.network_named(name)?;
         let (id, name) = (info.record.id, &info.record.name);
         if name.is_default() {
-            return Err(Error::Invalid("the default network cannot be deleted".into()));
+            return Err(Error::Invalid(
+                "the default network cannot be deleted".into(),
+            ));
         }
         let nodes = self.members.nodes(Some(id));
         if !nodes.is_empty() && !force {
-            return Err(Error::NetworkNotEmpty { name: name.to_string(), nodes: nodes.len() });
+            return Err(Error::NetworkNotEmpty {
+                name: name.to_string(),
+                nodes: nodes.len(),
+            });
         }
         let mut removed = Vec::with_capacity(nodes.len());
         for node in &nodes {
             let version = change.txn.network_bump(id).await?;
-            change.txn.node_remove(node.id, id, version, change.now).await?;
-            change.event(Some(name), EventKind::NodeRemoved, &node.name, "network deleted");
+            change
+                .txn
+                .node_remove(node.id, id, version, change.now)
+                .await?;
+            change.event(
+                Some(name),
+                EventKind::NodeRemoved,
+                &node.name,
+                "network deleted",
+            );
             removed.push((node.id, version));
         }
         change.txn.secret_delete(&ssh_secret(id)).await?;
         change.txn.network_delete(id).await?;
         change.event(Some(name), EventKind::NetworkDeleted, name, "");
         let before = [("name", name.as_str())];
-        change.audit("network-delete", format!("network:{id}"), &before, &[]).await?;
+        change
+            .audit("network-delete", format!("network:{id}"), &before, &[])
+            .await?;
         let _turn = change.commit().await?;
         for (node, _) in &removed {
             self.members.remove_node(*node);

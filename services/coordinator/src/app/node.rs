@@ -60,9 +60,8 @@ impl Core {
             return None;
         }
         let id = wanted.name.parse::<RelayId>().ok();
-        let named = |relay: &Arc<RelayRecord>| {
-            Some(relay.id) == id || relay.name.as_str() == wanted.name
-        };
+        let named =
+            |relay: &Arc<RelayRecord>| Some(relay.id) == id || relay.name.as_str() == wanted.name;
         self.members.relays().into_iter().find(named)
     }
 
@@ -73,10 +72,14 @@ impl Core {
             .with(move |engine, _| {
                 let view = |record: Arc<NodeRecord>| {
                     let node = engine.node(record.id);
-                    let network = networks.iter().find(|info| info.record.id == record.network)?;
+                    let network = networks
+                        .iter()
+                        .find(|info| info.record.id == record.network)?;
                     Some(NodeView {
                         network: network.record.name.clone(),
-                        state: node.as_ref().map_or(NodeState::Offline, |node| node.state()),
+                        state: node
+                            .as_ref()
+                            .map_or(NodeState::Offline, |node| node.state()),
                         last_seen: node.as_ref().and_then(|node| node.last_seen()),
                         endpoints: node
                             .as_ref()
@@ -102,9 +105,7 @@ impl Core {
         network: Option<NetworkId>,
     ) -> Result<Vec<NodeView>, Error> {
         let mut views = self.viewed(self.members.nodes(network)).await?;
-        views.sort_by(|a, b| {
-            (&a.network, &a.record.name).cmp(&(&b.network, &b.record.name))
-        });
+        views.sort_by(|a, b| (&a.network, &a.record.name).cmp(&(&b.network, &b.record.name)));
         Ok(views)
     }
 
@@ -129,10 +130,15 @@ impl Core {
             return self.view(node).await;
         }
         if usable_name(&network.record.name, name.clone()) != name {
-            return Err(Error::Invalid(format!("{name:?} is a path of the gateway: choose another name")));
+            return Err(Error::Invalid(format!(
+                "{name:?} is a path of the gateway: choose another name"
+            )));
         }
         if change.txn.node_name_taken(node.network, &name).await? {
-            return Err(Error::Exists { kind: "node", name: name.to_string() });
+            return Err(Error::Exists {
+                kind: "node",
+                name: name.to_string(),
+            });
         }
         let record = NodeRecord {
             name: name.clone(),
@@ -141,14 +147,22 @@ impl Core {
         };
         change.txn.node_update(&record).await?;
         let detail = format!("was {}", node.name);
-        change.event(Some(&network.record.name), EventKind::NodeRenamed, &name, detail);
+        change.event(
+            Some(&network.record.name),
+            EventKind::NodeRenamed,
+            &name,
+            detail,
+        );
         let (before, after) = ([("name", node.name.as_str())], [("name", name.as_str())]);
-        change.audit("node-rename", format!("node:{}", node.id), &before, &after).await?;
+        change
+            .audit("node-rename", format!("node:{}", node.id), &before, &after)
+            .await?;
         let turn = change.commit().await?;
         let id = record.id;
         self.apply_node(record, false).await?;
         drop(turn);
-        self.view(self.members.node(id).ok_or(Error::Removed("node"))?).await
+        self.view(self.members.node(id).ok_or(Error::Removed("node"))?)
+            .await
     }
 
     /// Removes a node, or a relay of this name or id; its streams end at once.
@@ -160,7 +174,8 @@ impl Core {
         let actor = format!("operator:{operator}");
         match self.node_named(wanted) {
             Ok(node) => {
-                self.node_take_out(node.id, &actor, EventKind::NodeRemoved, "node-remove").await
+                self.node_take_out(node.id, &actor, EventKind::NodeRemoved, "node-remove")
+                    .await
             }
             Err(missing) => match self.relay_named(wanted) {
                 Some(relay) => self.relay_remove(relay.id, &actor).await,
@@ -180,13 +195,20 @@ impl Core {
         let node = self.members.node(id).ok_or(Error::Removed("node"))?;
         let network = self.network_of(node.network)?;
         let version = change.txn.network_bump(node.network).await?;
-        change.txn.node_remove(id, node.network, version, change.now).await?;
+        change
+            .txn
+            .node_remove(id, node.network, version, change.now)
+            .await?;
         change.event(Some(&network.record.name), kind, &node.name, "");
         let before = [("name", node.name.as_str()), ("role", node.role.as_str())];
-        change.audit(action, format!("node:{id}"), &before, &[]).await?;
+        change
+            .audit(action, format!("node:{id}"), &before, &[])
+            .await?;
         let _turn = change.commit().await?;
         self.members.remove_node(id);
-        self.netmap.with(move |engine, _| engine.node_removed(id, version)).await??;
+        self.netmap
+            .with(move |engine, _| engine.node_removed(id, version))
+            .await??;
         tracing::info!(node = %id, name = %node.name, network = %network.record.name, "a node was removed");
         Ok(())
     }
@@ -197,10 +219,14 @@ impl Core {
         change.txn.relay_remove(id, change.now).await?;
         change.event(None, EventKind::RelayRemoved, &relay.name, "");
         let before = [("name", relay.name.as_str())];
-        change.audit("relay-remove", format!("relay:{id}"), &before, &[]).await?;
+        change
+            .audit("relay-remove", format!("relay:{id}"), &before, &[])
+            .await?;
         let _turn = change.commit().await?;
         self.members.remove_relay(id);
-        self.netmap.with(move |engine, _| engine.relay_removed(id)).await??;
+        self.netmap
+            .with(move |engine, _| engine.relay_removed(id))
+            .await??;
         Ok(())
     }
 
@@ -224,15 +250,31 @@ impl Core {
         record.ssh.held.clear();
         record.changed_version = change.txn.network_bump(node.network).await?;
         change.txn.node_update(&record).await?;
-        let (old, new) = (fingerprints(&node.ssh.pinned), fingerprints(&record.ssh.pinned));
-        change.event(Some(&network.record.name), EventKind::HostKeyAccepted, &node.name, &new);
+        let (old, new) = (
+            fingerprints(&node.ssh.pinned),
+            fingerprints(&record.ssh.pinned),
+        );
+        change.event(
+            Some(&network.record.name),
+            EventKind::HostKeyAccepted,
+            &node.name,
+            &new,
+        );
         let subject = format!("node:{}", node.id);
-        change.audit("host-key-accept", subject, &[("keys", &old)], &[("keys", &new)]).await?;
+        change
+            .audit(
+                "host-key-accept",
+                subject,
+                &[("keys", &old)],
+                &[("keys", &new)],
+            )
+            .await?;
         let turn = change.commit().await?;
         let id = record.id;
         self.apply_node(record, false).await?;
         drop(turn);
-        self.view(self.members.node(id).ok_or(Error::Removed("node"))?).await
+        self.view(self.members.node(id).ok_or(Error::Removed("node"))?)
+            .await
     }
 
     /// Lets a machine that lost its keys join once as this node, within an hour.
@@ -246,9 +288,19 @@ impl Core {
         let node = self.node_named(wanted)?;
         let network = self.network_of(node.network)?;
         let expires = change.now.plus(PERMIT_LIFE);
-        change.txn.node_set_permit(node.id, Some((secret_hash(&permit), expires))).await?;
-        change.event(Some(&network.record.name), EventKind::RejoinPermitted, &node.name, "");
-        change.audit("permit-rejoin", format!("node:{}", node.id), &[], &[]).await?;
+        change
+            .txn
+            .node_set_permit(node.id, Some((secret_hash(&permit), expires)))
+            .await?;
+        change.event(
+            Some(&network.record.name),
+            EventKind::RejoinPermitted,
+            &node.name,
+            "",
+        );
+        change
+            .audit("permit-rejoin", format!("node:{}", node.id), &[], &[])
+            .await?;
         change.commit().await.map(drop)?;
         Ok(permit)
     }

@@ -18,7 +18,9 @@ impl Core {
         name: &str,
         csr: &[u8],
     ) -> Result<(OperatorId, Issued), Error> {
-        let plain = name.chars().all(|c| c.is_alphanumeric() || "-_.@".contains(c));
+        let plain = name
+            .chars()
+            .all(|c| c.is_alphanumeric() || "-_.@".contains(c));
         if name.is_empty() || name.chars().count() > 64 || !plain {
             return Err(Error::Invalid(
                 "an operator's name is 1 to 64 letters, digits, '-', '_', '.', '@'".into(),
@@ -27,8 +29,14 @@ impl Core {
         let identity = key_of_request(csr)?;
         let mut change = self.change(format!("operator:{actor}")).await?;
         let active = self.members.operators();
-        if active.iter().any(|known| known.name == name && known.revoked_at.is_none()) {
-            return Err(Error::Exists { kind: "operator", name: name.to_owned() });
+        if active
+            .iter()
+            .any(|known| known.name == name && known.revoked_at.is_none())
+        {
+            return Err(Error::Exists {
+                kind: "operator",
+                name: name.to_owned(),
+            });
         }
         if active.iter().any(|known| known.identity == identity) {
             return Err(Error::Invalid(
@@ -37,7 +45,9 @@ impl Core {
         }
         let (millis, random) = self.id_parts(change.now)?;
         let id = OperatorId::from_parts(millis, random);
-        let issued = self.ca.issue(&Subject::Operator(id), None, &identity, change.now)?;
+        let issued = self
+            .ca
+            .issue(&Subject::Operator(id), None, &identity, change.now)?;
         let record = OperatorRecord {
             id,
             name: name.to_owned(),
@@ -48,7 +58,14 @@ impl Core {
         };
         change.txn.operator_create(&record).await?;
         change.event(None, EventKind::OperatorAdded, name, "");
-        change.audit("operator-add", format!("operator:{id}"), &[], &[("name", name)]).await?;
+        change
+            .audit(
+                "operator-add",
+                format!("operator:{id}"),
+                &[],
+                &[("name", name)],
+            )
+            .await?;
         let _turn = change.commit().await?;
         self.members.put_operator(record);
         Ok((id, issued))
@@ -69,9 +86,11 @@ impl Core {
             .into_iter()
             .filter(|known| known.revoked_at.is_none())
             .collect();
-        let found = active.iter().find(|known| Some(known.id) == id || known.name == wanted);
-        let operator = found
-            .ok_or_else(|| Error::not_found("operator", wanted, "'mesh operator list'"))?;
+        let found = active
+            .iter()
+            .find(|known| Some(known.id) == id || known.name == wanted);
+        let operator =
+            found.ok_or_else(|| Error::not_found("operator", wanted, "'mesh operator list'"))?;
         if active.len() == 1 {
             return Err(Error::Invalid(
                 "this is the last operator: add another one first ('mesh operator add')".into(),
@@ -84,7 +103,14 @@ impl Core {
         change.txn.operator_update(&record).await?;
         change.event(None, EventKind::OperatorRevoked, &record.name, "");
         let before = [("name", record.name.as_str())];
-        change.audit("operator-revoke", format!("operator:{}", record.id), &before, &[]).await?;
+        change
+            .audit(
+                "operator-revoke",
+                format!("operator:{}", record.id),
+                &before,
+                &[],
+            )
+            .await?;
         let _turn = change.commit().await?;
         self.members.put_operator(record);
         Ok(())

@@ -34,7 +34,12 @@ impl Core {
         let mut change = self.change("coordinator").await?;
         for event in batch {
             match *event {
-                Event::NodeState { node, network, from, to } => {
+                Event::NodeState {
+                    node,
+                    network,
+                    from,
+                    to,
+                } => {
                     let (Some(node), Some(network)) =
                         (self.members.node(node), self.members.network(network))
                     else {
@@ -52,7 +57,9 @@ impl Core {
                     change.event(Some(&network.record.name), kind, &node.name, detail);
                 }
                 Event::RelayState { relay, from, to } => {
-                    let Some(relay) = self.members.relay(relay) else { continue };
+                    let Some(relay) = self.members.relay(relay) else {
+                        continue;
+                    };
                     let kind = match to {
                         NodeState::Online => EventKind::RelayOnline,
                         NodeState::Stale => EventKind::RelayStale,
@@ -67,21 +74,37 @@ impl Core {
     }
 
     async fn refresh_node_figures(&self) {
-        let networks: Vec<_> = self.members.networks().iter().map(|info| info.record.id).collect();
+        let networks: Vec<_> = self
+            .members
+            .networks()
+            .iter()
+            .map(|info| info.record.id)
+            .collect();
         let counted = self
             .netmap
             .with(move |engine, _| {
-                networks.into_iter().fold([0usize; 3], |[online, stale, offline], id| {
-                    let counts = engine.counts(id);
-                    [online + counts.online, stale + counts.stale, offline + counts.offline]
-                })
+                networks
+                    .into_iter()
+                    .fold([0usize; 3], |[online, stale, offline], id| {
+                        let counts = engine.counts(id);
+                        [
+                            online + counts.online,
+                            stale + counts.stale,
+                            offline + counts.offline,
+                        ]
+                    })
             })
             .await;
         let Ok(counts) = counted else { return };
         let states = [NodeState::Online, NodeState::Stale, NodeState::Offline];
         for (state, count) in states.into_iter().zip(counts) {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.figures.nodes.get_or_create(&State { state: state.as_str() }).set(count);
+            self.figures
+                .nodes
+                .get_or_create(&State {
+                    state: state.as_str(),
+                })
+                .set(count);
         }
     }
 
@@ -103,7 +126,12 @@ impl Core {
 
     /// Writes down who was seen since `since`.
     pub(crate) async fn write_last_seen(&self, since: Timestamp) -> Result<(), Error> {
-        let networks: Vec<_> = self.members.networks().iter().map(|info| info.record.id).collect();
+        let networks: Vec<_> = self
+            .members
+            .networks()
+            .iter()
+            .map(|info| info.record.id)
+            .collect();
         let newer = move |seen: Option<Timestamp>| seen.filter(|at| *at >= since);
         let (nodes, relays) = self
             .netmap

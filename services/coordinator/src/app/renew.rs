@@ -37,18 +37,27 @@ impl Core {
         }
         let change = self.change("coordinator").await?;
         // The turn has come: nobody is removed between this look and the commit.
-        let member = self.members.by_id(&request.id).ok_or(Error::UnknownSubject)?;
+        let member = self
+            .members
+            .by_id(&request.id)
+            .ok_or(Error::UnknownSubject)?;
         let issued = self.ca.issue(&subject, role, &key, change.now)?;
         let not_after = issued.not_after;
         match member {
             Member::Node(node) => {
                 change.txn.node_set_certificate(node.id, not_after).await?;
                 let _turn = change.commit().await?;
-                let record = NodeRecord { certificate_not_after: not_after, ..Arc::unwrap_or_clone(node) };
+                let record = NodeRecord {
+                    certificate_not_after: not_after,
+                    ..Arc::unwrap_or_clone(node)
+                };
                 self.members.put_node(record);
             }
             Member::Relay(relay) => {
-                let record = RelayRecord { certificate_not_after: not_after, ..Arc::unwrap_or_clone(relay) };
+                let record = RelayRecord {
+                    certificate_not_after: not_after,
+                    ..Arc::unwrap_or_clone(relay)
+                };
                 change.txn.relay_update(&record).await?;
                 let _turn = change.commit().await?;
                 self.members.put_relay(record);
@@ -76,16 +85,23 @@ impl Core {
         match self.members.by_id(id).ok_or(Error::UnknownSubject)? {
             Member::Node(node) => {
                 let network = self.network_of(node.network)?.record.name.clone();
-                let subject = Subject::Node { network, node: node.id };
+                let subject = Subject::Node {
+                    network,
+                    node: node.id,
+                };
                 Ok((subject, Some(node.role), node.identity.clone()))
             }
-            Member::Relay(relay) => {
-                Ok((Subject::Relay(relay.id), Some(Role::Relay), relay.identity.clone()))
-            }
+            Member::Relay(relay) => Ok((
+                Subject::Relay(relay.id),
+                Some(Role::Relay),
+                relay.identity.clone(),
+            )),
             Member::Operator(operator) if operator.revoked_at.is_some() => Err(Error::Revoked),
-            Member::Operator(operator) => {
-                Ok((Subject::Operator(operator.id), None, operator.identity.clone()))
-            }
+            Member::Operator(operator) => Ok((
+                Subject::Operator(operator.id),
+                None,
+                operator.identity.clone(),
+            )),
             Member::Removed => Err(Error::Removed("node")),
         }
     }

@@ -59,7 +59,10 @@ fn take_ssh(before: &SshFacts, report: &NodeReport) -> (SshFacts, Option<HostKey
         after.held.clear();
         return (after, Some(HostKeys::Pinned));
     }
-    after.held = reported.into_iter().filter(|line| !before.pinned.contains(line)).collect();
+    after.held = reported
+        .into_iter()
+        .filter(|line| !before.pinned.contains(line))
+        .collect();
     let news = !after.held.is_empty() && after.held != before.held;
     (after, news.then_some(HostKeys::Held))
 }
@@ -80,8 +83,14 @@ impl Core {
     /// Whether this identity is still the enrolled one.
     pub(crate) fn still_enrolled(&self, party: Party, identity: &IdentityPublicKey) -> bool {
         match party {
-            Party::Node(id) => self.members.node(id).is_some_and(|n| n.identity == *identity),
-            Party::Relay(id) => self.members.relay(id).is_some_and(|r| r.identity == *identity),
+            Party::Node(id) => self
+                .members
+                .node(id)
+                .is_some_and(|n| n.identity == *identity),
+            Party::Relay(id) => self
+                .members
+                .relay(id)
+                .is_some_and(|r| r.identity == *identity),
         }
     }
 
@@ -100,10 +109,15 @@ impl Core {
     /// A refused heartbeat: counted, and an event at most once a minute per node and reason.
     pub(crate) async fn heartbeat_refused(&self, party: Party, refusal: HeartbeatRefusal) {
         let reason = refusal_word(refusal);
-        self.figures.heartbeat_refusals.get_or_create(&Refusal { reason }).inc();
+        self.figures
+            .heartbeat_refusals
+            .get_or_create(&Refusal { reason })
+            .inc();
         let admitted = {
-            let mut refusals =
-                self.refusals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut refusals = self
+                .refusals
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             refusals.admit(party.bytes(), refusal, self.now())
         };
         if !admitted {
@@ -113,7 +127,10 @@ impl Core {
             Party::Node(id) => match self.members.node(id) {
                 Some(node) => {
                     let network = self.members.network(node.network);
-                    (network.map(|info| info.record.name.clone()), node.name.to_string())
+                    (
+                        network.map(|info| info.record.name.clone()),
+                        node.name.to_string(),
+                    )
                 }
                 None => return,
             },
@@ -149,14 +166,20 @@ impl Core {
         match party {
             Party::Node(id) => {
                 let node = self.members.node(id).ok_or(Error::Removed("node"))?;
-                let record = NodeRecord { version, ..Arc::unwrap_or_clone(node) };
+                let record = NodeRecord {
+                    version,
+                    ..Arc::unwrap_or_clone(node)
+                };
                 change.txn.node_update(&record).await?;
                 let _turn = change.commit().await?;
                 self.members.put_node(record);
             }
             Party::Relay(id) => {
                 let relay = self.members.relay(id).ok_or(Error::Removed("relay"))?;
-                let record = RelayRecord { version, ..Arc::unwrap_or_clone(relay) };
+                let record = RelayRecord {
+                    version,
+                    ..Arc::unwrap_or_clone(relay)
+                };
                 change.txn.relay_update(&record).await?;
                 let _turn = change.commit().await?;
                 self.members.put_relay(record);
@@ -176,8 +199,12 @@ impl Core {
 
     async fn node_report(&self, id: NodeId, report: NodeReport) -> Result<(), Error> {
         let endpoints = report.endpoints.clone();
-        let home = report.home_relay.filter(|relay| self.members.relay(*relay).is_some());
-        self.netmap.with(move |engine, _| engine.report(id, endpoints, home)).await??;
+        let home = report
+            .home_relay
+            .filter(|relay| self.members.relay(*relay).is_some());
+        self.netmap
+            .with(move |engine, _| engine.report(id, endpoints, home))
+            .await??;
 
         let services = take_services(&report.services);
         let differs = |node: &NodeRecord| {
@@ -202,7 +229,9 @@ impl Core {
             };
             let prints = fingerprints(keys);
             change.event(Some(name), kind, &node.name, &prints);
-            change.audit(action, format!("node:{id}"), &[], &[("keys", &prints)]).await?;
+            change
+                .audit(action, format!("node:{id}"), &[], &[("keys", &prints)])
+                .await?;
         }
         let record = NodeRecord {
             services,
@@ -217,7 +246,11 @@ impl Core {
 
     async fn relay_report(&self, id: RelayId, report: NodeReport) -> Result<(), Error> {
         let usable = |addresses: &[String]| -> Vec<String> {
-            addresses.iter().filter(|a| crate::config::is_host_and_port(a)).cloned().collect()
+            addresses
+                .iter()
+                .filter(|a| crate::config::is_host_and_port(a))
+                .cloned()
+                .collect()
         };
         let (derp, stun) = (usable(&report.derp), usable(&report.stun));
         let differs = |relay: &RelayRecord| relay.derp != derp || relay.stun != stun;
@@ -227,12 +260,18 @@ impl Core {
         }
         let change = self.change(format!("relay:{id}")).await?;
         let relay = self.members.relay(id).ok_or(Error::Removed("relay"))?;
-        let record = RelayRecord { derp, stun, ..Arc::unwrap_or_clone(relay) };
+        let record = RelayRecord {
+            derp,
+            stun,
+            ..Arc::unwrap_or_clone(relay)
+        };
         change.txn.relay_update(&record).await?;
         let _turn = change.commit().await?;
         let record = self.members.put_relay(record);
         let row = relay_row(&record, None);
-        self.netmap.with(move |engine, _| engine.relay_changed(row)).await??;
+        self.netmap
+            .with(move |engine, _| engine.relay_changed(row))
+            .await??;
         Ok(())
     }
 
@@ -241,7 +280,8 @@ impl Core {
         match party {
             Party::Node(id) => {
                 let actor = format!("node:{id}");
-                self.node_take_out(id, &actor, EventKind::NodeLeft, "node-leave").await
+                self.node_take_out(id, &actor, EventKind::NodeLeft, "node-leave")
+                    .await
             }
             Party::Relay(id) => self.relay_remove(id, &format!("relay:{id}")).await,
         }
@@ -271,21 +311,31 @@ mod tests {
 
     fn report(keys: &[&String]) -> NodeReport {
         let ssh_host_keys = keys.iter().map(|key| (*key).clone()).collect();
-        NodeReport { ssh_host_keys, ssh_user: "root".into(), ..NodeReport::default() }
+        NodeReport {
+            ssh_host_keys,
+            ssh_user: "root".into(),
+            ..NodeReport::default()
+        }
     }
 
     #[test]
     fn the_first_host_keys_pin_and_different_ones_are_held() {
         let (old, new) = (key(), key());
         let (first, news) = take_ssh(&SshFacts::default(), &report(&[&old]));
-        assert_eq!((first.pinned.as_slice(), news), ([old.clone()].as_slice(), Some(HostKeys::Pinned)));
+        assert_eq!(
+            (first.pinned.as_slice(), news),
+            ([old.clone()].as_slice(), Some(HostKeys::Pinned))
+        );
 
         let (same, news) = take_ssh(&first, &report(&[&old]));
         assert_eq!((&same, news), (&first, None));
 
         let (changed, news) = take_ssh(&first, &report(&[&new]));
         assert_eq!(changed.pinned, std::slice::from_ref(&old));
-        assert_eq!((changed.held.as_slice(), news), ([new.clone()].as_slice(), Some(HostKeys::Held)));
+        assert_eq!(
+            (changed.held.as_slice(), news),
+            ([new.clone()].as_slice(), Some(HostKeys::Held))
+        );
         let (_, news) = take_ssh(&changed, &report(&[&new]));
         assert_eq!(news, None, "told once");
 
@@ -317,7 +367,12 @@ mod tests {
             kind: ServiceKind::Http,
             port,
         };
-        let kept = take_services(&[service("b", 2), service("a", 1), service("a", 3), service("c", 2)]);
+        let kept = take_services(&[
+            service("b", 2),
+            service("a", 1),
+            service("a", 3),
+            service("c", 2),
+        ]);
         assert_eq!(kept, [service("a", 1), service("b", 2)]);
     }
 }

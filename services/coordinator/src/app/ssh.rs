@@ -54,7 +54,9 @@ impl Core {
         let public_key: PublicKey = request.public_key.parse().map_err(|e| invalid(&e))?;
         let principal: Principal = request.principal.parse().map_err(|e| invalid(&e))?;
         if request.targets.len() > MAX_TARGETS {
-            return Err(Error::Invalid(format!("at most {MAX_TARGETS} targets at once")));
+            return Err(Error::Invalid(format!(
+                "at most {MAX_TARGETS} targets at once"
+            )));
         }
         for id in &request.targets {
             let node = self.members.node(*id);
@@ -85,9 +87,17 @@ impl Core {
         let print = wanted.public_key.fingerprint();
         let detail = format!("{actor} as {} with {print}", wanted.principal);
         let network = &network.record.name;
-        change.event(Some(network), EventKind::SshCertificateIssued, serial, detail);
-        let sources: Vec<_> =
-            wanted.source_addresses.iter().map(ToString::to_string).collect();
+        change.event(
+            Some(network),
+            EventKind::SshCertificateIssued,
+            serial,
+            detail,
+        );
+        let sources: Vec<_> = wanted
+            .source_addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let principal = wanted.principal.to_string();
         let after = [
             ("key", print.as_str()),
@@ -95,7 +105,9 @@ impl Core {
             ("principal", &principal),
             ("sources", &sources.join(",")),
         ];
-        change.audit("ssh-certificate", format!("serial:{serial}"), &[], &after).await?;
+        change
+            .audit("ssh-certificate", format!("serial:{serial}"), &[], &after)
+            .await?;
         change.commit().await.map(drop)?;
         self.figures.ssh_certificates.inc();
         Ok(certificate)

@@ -56,7 +56,9 @@ impl Core {
                 };
                 let networks: Vec<_> = names.into_iter().map(figures).collect();
                 let view = |record: Arc<RelayRecord>| RelayView {
-                    state: engine.relay(record.id).map_or(NodeState::Offline, |r| r.state()),
+                    state: engine
+                        .relay(record.id)
+                        .map_or(NodeState::Offline, |r| r.state()),
                     record,
                 };
                 (networks, relays.into_iter().map(view).collect())
@@ -78,6 +80,21 @@ impl Core {
         // Behind the turn, so that the trial never stands in the way of a change.
         let _turn = self.turn.lock().await;
         self.store.write_problem().await
+    }
+
+    /// Checks the audit chain from end to end and says so in the log when it does not hold.
+    pub(crate) async fn check_audit(&self) {
+        match self.store.audit_verify().await {
+            Ok(Ok(links)) => tracing::debug!(links, "the audit chain holds"),
+            Ok(Err(row)) => tracing::error!(
+                row,
+                "the audit chain is broken at this row: somebody changed or removed entries"
+            ),
+            Err(error) => {
+                let error = mesh_daemon::report::chain(&error);
+                tracing::info!(error, "the audit chain was not checked");
+            }
+        }
     }
 
     /// Holds all changes back (`Some`: why) or lets them through again.

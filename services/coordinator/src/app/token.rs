@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_types::{JoinToken, Role, TokenId};
 
-use super::enrol::secret_hash;
 use super::Core;
+use super::enrol::secret_hash;
 use crate::error::Error;
 use crate::record::{EventKind, TokenRecord};
 
@@ -31,7 +31,9 @@ pub(crate) struct NewToken {
 fn owner(wished: &str, operator: &str) -> Result<String, Error> {
     let owner = if wished.is_empty() { operator } else { wished };
     if owner.chars().count() > 64 || owner.chars().any(char::is_control) {
-        return Err(Error::Invalid("an owner is at most 64 characters of plain text".into()));
+        return Err(Error::Invalid(
+            "an owner is at most 64 characters of plain text".into(),
+        ));
     }
     Ok(owner.to_owned())
 }
@@ -43,7 +45,11 @@ impl Core {
         operator: &str,
         wish: NewToken,
     ) -> Result<(JoinToken, TokenRecord), Error> {
-        let life = if wish.lifetime_secs == 0 { DEFAULT_LIFE } else { wish.lifetime_secs };
+        let life = if wish.lifetime_secs == 0 {
+            DEFAULT_LIFE
+        } else {
+            wish.lifetime_secs
+        };
         if !LIFE.contains(&life) {
             return Err(Error::TokenLifetime(life));
         }
@@ -73,7 +79,9 @@ impl Core {
         let role = record.role.as_str();
         change.event(name, EventKind::TokenCreated, record.id, role);
         let after = [("role", role), ("owner", record.owner.as_str())];
-        change.audit("token-create", format!("token:{}", record.id), &[], &after).await?;
+        change
+            .audit("token-create", format!("token:{}", record.id), &[], &after)
+            .await?;
         let _turn = change.commit().await?;
         let token = JoinToken {
             ca_fingerprint: self.ca.fingerprint(),
@@ -105,7 +113,9 @@ impl Core {
         let network = token.network.and_then(|id| self.members.network(id));
         let name = network.as_ref().map(|info| &info.record.name);
         change.event(name, EventKind::TokenRevoked, id, "");
-        change.audit("token-revoke", format!("token:{id}"), &[], &[]).await?;
+        change
+            .audit("token-revoke", format!("token:{id}"), &[], &[])
+            .await?;
         change.commit().await.map(drop)
     }
 }

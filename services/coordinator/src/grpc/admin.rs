@@ -67,7 +67,10 @@ impl Grpc {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let done = self.core.finish(name, action(Arc::clone(&self.core))).await?;
+        let done = self
+            .core
+            .finish(name, action(Arc::clone(&self.core)))
+            .await?;
         Ok(Response::new(answer(done)))
     }
 }
@@ -130,10 +133,21 @@ impl AdminService for Grpc {
         request: Request<pb::CreateTokenRequest>,
     ) -> Result<Response<pb::CreateTokenResponse>, Status> {
         let by = operator(&request)?;
-        let pb::CreateTokenRequest { network, role, owner, reusable, lifetime_secs } =
-            request.into_inner();
+        let pb::CreateTokenRequest {
+            network,
+            role,
+            owner,
+            reusable,
+            lifetime_secs,
+        } = request.into_inner();
         let role = enums::role(role).map_err(Error::from)?;
-        let wish = NewToken { network, role, owner, reusable, lifetime_secs };
+        let wish = NewToken {
+            network,
+            role,
+            owner,
+            reusable,
+            lifetime_secs,
+        };
         let core = Arc::clone(&self.core);
         self.act(
             "token-create",
@@ -151,8 +165,12 @@ impl AdminService for Grpc {
         request: Request<pb::ListTokensRequest>,
     ) -> Result<Response<pb::ListTokensResponse>, Status> {
         let records = self.core.token_list(&request.into_inner().network).await?;
-        let tokens = records.iter().map(|record| view::token(&self.core.members, record));
-        Ok(Response::new(pb::ListTokensResponse { tokens: tokens.collect() }))
+        let tokens = records
+            .iter()
+            .map(|record| view::token(&self.core.members, record));
+        Ok(Response::new(pb::ListTokensResponse {
+            tokens: tokens.collect(),
+        }))
     }
 
     async fn revoke_token(
@@ -186,7 +204,9 @@ impl AdminService for Grpc {
         request: Request<pb::ShowNodeRequest>,
     ) -> Result<Response<pb::Node>, Status> {
         let wanted = node_ref(request.into_inner().node)?;
-        Ok(Response::new(view::node(self.core.node_show(&wanted).await?)))
+        Ok(Response::new(view::node(
+            self.core.node_show(&wanted).await?,
+        )))
     }
 
     async fn rename_node(
@@ -241,7 +261,9 @@ impl AdminService for Grpc {
         self.act(
             "permit-rejoin",
             |core| async move { core.permit_rejoin(&by, &wanted).await },
-            |permit| pb::PermitRejoinResponse { permit: permit.to_vec() },
+            |permit| pb::PermitRejoinResponse {
+                permit: permit.to_vec(),
+            },
         )
         .await
     }
@@ -270,7 +292,10 @@ impl AdminService for Grpc {
         _request: Request<pb::ListOperatorsRequest>,
     ) -> Result<Response<pb::ListOperatorsResponse>, Status> {
         let operators = self.core.operator_list();
-        let operators = operators.iter().map(|record| view::operator(record)).collect();
+        let operators = operators
+            .iter()
+            .map(|record| view::operator(record))
+            .collect();
         Ok(Response::new(pb::ListOperatorsResponse { operators }))
     }
 
@@ -295,7 +320,11 @@ impl AdminService for Grpc {
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let caller = caller(&request)?;
-        let pb::WatchEventsRequest { network, follow, limit } = request.into_inner();
+        let pb::WatchEventsRequest {
+            network,
+            follow,
+            limit,
+        } = request.into_inner();
         let (past, mut feed) = self.core.events(&network, limit).await?;
         let (outbound, answers) = mpsc::channel(OUTBOUND);
         let (grpc, guard) = (self.clone(), self.shutdown.guard());
@@ -321,7 +350,10 @@ impl AdminService for Grpc {
                     () = grpc.shutdown.draining() => Err(Error::ShuttingDown),
                 };
                 let answers = match next {
-                    Ok(events) => events.into_iter().map(|event| Ok(view::event(event))).collect(),
+                    Ok(events) => events
+                        .into_iter()
+                        .map(|event| Ok(view::event(event)))
+                        .collect(),
                     Err(error) => vec![Err(Status::from(error))],
                 };
                 for answer in answers {
@@ -338,7 +370,9 @@ impl AdminService for Grpc {
 
 impl Grpc {
     fn still_operator(&self, caller: &Caller) -> bool {
-        let Caller::Operator(operator) = caller else { return false };
+        let Caller::Operator(operator) = caller else {
+            return false;
+        };
         let now = self.core.members.operator(operator.id);
         now.is_some_and(|operator| operator.revoked_at.is_none())
     }

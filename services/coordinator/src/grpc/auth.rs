@@ -41,31 +41,106 @@ const OPERATORS_AND_DEPLOYERS: &[Kind] = &[Kind::Operator, Kind::Node(Role::Depl
 /// everything else needs one whose subject is enrolled at the time of the call. What a caller may
 /// see of other networks is narrowed further where the method is served.
 pub(crate) const METHODS: &[Method] = &[
-    Method { path: "/mesh.v1.ControlService/Challenge", allow: ANYONE },
-    Method { path: "/mesh.v1.ControlService/Enrol", allow: ANYONE },
-    Method { path: "/mesh.v1.ControlService/Renew", allow: ANYONE },
-    Method { path: "/mesh.v1.ControlService/Sync", allow: MEMBERS },
-    Method { path: "/mesh.v1.ControlService/Leave", allow: MEMBERS },
-    Method { path: "/mesh.v1.RelayService/WatchClients", allow: RELAYS },
-    Method { path: "/mesh.v1.SshService/IssueCertificate", allow: OPERATORS_AND_DEPLOYERS },
-    Method { path: "/mesh.v1.GatewayService/WatchRoutes", allow: GATEWAYS },
-    Method { path: "/mesh.v1.AdminService/Status", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/CreateNetwork", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/ListNetworks", allow: OPERATORS_AND_DEPLOYERS },
-    Method { path: "/mesh.v1.AdminService/DeleteNetwork", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/CreateToken", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/ListTokens", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/RevokeToken", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/ListNodes", allow: OPERATORS_AND_DEPLOYERS },
-    Method { path: "/mesh.v1.AdminService/ShowNode", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/RenameNode", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/RemoveNode", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/AcceptHostKey", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/PermitRejoin", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/AddOperator", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/ListOperators", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/RevokeOperator", allow: OPERATORS },
-    Method { path: "/mesh.v1.AdminService/WatchEvents", allow: OPERATORS },
+    Method {
+        path: "/mesh.v1.ControlService/Challenge",
+        allow: ANYONE,
+    },
+    Method {
+        path: "/mesh.v1.ControlService/Enrol",
+        allow: ANYONE,
+    },
+    Method {
+        path: "/mesh.v1.ControlService/Renew",
+        allow: ANYONE,
+    },
+    Method {
+        path: "/mesh.v1.ControlService/Sync",
+        allow: MEMBERS,
+    },
+    Method {
+        path: "/mesh.v1.ControlService/Leave",
+        allow: MEMBERS,
+    },
+    Method {
+        path: "/mesh.v1.RelayService/WatchClients",
+        allow: RELAYS,
+    },
+    Method {
+        path: "/mesh.v1.SshService/IssueCertificate",
+        allow: OPERATORS_AND_DEPLOYERS,
+    },
+    Method {
+        path: "/mesh.v1.GatewayService/WatchRoutes",
+        allow: GATEWAYS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/Status",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/CreateNetwork",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/ListNetworks",
+        allow: OPERATORS_AND_DEPLOYERS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/DeleteNetwork",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/CreateToken",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/ListTokens",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/RevokeToken",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/ListNodes",
+        allow: OPERATORS_AND_DEPLOYERS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/ShowNode",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/RenameNode",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/RemoveNode",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/AcceptHostKey",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/PermitRejoin",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/AddOperator",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/ListOperators",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/RevokeOperator",
+        allow: OPERATORS,
+    },
+    Method {
+        path: "/mesh.v1.AdminService/WatchEvents",
+        allow: OPERATORS,
+    },
 ];
 
 impl Method {
@@ -107,7 +182,9 @@ pub(crate) async fn authorise(
     next: Next,
 ) -> Response {
     let Some(method) = Method::find(request.uri().path()) else {
-        return refuse(Status::unimplemented("there is no such method; is the program newer than the coordinator?"));
+        return refuse(Status::unimplemented(
+            "there is no such method; is the program newer than the coordinator?",
+        ));
     };
     let checked = match request.extensions().get::<PeerInfo>() {
         Some(peer) => check(&core, method, peer),
@@ -121,7 +198,10 @@ pub(crate) async fn authorise(
         Err(error) => {
             let (_, reason) = error.kind();
             tracing::debug!(method = method.path, reason, "a call was refused");
-            let call = Call { method: method.path, code: reason };
+            let call = Call {
+                method: method.path,
+                code: reason,
+            };
             core.figures.calls_refused.get_or_create(&call).inc();
             refuse(error.into())
         }
@@ -177,7 +257,10 @@ mod tests {
 
     #[test]
     fn every_method_has_exactly_one_row_and_every_row_a_method() {
-        let rows: Vec<_> = METHODS.iter().map(|method| method.path.to_owned()).collect();
+        let rows: Vec<_> = METHODS
+            .iter()
+            .map(|method| method.path.to_owned())
+            .collect();
         let unique: BTreeSet<_> = rows.iter().cloned().collect();
         assert_eq!(unique.len(), rows.len(), "a method has two rows");
         assert_eq!(unique, methods_of_the_contract());
@@ -186,7 +269,10 @@ mod tests {
     /// The rights written out once more, so that a slip in the table shows: for each caller, the
     /// methods beyond the three open ones.
     fn expected(kind: Kind) -> BTreeSet<&'static str> {
-        let own = ["/mesh.v1.ControlService/Sync", "/mesh.v1.ControlService/Leave"];
+        let own = [
+            "/mesh.v1.ControlService/Sync",
+            "/mesh.v1.ControlService/Leave",
+        ];
         let mut allowed: BTreeSet<&str> = match kind {
             Kind::Anonymous => BTreeSet::new(),
             Kind::Operator => METHODS
@@ -212,7 +298,9 @@ mod tests {
             _ => {}
         }
         for open in ["Challenge", "Enrol", "Renew"] {
-            let path = METHODS.iter().find(|method| method.path.ends_with(&format!("/{open}")));
+            let path = METHODS
+                .iter()
+                .find(|method| method.path.ends_with(&format!("/{open}")));
             allowed.insert(path.expect("an open method").path);
         }
         allowed

@@ -19,7 +19,9 @@ pub(crate) struct Control {
 }
 
 fn id16(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], Error> {
-    bytes.try_into().map_err(|_| Error::Invalid(format!("{field} has 16 bytes")))
+    bytes
+        .try_into()
+        .map_err(|_| Error::Invalid(format!("{field} has 16 bytes")))
 }
 
 fn proven<'a, K: TryFrom<&'a [u8]>>(
@@ -31,7 +33,10 @@ fn proven<'a, K: TryFrom<&'a [u8]>>(
         return Ok(None);
     }
     let key = K::try_from(key).map_err(|_| Error::Invalid(format!("{field} has 32 bytes")))?;
-    Ok(Some(ProvenKey { key, proof: proof.to_vec() }))
+    Ok(Some(ProvenKey {
+        key,
+        proof: proof.to_vec(),
+    }))
 }
 
 fn enrolment(request: pb::EnrolRequest) -> Result<Enrolment, Error> {
@@ -62,7 +67,16 @@ fn enrolment(request: pb::EnrolRequest) -> Result<Enrolment, Error> {
 }
 
 fn enrolled(core: &Core, enrolled: Enrolled) -> pb::EnrolResponse {
-    let Enrolled { id, network, name, role, owner, addrs, certificate, console_prefix } = enrolled;
+    let Enrolled {
+        id,
+        network,
+        name,
+        role,
+        owner,
+        addrs,
+        certificate,
+        console_prefix,
+    } = enrolled;
     let (network_id, network) = match network {
         Some((id, name)) => (id.as_bytes().to_vec(), name.to_string()),
         None => (Vec::new(), String::new()),
@@ -110,7 +124,10 @@ impl ControlService for Control {
     ) -> Result<Response<pb::EnrolResponse>, Status> {
         let wish = enrolment(request.into_inner())?;
         let core = Arc::clone(&self.core);
-        let joined = self.core.finish("enrol", async move { core.enrol(wish).await }).await?;
+        let joined = self
+            .core
+            .finish("enrol", async move { core.enrol(wish).await })
+            .await?;
         Ok(Response::new(enrolled(&self.core, joined)))
     }
 
@@ -118,10 +135,23 @@ impl ControlService for Control {
         &self,
         request: Request<pb::RenewRequest>,
     ) -> Result<Response<pb::RenewResponse>, Status> {
-        let pb::RenewRequest { node_id, nonce, csr, signature } = request.into_inner();
-        let wish = Renewal { id: id16("node_id", &node_id)?, nonce, csr, signature };
+        let pb::RenewRequest {
+            node_id,
+            nonce,
+            csr,
+            signature,
+        } = request.into_inner();
+        let wish = Renewal {
+            id: id16("node_id", &node_id)?,
+            nonce,
+            csr,
+            signature,
+        };
         let core = Arc::clone(&self.core);
-        let issued = self.core.finish("renew", async move { core.renew(wish).await }).await?;
+        let issued = self
+            .core
+            .finish("renew", async move { core.renew(wish).await })
+            .await?;
         Ok(Response::new(pb::RenewResponse {
             certificate: issued.certificate,
             ca_certificate: self.core.ca.certificate().to_vec(),
@@ -144,7 +174,9 @@ impl ControlService for Control {
     ) -> Result<Response<pb::LeaveResponse>, Status> {
         let party = party(&caller(&request)?)?;
         let core = Arc::clone(&self.core);
-        self.core.finish("leave", async move { core.leave(party).await }).await?;
+        self.core
+            .finish("leave", async move { core.leave(party).await })
+            .await?;
         Ok(Response::new(pb::LeaveResponse {}))
     }
 }

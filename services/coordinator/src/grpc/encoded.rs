@@ -51,8 +51,13 @@ struct Chunk {
 
 impl Response {
     pub(crate) fn welcome(nonce: &[u8; 32], now: Timestamp) -> Self {
-        let welcome = pb::SyncWelcome { nonce: nonce.to_vec(), server_time: now.as_micros() };
-        Self { body: Some(Body::Welcome(welcome)) }
+        let welcome = pb::SyncWelcome {
+            nonce: nonce.to_vec(),
+            server_time: now.as_micros(),
+        };
+        Self {
+            body: Some(Body::Welcome(welcome)),
+        }
     }
 
     /// `refusal`: empty when the heartbeat was accepted.
@@ -62,11 +67,17 @@ impl Response {
             refusal: refusal.to_owned(),
             server_time: now.as_micros(),
         };
-        Self { body: Some(Body::HeartbeatAck(ack)) }
+        Self {
+            body: Some(Body::HeartbeatAck(ack)),
+        }
     }
 
     pub(crate) fn goodbye(reason: pb::sync_goodbye::Reason) -> Self {
-        Self { body: Some(Body::Goodbye(pb::SyncGoodbye { reason: reason.into() })) }
+        Self {
+            body: Some(Body::Goodbye(pb::SyncGoodbye {
+                reason: reason.into(),
+            })),
+        }
     }
 
     pub(crate) fn ended(reason: EndReason) -> Self {
@@ -77,7 +88,17 @@ impl Response {
     }
 
     pub(crate) fn netmap(update: Update) -> Self {
-        let Update { cursor, full, last, node, peers, removed, patches, filter, relays } = update;
+        let Update {
+            cursor,
+            full,
+            last,
+            node,
+            peers,
+            removed,
+            patches,
+            filter,
+            relays,
+        } = update;
         let relays = relays.map(|relays| pb::RelayList {
             relays: relays.iter().cloned().map(Into::into).collect(),
         });
@@ -87,12 +108,17 @@ impl Response {
             last,
             node: node.map(Into::into),
             peers,
-            removed: removed.into_iter().map(|id| id.as_bytes().to_vec()).collect(),
+            removed: removed
+                .into_iter()
+                .map(|id| id.as_bytes().to_vec())
+                .collect(),
             patches,
             filter: filter.map(Into::into),
             relays,
         };
-        Self { body: Some(Body::Netmap(chunk)) }
+        Self {
+            body: Some(Body::Netmap(chunk)),
+        }
     }
 }
 
@@ -124,7 +150,10 @@ mod tests {
             id: NodeId::from_bytes([1; 16]),
             name: "worker".parse().expect("a name"),
             role: Role::Worker,
-            addrs: OverlayAddrs { v4: [100, 64, 0, 1].into(), v6: [0xfd7a, 0, 0, 0, 0, 0, 0, 1].into() },
+            addrs: OverlayAddrs {
+                v4: [100, 64, 0, 1].into(),
+                v6: [0xfd7a, 0, 0, 0, 0, 0, 0, 1].into(),
+            },
             routes: vec!["10.0.0.0/8".parse().expect("a prefix")],
             wg_key: WgPublicKey::from_bytes([2; 32]),
             disco_key: DiscoPublicKey::from_bytes([3; 32]),
@@ -146,7 +175,11 @@ mod tests {
             state: Some(NodeState::Stale),
         };
         let filter = PacketFilter {
-            rules: vec![FilterRule { sources: Vec::new(), protocols: Vec::new(), ports: Vec::new() }],
+            rules: vec![FilterRule {
+                sources: Vec::new(),
+                protocols: Vec::new(),
+                ports: Vec::new(),
+            }],
         };
         let relay = Relay {
             id: RelayId::from_bytes([4; 16]),
@@ -154,7 +187,11 @@ mod tests {
             stun: Vec::new(),
         };
         let update = Update {
-            cursor: Cursor { version: 7, epoch: 8, volatile: 9 },
+            cursor: Cursor {
+                version: 7,
+                epoch: 8,
+                volatile: 9,
+            },
             full: true,
             last: true,
             node: None,
@@ -184,7 +221,9 @@ mod tests {
     fn the_other_messages_keep_their_places() {
         let read = |response: Response| {
             let bytes = response.encode_to_vec();
-            pb::SyncResponse::decode(bytes.as_slice()).expect("decodes").message
+            pb::SyncResponse::decode(bytes.as_slice())
+                .expect("decodes")
+                .message
         };
         use pb::sync_response::Message;
         let now = Timestamp::from_secs(5);

@@ -127,7 +127,10 @@ impl Stream {
             Step::Bye(goodbye) => Ok(goodbye),
             Step::Fail(status) => Err(status),
         };
-        if tokio::time::timeout(GOODBYE, self.outbound.send(last)).await.is_err() {
+        if tokio::time::timeout(GOODBYE, self.outbound.send(last))
+            .await
+            .is_err()
+        {
             tracing::debug!(party = ?self.party, "a reader was too slow for its goodbye");
         }
     }
@@ -142,7 +145,9 @@ impl Stream {
                 message: Some(pb::sync_request::Message::Hello(hello)),
             }))) => hello,
             Ok(Ok(Some(_))) => {
-                return Step::Fail(Status::invalid_argument("the first message must be a hello"));
+                return Step::Fail(Status::invalid_argument(
+                    "the first message must be a hello",
+                ));
             }
             Ok(Ok(None) | Err(_)) => return Step::Gone,
             Err(_) => return Step::Fail(Status::deadline_exceeded("no hello within 10 seconds")),
@@ -179,8 +184,12 @@ impl Stream {
         mut session: Session,
         mut check: HeartbeatCheck,
     ) -> Step {
-        let mut pending =
-            Pending { part: None, ack: None, report: None, report_at: Instant::now() };
+        let mut pending = Pending {
+            part: None,
+            ack: None,
+            report: None,
+            report_at: Instant::now(),
+        };
         let mut recheck = tokio::time::interval(RECHECK);
         loop {
             let step = tokio::select! {
@@ -239,9 +248,9 @@ impl Stream {
                 }
                 Err(error) => Step::Fail(error.into()),
             },
-            Some(Message::Hello(_)) => {
-                Step::Fail(Status::invalid_argument("a second hello on the same stream"))
-            }
+            Some(Message::Hello(_)) => Step::Fail(Status::invalid_argument(
+                "a second hello on the same stream",
+            )),
             // A newer program's message: nothing we could act on.
             None => Step::On,
         }
@@ -273,8 +282,10 @@ impl Stream {
 
     async fn take_version(&self, version: String) {
         let (core, party) = (Arc::clone(self.core()), self.party);
-        let taken =
-            self.core().finish("hello", async move { core.hello(party, &version).await }).await;
+        let taken = self
+            .core()
+            .finish("hello", async move { core.hello(party, &version).await })
+            .await;
         if let Err(error) = taken {
             let error = mesh_daemon::report::chain(&error);
             tracing::debug!(?party, error, "a program's version was not noted");
@@ -282,7 +293,9 @@ impl Stream {
     }
 
     async fn pass_report(&self, pending: &mut Pending) -> Step {
-        let Some(report) = pending.report.take() else { return Step::On };
+        let Some(report) = pending.report.take() else {
+            return Step::On;
+        };
         let (core, party, again) = (Arc::clone(self.core()), self.party, report.clone());
         let action = async move { core.report(party, report).await };
         match self.core().finish("report", action).await {
@@ -325,8 +338,12 @@ fn bye_shutdown() -> Step {
 
 /// What a heartbeat's body says; `None` when it is no heartbeat.
 fn facts(body: &[u8]) -> Option<HeartbeatFacts> {
-    let pb::HeartbeatBody { node_id, sequence, time, status: _ } =
-        pb::HeartbeatBody::decode(body).ok()?;
+    let pb::HeartbeatBody {
+        node_id,
+        sequence,
+        time,
+        status: _,
+    } = pb::HeartbeatBody::decode(body).ok()?;
     Some(HeartbeatFacts {
         subject: node_id.as_slice().try_into().ok(),
         sequence,

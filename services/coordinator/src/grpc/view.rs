@@ -66,7 +66,9 @@ pub(super) fn token(members: &Members, record: &TokenRecord) -> pb::Token {
     let network = record.network.and_then(|id| members.network(id));
     pb::Token {
         id: record.id.as_bytes().to_vec(),
-        network: network.map(|info| info.record.name.to_string()).unwrap_or_default(),
+        network: network
+            .map(|info| info.record.name.to_string())
+            .unwrap_or_default(),
         role: pb::Role::from(record.role).into(),
         owner: record.owner.clone(),
         reusable: record.reusable,
@@ -78,8 +80,20 @@ pub(super) fn token(members: &Members, record: &TokenRecord) -> pb::Token {
 }
 
 pub(super) fn node(view: NodeView) -> pb::Node {
-    let NodeView { record, network, state, last_seen, endpoints, home_relay } = view;
-    let SshFacts { user, via_loopback: _, pinned, held } = &record.ssh;
+    let NodeView {
+        record,
+        network,
+        state,
+        last_seen,
+        endpoints,
+        home_relay,
+    } = view;
+    let SshFacts {
+        user,
+        via_loopback: _,
+        pinned,
+        held,
+    } = &record.ssh;
     pb::Node {
         id: record.id.as_bytes().to_vec(),
         network: network.to_string(),
@@ -99,7 +113,10 @@ pub(super) fn node(view: NodeView) -> pb::Node {
         ssh_host_keys_held: held.clone(),
         ssh_user: user.clone(),
         endpoints: endpoints.into_iter().map(Into::into).collect(),
-        home_relay: home_relay.map(RelayId::to_bytes).map(Vec::from).unwrap_or_default(),
+        home_relay: home_relay
+            .map(RelayId::to_bytes)
+            .map(Vec::from)
+            .unwrap_or_default(),
         console_prefix: console_prefix(&network, &record.name),
     }
 }
@@ -115,7 +132,14 @@ pub(super) fn operator(record: &OperatorRecord) -> pb::Operator {
 }
 
 pub(super) fn event(record: EventRecord) -> pb::Event {
-    let EventRecord { id: _, time, network, kind, subject, detail } = record;
+    let EventRecord {
+        id: _,
+        time,
+        network,
+        kind,
+        subject,
+        detail,
+    } = record;
     pb::Event {
         time: time.as_micros(),
         network: network.map(String::from).unwrap_or_default(),

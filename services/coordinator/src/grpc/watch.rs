@@ -84,18 +84,25 @@ impl RelayService for Grpc {
 }
 
 fn clients(update: ClientUpdate) -> pb::WatchClientsResponse {
-    let ClientUpdate { full, last, clients, removed } = update;
-    let client = |(key, network): (mesh_types::WgPublicKey, mesh_types::NetworkId)| {
-        pb::RelayClient {
+    let ClientUpdate {
+        full,
+        last,
+        clients,
+        removed,
+    } = update;
+    let client =
+        |(key, network): (mesh_types::WgPublicKey, mesh_types::NetworkId)| pb::RelayClient {
             wg_key: key.as_bytes().to_vec(),
             network_id: network.as_bytes().to_vec(),
-        }
-    };
+        };
     pb::WatchClientsResponse {
         full,
         last,
         clients: clients.into_iter().map(client).collect(),
-        removed: removed.into_iter().map(|key| key.as_bytes().to_vec()).collect(),
+        removed: removed
+            .into_iter()
+            .map(|key| key.as_bytes().to_vec())
+            .collect(),
     }
 }
 
@@ -110,20 +117,31 @@ impl GatewayService for Grpc {
         let Caller::Node(gateway) = caller(&request)? else {
             return Err(Error::NotAllowed("other").into());
         };
-        self.watch(Of::Routes(gateway.network, gateway.id), "gateway", |output| match output {
-            Output::Routes(update) => Some(routes(update)),
-            _ => None,
-        })
+        self.watch(
+            Of::Routes(gateway.network, gateway.id),
+            "gateway",
+            |output| match output {
+                Output::Routes(update) => Some(routes(update)),
+                _ => None,
+            },
+        )
         .await
     }
 }
 
 fn routes(update: RouteUpdate) -> pb::WatchRoutesResponse {
-    let RouteUpdate { full, changed, removed } = update;
+    let RouteUpdate {
+        full,
+        changed,
+        removed,
+    } = update;
     pb::WatchRoutesResponse {
         full,
         changed: changed.into_iter().map(Into::into).collect(),
-        removed: removed.into_iter().map(|id| id.as_bytes().to_vec()).collect(),
+        removed: removed
+            .into_iter()
+            .map(|id| id.as_bytes().to_vec())
+            .collect(),
     }
 }
 
@@ -134,8 +152,13 @@ impl SshService for Grpc {
         request: Request<pb::IssueCertificateRequest>,
     ) -> Result<Response<pb::IssueCertificateResponse>, Status> {
         let caller = caller(&request)?;
-        let pb::IssueCertificateRequest { public_key, network, principal, targets, operator } =
-            request.into_inner();
+        let pb::IssueCertificateRequest {
+            public_key,
+            network,
+            principal,
+            targets,
+            operator,
+        } = request.into_inner();
         let on_behalf_of = match operator.as_slice() {
             [] => None,
             id => {
@@ -148,7 +171,13 @@ impl SshService for Grpc {
             .map(|id| NodeId::try_from(id.as_slice()))
             .collect::<Result<_, _>>()
             .map_err(|error| Error::Invalid(error.to_string()))?;
-        let wish = SshRequest { public_key, network, principal, targets, on_behalf_of };
+        let wish = SshRequest {
+            public_key,
+            network,
+            principal,
+            targets,
+            on_behalf_of,
+        };
         let core = Arc::clone(&self.core);
         let action = async move { core.ssh_issue(&caller, wish).await };
         let certificate = self.core.finish("ssh-issue", action).await?;

@@ -3,7 +3,9 @@
 
 use ring::digest::{Context, SHA256};
 use sea_orm::ActiveValue::Set;
-use sea_orm::{EntityTrait as _, QueryOrder as _};
+use sea_orm::{
+    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+};
 
 use super::entity::audit;
 use super::{Store, StoreError, Txn};
@@ -21,7 +23,13 @@ fn link(previous: &[u8], seq: i64, entry: &AuditEntry) -> Vec<u8> {
     field(previous);
     field(&seq.to_be_bytes());
     field(&entry.time.as_micros().to_be_bytes());
-    for text in [&entry.actor, &entry.action, &entry.subject, &entry.before, &entry.after] {
+    for text in [
+        &entry.actor,
+        &entry.action,
+        &entry.subject,
+        &entry.before,
+        &entry.after,
+    ] {
         field(text.as_bytes());
     }
     context.finish().as_ref().to_vec()
@@ -46,8 +54,9 @@ impl Txn {
             .one(&self.inner)
             .await
             .map_err(StoreError::reading)?;
-        let (seq, previous) =
-            last.map_or((1, GENESIS.to_vec()), |row| (row.seq.saturating_add(1), row.hash));
+        let (seq, previous) = last.map_or((1, GENESIS.to_vec()), |row| {
+            (row.seq.saturating_add(1), row.hash)
+        });
         let row = audit::ActiveModel {
             seq: Set(seq),
             time: Set(entry.time.as_micros()),
@@ -67,26 +76,36 @@ impl Txn {
     }
 }
 
+/// How many rows are read at once.
+const PAGE: u64 = 1_000;
+
 impl Store {
     /// Walks the whole chain. `Ok(n)`: all `n` links hold; `Err` of the first that does not.
-    pub(crate) async fn audit_verify(&self) -> Result<Result<u64, i64>, StoreError> {
-        let rows = audit::Entity::find()
-            .order_by_asc(audit::Column::Seq)
-            .all(&self.reader)
-            .await
-            .map_err(StoreError::reading)?;
+    pub(crate) async fn audit_verify(&self) -> Result<Result<i64, i64>, StoreError> {
         let mut previous = GENESIS.to_vec();
         let mut links = 0;
-        for (row, seq) in rows.iter().zip(1..) {
-            let holds = row.seq == seq
-                && row.previous_hash == previous
-                && row.hash == link(&previous, seq, &entry(row));
-            if !holds {
-                return Ok(Err(seq));
+        loop {
+            let rows = audit::Entity::find()
+                .filter(audit::Column::Seq.gt(links))
+                .order_by_asc(audit::Column::Seq)
+                .limit(PAGE)
+                .all(&self.reader)
+                .await
+                .map_err(StoreError::reading)?;
+            if rows.is_empty() {
+                return Ok(Ok(links));
             }
-            previous.clone_from(&row.hash);
-            links += 1;
+            for row in rows {
+                let seq = links + 1;
+                let holds = row.seq == seq
+                    && row.previous_hash == previous
+                    && row.hash == link(&previous, seq, &entry(&row));
+                if !holds {
+                    return Ok(Err(seq));
+                }
+                previous = row.hash;
+                links = seq;
+            }
         }
-        Ok(Ok(links))
     }
 }

@@ -1,6 +1,10 @@
 //! Rows. They never leave `store`. Only i32, i64, text and blobs, so that SQLite and Postgres
 //! hold the same; times are microseconds since the Unix epoch, lists are JSON text.
-#![allow(unreachable_pub, missing_docs, reason = "sea-orm's derive wants plain `pub`")]
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "sea-orm's derive wants plain `pub`"
+)]
 
 macro_rules! entity {
     ($module:ident, $table:literal, { $($fields:tt)* }) => {

@@ -23,7 +23,10 @@ impl TryFrom<event::Model> for EventRecord {
         Ok(Self {
             id: row.id,
             time: time(row.time),
-            network: row.network.map(|name| at("network").text(&name)).transpose()?,
+            network: row
+                .network
+                .map(|name| at("network").text(&name))
+                .transpose()?,
             kind: EventKind::from_word(&row.kind).ok_or_else(|| at("kind").corrupt())?,
             subject: row.subject,
             detail: row.detail,
@@ -62,8 +65,10 @@ impl Txn {
             subject: Set(record.subject.clone()),
             detail: Set(record.detail.clone()),
         };
-        let done =
-            event::Entity::insert(row).exec(&self.inner).await.map_err(StoreError::writing)?;
+        let done = event::Entity::insert(row)
+            .exec(&self.inner)
+            .await
+            .map_err(StoreError::writing)?;
         let id = done.last_insert_id;
         if id % TRIM_EVERY == 0 {
             event::Entity::delete_many()

@@ -58,7 +58,10 @@ fn references(
 
 fn tables_of_installation() -> Vec<TableCreateStatement> {
     vec![
-        table("meta").col(string("name").primary_key()).col(big_integer("value")).to_owned(),
+        table("meta")
+            .col(string("name").primary_key())
+            .col(big_integer("value"))
+            .to_owned(),
         table("secret")
             .col(string("name").primary_key())
             .col(binary("sealed"))
@@ -108,9 +111,7 @@ fn tables_of_installation() -> Vec<TableCreateStatement> {
 }
 
 fn tables_of_networks() -> Vec<TableCreateStatement> {
-    let to_network = |table| {
-        references(table, "network_id", "network", ForeignKeyAction::Cascade)
-    };
+    let to_network = |table| references(table, "network_id", "network", ForeignKeyAction::Cascade);
     vec![
         table("network")
             .col(binary("id").primary_key())
@@ -210,10 +211,17 @@ fn indexes() -> Vec<IndexCreateStatement> {
     ]
 }
 
+#[expect(
+    elided_lifetimes_in_paths,
+    reason = "the trait's own signature elides it"
+)]
 #[async_trait::async_trait]
 impl MigrationTrait for FirstLight {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for table in tables_of_installation().into_iter().chain(tables_of_networks()) {
+        for table in tables_of_installation()
+            .into_iter()
+            .chain(tables_of_networks())
+        {
             manager.create_table(table).await?;
         }
         for index in indexes() {

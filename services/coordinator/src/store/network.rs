@@ -19,7 +19,13 @@ impl TryFrom<network::Model> for NetworkRecord {
     type Error = StoreError;
 
     fn try_from(row: network::Model) -> Result<Self, StoreError> {
-        let network::Model { id, name, version, trimmed: _, created_at } = row;
+        let network::Model {
+            id,
+            name,
+            version,
+            trimmed: _,
+            created_at,
+        } = row;
         Ok(Self {
             id: At(TABLE, "id").bytes(&id)?,
             name: At(TABLE, "name").text(&name)?,
@@ -70,13 +76,6 @@ impl Txn {
         Ok(())
     }
 
-    pub(crate) async fn network_show(
-        &self,
-        id: NetworkId,
-    ) -> Result<Option<NetworkRecord>, StoreError> {
-        by_id(&self.inner, id).await
-    }
-
     /// Raises the network's version and answers the new one.
     pub(crate) async fn network_bump(&self, id: NetworkId) -> Result<u64, StoreError> {
         network::Entity::update_many()
@@ -98,6 +97,10 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 { Err(StoreError::Missing) } else { Ok(()) }
+        if done.rows_affected == 0 {
+            Err(StoreError::Missing)
+        } else {
+            Ok(())
+        }
     }
 }

@@ -74,7 +74,10 @@ fn record(row: node::Model, keys: Vec<host_key::Model>) -> Result<NodeRecord, St
         identity: at("identity_key").identity(&row.identity_key)?,
         wg_key: at("wg_key").bytes(&row.wg_key)?,
         disco_key: at("disco_key").bytes(&row.disco_key)?,
-        addrs: OverlayAddrs { v4: Ipv4Addr::from_bits(v4), v6: Ipv6Addr::from(v6) },
+        addrs: OverlayAddrs {
+            v4: Ipv4Addr::from_bits(v4),
+            v6: Ipv6Addr::from(v6),
+        },
         uptime_class,
         version: row.version,
         created_at: time(row.created_at),
@@ -175,7 +178,11 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 { Err(StoreError::Missing) } else { Ok(()) }
+        if done.rows_affected == 0 {
+            Err(StoreError::Missing)
+        } else {
+            Ok(())
+        }
     }
 
     async fn host_keys_replace(&self, record: &NodeRecord) -> Result<(), StoreError> {
@@ -185,7 +192,12 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        let SshFacts { user: _, via_loopback: _, pinned, held } = &record.ssh;
+        let SshFacts {
+            user: _,
+            via_loopback: _,
+            pinned,
+            held,
+        } = &record.ssh;
         let pinned = pinned.iter().map(|line| (line, 0));
         for (line, held) in pinned.chain(held.iter().map(|line| (line, 1))) {
             let row = host_key::ActiveModel {
@@ -202,6 +214,7 @@ impl Txn {
         Ok(())
     }
 
+    #[cfg(test)]
     pub(crate) async fn node_show(&self, id: NodeId) -> Result<Option<NodeRecord>, StoreError> {
         let row = node::Entity::find_by_id(id.as_bytes().to_vec())
             .one(&self.inner)
@@ -215,7 +228,8 @@ impl Txn {
         &self,
         identity: &IdentityPublicKey,
     ) -> Result<Option<NodeRecord>, StoreError> {
-        self.node_find(node::Column::IdentityKey.eq(identity.as_spki_der().to_vec())).await
+        self.node_find(node::Column::IdentityKey.eq(identity.as_spki_der().to_vec()))
+            .await
     }
 
     /// A node other than `except` that is enrolled with one of these keys.
@@ -321,7 +335,8 @@ impl Txn {
         if done.rows_affected == 0 {
             return Err(StoreError::Missing);
         }
-        self.tombstone_create(id.to_bytes(), Some(network), version, now).await
+        self.tombstone_create(id.to_bytes(), Some(network), version, now)
+            .await
     }
 
     pub(super) async fn tombstone_create(

@@ -65,6 +65,10 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 { Err(StoreError::Missing) } else { Ok(()) }
+        if done.rows_affected == 0 {
+            Err(StoreError::Missing)
+        } else {
+            Ok(())
+        }
     }
 }

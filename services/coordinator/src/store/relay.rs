@@ -77,7 +77,11 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 { Err(StoreError::Missing) } else { Ok(()) }
+        if done.rows_affected == 0 {
+            Err(StoreError::Missing)
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) async fn relay_set_last_seen(
@@ -110,16 +114,17 @@ impl Txn {
 
     /// `wished`, or `wished-1`, … when a relay of that name exists.
     pub(crate) async fn relay_free_name(&self, wished: &NodeName) -> Result<NodeName, StoreError> {
-        let rows = relay::Entity::find().all(&self.inner).await.map_err(StoreError::reading)?;
-        Ok(free_name(wished, |name| rows.iter().any(|row| row.name == name.as_str())))
+        let rows = relay::Entity::find()
+            .all(&self.inner)
+            .await
+            .map_err(StoreError::reading)?;
+        Ok(free_name(wished, |name| {
+            rows.iter().any(|row| row.name == name.as_str())
+        }))
     }
 
     /// Removes the relay and leaves a tombstone.
-    pub(crate) async fn relay_remove(
-        &self,
-        id: RelayId,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn relay_remove(&self, id: RelayId, now: Timestamp) -> Result<(), StoreError> {
         let done = relay::Entity::delete_by_id(id.as_bytes().to_vec())
             .exec(&self.inner)
             .await

@@ -13,7 +13,10 @@ pub(super) struct At(pub(super) &'static str, pub(super) &'static str);
 
 impl At {
     pub(super) fn corrupt(self) -> StoreError {
-        StoreError::Corrupt { table: self.0, column: self.1 }
+        StoreError::Corrupt {
+            table: self.0,
+            column: self.1,
+        }
     }
 
     /// Bytes as an id or a key.
@@ -39,10 +42,14 @@ impl At {
     }
 
     pub(super) fn uptime_class(self, text: &str) -> Result<UptimeClass, StoreError> {
-        [UptimeClass::AlwaysOn, UptimeClass::OnDemand, UptimeClass::WorkHours]
-            .into_iter()
-            .find(|class| class.as_str() == text)
-            .ok_or_else(|| self.corrupt())
+        [
+            UptimeClass::AlwaysOn,
+            UptimeClass::OnDemand,
+            UptimeClass::WorkHours,
+        ]
+        .into_iter()
+        .find(|class| class.as_str() == text)
+        .ok_or_else(|| self.corrupt())
     }
 }
 

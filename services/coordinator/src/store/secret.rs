@@ -15,21 +15,23 @@ pub(crate) struct SealedSecret {
 }
 
 impl Store {
-    pub(crate) async fn secret_show(
-        &self,
-        name: &str,
-    ) -> Result<Option<SealedSecret>, StoreError> {
+    pub(crate) async fn secret_show(&self, name: &str) -> Result<Option<SealedSecret>, StoreError> {
         let row = secret::Entity::find_by_id(name)
             .one(&self.reader)
             .await
             .map_err(StoreError::reading)?;
-        Ok(row.map(|row| SealedSecret { sealed: row.sealed, public: row.public }))
+        Ok(row.map(|row| SealedSecret {
+            sealed: row.sealed,
+            public: row.public,
+        }))
     }
 
     /// Whether anything was ever sealed.
     pub(crate) async fn secret_any(&self) -> Result<bool, StoreError> {
-        let count =
-            secret::Entity::find().count(&self.reader).await.map_err(StoreError::reading)?;
+        let count = secret::Entity::find()
+            .count(&self.reader)
+            .await
+            .map_err(StoreError::reading)?;
         Ok(count > 0)
     }
 }
@@ -55,7 +57,10 @@ impl Txn {
     }
 
     pub(crate) async fn secret_delete(&self, name: &str) -> Result<(), StoreError> {
-        secret::Entity::delete_by_id(name).exec(&self.inner).await.map_err(StoreError::writing)?;
+        secret::Entity::delete_by_id(name)
+            .exec(&self.inner)
+            .await
+            .map_err(StoreError::writing)?;
         Ok(())
     }
 }

@@ -58,8 +58,16 @@ fn node(n: u8, network: NetworkId) -> NodeRecord {
         last_seen: None,
         certificate_not_after: NOW,
         services: vec![
-            Service { name: name("console"), kind: ServiceKind::Console, port: 9090 },
-            Service { name: name("db"), kind: ServiceKind::Tcp, port: 5432 },
+            Service {
+                name: name("console"),
+                kind: ServiceKind::Console,
+                port: 9090,
+            },
+            Service {
+                name: name("db"),
+                kind: ServiceKind::Tcp,
+                port: 5432,
+            },
         ],
         ssh: SshFacts {
             user: "root".into(),
@@ -75,7 +83,11 @@ fn token(n: u8, network: Option<NetworkId>) -> TokenRecord {
     TokenRecord {
         id: TokenId::from_bytes([n; 16]),
         network,
-        role: if network.is_some() { Role::Worker } else { Role::Relay },
+        role: if network.is_some() {
+            Role::Worker
+        } else {
+            Role::Relay
+        },
         owner: "anna".into(),
         reusable: false,
         secret_hash: [n; 32],
@@ -118,15 +130,22 @@ async fn everything_survives_a_restart() {
         certificate_not_after: NOW,
         revoked_at: None,
     };
-    let sealed = SealedSecret { sealed: vec![1, 2, 3], public: vec![4] };
+    let sealed = SealedSecret {
+        sealed: vec![1, 2, 3],
+        public: vec![4],
+    };
     let txn = store.write().await.expect("begins");
     let worker = node(1, id);
     txn.node_create(&worker).await.expect("creates");
     txn.relay_create(&relay).await.expect("creates");
     txn.operator_create(&operator).await.expect("creates");
-    txn.token_create(&token(1, Some(id))).await.expect("creates");
+    txn.token_create(&token(1, Some(id)))
+        .await
+        .expect("creates");
     txn.token_create(&token(2, None)).await.expect("creates");
-    txn.secret_create("ca", &sealed, NOW).await.expect("creates");
+    txn.secret_create("ca", &sealed, NOW)
+        .await
+        .expect("creates");
     txn.commit().await.expect("commits");
     store.close().await;
     drop(store);
@@ -140,7 +159,10 @@ async fn everything_survives_a_restart() {
         store.token_list(None).await.expect("lists"),
         [token(1, Some(id)), token(2, None)]
     );
-    assert_eq!(store.token_list(Some(id)).await.expect("lists"), [token(1, Some(id))]);
+    assert_eq!(
+        store.token_list(Some(id)).await.expect("lists"),
+        [token(1, Some(id))]
+    );
     assert_eq!(store.secret_show("ca").await.expect("reads"), Some(sealed));
 }
 
@@ -179,12 +201,17 @@ async fn keys_names_and_addresses_are_unique() {
     for second in clashes {
         let txn = store.write().await.expect("begins");
         let refused = txn.node_create(&second).await;
-        assert!(matches!(refused, Err(StoreError::Exists)), "{second:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(StoreError::Exists)),
+            "{second:?}: {refused:?}"
+        );
         txn.rollback().await.expect("rolls back");
     }
     let txn = store.write().await.expect("begins");
     let same_name_elsewhere = clash(&|node| node.name = first.name.clone());
-    txn.node_create(&same_name_elsewhere).await.expect("another network");
+    txn.node_create(&same_name_elsewhere)
+        .await
+        .expect("another network");
 }
 
 #[tokio::test]
@@ -195,13 +222,21 @@ async fn a_removed_node_leaves_a_tombstone_and_frees_its_keys() {
     txn.node_create(&node(1, id)).await.expect("creates");
     let version = txn.network_bump(id).await.expect("bumps");
     assert_eq!(version, 1);
-    txn.node_remove(NodeId::from_bytes([1; 16]), id, version, NOW).await.expect("removes");
-    let again = NodeRecord { id: NodeId::from_bytes([9; 16]), ..node(1, id) };
+    txn.node_remove(NodeId::from_bytes([1; 16]), id, version, NOW)
+        .await
+        .expect("removes");
+    let again = NodeRecord {
+        id: NodeId::from_bytes([9; 16]),
+        ..node(1, id)
+    };
     txn.node_create(&again).await.expect("the keys are free");
     txn.commit().await.expect("commits");
     let tombstones = store.tombstone_list().await.expect("lists");
     assert_eq!(tombstones.len(), 1);
-    assert_eq!((tombstones[0].id, tombstones[0].network), ([1; 16], Some(id)));
+    assert_eq!(
+        (tombstones[0].id, tombstones[0].network),
+        ([1; 16], Some(id))
+    );
     assert_eq!(tombstones[0].version, 1);
 }
 
@@ -213,18 +248,31 @@ async fn an_update_replaces_host_keys_and_leaves_the_permit() {
     let txn = store.write().await.expect("begins");
     txn.node_create(&record).await.expect("creates");
     let later = Timestamp::from_secs(NOW.as_secs() + 60);
-    txn.node_set_permit(record.id, Some(([8; 32], later))).await.expect("sets");
+    txn.node_set_permit(record.id, Some(([8; 32], later)))
+        .await
+        .expect("sets");
     record.ssh.held.clear();
     record.ssh.pinned = vec!["ssh-ed25519 DDDD".into()];
     txn.node_update(&record).await.expect("updates");
-    assert_eq!(txn.node_show(record.id).await.expect("reads"), Some(record.clone()));
+    assert_eq!(
+        txn.node_show(record.id).await.expect("reads"),
+        Some(record.clone())
+    );
     assert_eq!(
         txn.node_by_permit(&[8; 32], NOW).await.expect("reads"),
         Some(record.clone())
     );
-    assert_eq!(txn.node_by_permit(&[8; 32], later).await.expect("reads"), None);
-    txn.node_set_permit(record.id, None).await.expect("takes back");
-    assert_eq!(txn.node_by_permit(&[8; 32], NOW).await.expect("reads"), None);
+    assert_eq!(
+        txn.node_by_permit(&[8; 32], later).await.expect("reads"),
+        None
+    );
+    txn.node_set_permit(record.id, None)
+        .await
+        .expect("takes back");
+    assert_eq!(
+        txn.node_by_permit(&[8; 32], NOW).await.expect("reads"),
+        None
+    );
 }
 
 #[tokio::test]
@@ -235,12 +283,21 @@ async fn a_token_remembers_whom_it_let_in() {
     let (who, other) = (identity(), identity());
     let txn = store.write().await.expect("begins");
     txn.token_create(&record).await.expect("creates");
-    txn.token_use_record(record.id, &who, [3; 16], NOW).await.expect("records");
+    txn.token_use_record(record.id, &who, [3; 16], NOW)
+        .await
+        .expect("records");
     let used = txn.token_use_show(record.id, &who).await.expect("reads");
     assert_eq!(used.map(|used| used.subject), Some([3; 16]));
-    assert_eq!(txn.token_use_show(record.id, &other).await.expect("reads"), None);
+    assert_eq!(
+        txn.token_use_show(record.id, &other).await.expect("reads"),
+        None
+    );
     txn.token_revoke(record.id, NOW).await.expect("revokes");
-    let shown = txn.token_show(record.id).await.expect("reads").expect("exists");
+    let shown = txn
+        .token_show(record.id)
+        .await
+        .expect("reads")
+        .expect("exists");
     assert_eq!((shown.uses, shown.revoked_at), (1, Some(NOW)));
     let missing = txn.token_revoke(TokenId::from_bytes([9; 16]), NOW).await;
     assert!(matches!(missing, Err(StoreError::Missing)));
@@ -252,7 +309,9 @@ async fn a_deleted_network_takes_its_nodes_and_tokens_along() {
     let id = with_network(&store, 1).await;
     let txn = store.write().await.expect("begins");
     txn.node_create(&node(1, id)).await.expect("creates");
-    txn.token_create(&token(1, Some(id))).await.expect("creates");
+    txn.token_create(&token(1, Some(id)))
+        .await
+        .expect("creates");
     txn.network_delete(id).await.expect("deletes");
     txn.commit().await.expect("commits");
     assert!(store.node_list().await.expect("lists").is_empty());
@@ -285,7 +344,10 @@ async fn events_come_back_in_order_and_by_network() {
     }
     txn.commit().await.expect("commits");
     let of = async |network, after, limit| {
-        let events = store.event_list(network, after, limit).await.expect("lists");
+        let events = store
+            .event_list(network, after, limit)
+            .await
+            .expect("lists");
         events.into_iter().map(|event| event.id).collect::<Vec<_>>()
     };
     assert_eq!(of(None, 0, 100).await, ids);
@@ -311,9 +373,16 @@ async fn a_changed_or_missing_audit_row_breaks_the_chain() {
     txn.commit().await.expect("commits");
     assert_eq!(store.audit_verify().await.expect("reads"), Ok(3));
     let change = "UPDATE audit SET subject = 'x' WHERE seq = 2";
-    store.writer.execute_unprepared(change).await.expect("writes");
+    store
+        .writer
+        .execute_unprepared(change)
+        .await
+        .expect("writes");
     assert_eq!(store.audit_verify().await.expect("reads"), Err(2));
-    audit::Entity::delete_by_id(1).exec(&store.writer).await.expect("deletes");
+    audit::Entity::delete_by_id(1)
+        .exec(&store.writer)
+        .await
+        .expect("deletes");
     assert_eq!(store.audit_verify().await.expect("reads"), Err(1));
 }
 
@@ -331,7 +400,9 @@ async fn a_second_process_is_told_who_holds_the_directory() {
 #[tokio::test]
 async fn a_directory_of_a_newer_version_is_refused_untouched() {
     let (dir, store) = open().await;
-    super::set_meta(&store.writer, STATE_VERSION_KEY, STATE_VERSION + 1).await.expect("sets");
+    super::set_meta(&store.writer, STATE_VERSION_KEY, STATE_VERSION + 1)
+        .await
+        .expect("sets");
     store.close().await;
     drop(store);
     let refused = Store::open(dir.path()).await.expect_err("newer");
@@ -345,7 +416,10 @@ async fn the_files_are_for_their_owner_only() {
 
     let (dir, _store) = open().await;
     for name in ["coordinator.db", "coordinator.db-wal", "coordinator.lock"] {
-        let mode = std::fs::metadata(dir.path().join(name)).expect(name).permissions().mode();
+        let mode = std::fs::metadata(dir.path().join(name))
+            .expect(name)
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o077, 0, "{name}");
     }
 }
@@ -362,14 +436,23 @@ async fn a_guarded_or_failing_store_refuses_changes_and_still_reads() {
     assert!(problem.contains("restoring a snapshot"), "{problem}");
     store.guard_writes(None);
 
-    store.writer.execute_unprepared("PRAGMA query_only = ON").await.expect("sets");
-    let txn = store.write().await.expect("begins");
-    let refused = txn.network_create(&network(2)).await;
-    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
-    drop(txn);
+    store
+        .writer
+        .execute_unprepared("PRAGMA query_only = ON")
+        .await
+        .expect("sets");
+    let refused = store.write().await;
+    assert!(
+        matches!(refused, Err(StoreError::Unavailable { .. })),
+        "{refused:?}"
+    );
     assert!(store.write_problem().await.is_some());
     assert_eq!(store.network_list().await.expect("reads").len(), 1);
-    store.writer.execute_unprepared("PRAGMA query_only = OFF").await.expect("sets");
+    store
+        .writer
+        .execute_unprepared("PRAGMA query_only = OFF")
+        .await
+        .expect("sets");
     assert_eq!(store.write_problem().await, None);
 }
 
@@ -397,6 +480,9 @@ async fn writers_at_once_wait_for_each_other() {
 async fn the_trial_write_leaves_no_trace() {
     let (_dir, store) = open().await;
     assert_eq!(store.write_problem().await, None);
-    let rows = meta::Entity::find().all(&store.reader).await.expect("reads");
+    let rows = meta::Entity::find()
+        .all(&store.reader)
+        .await
+        .expect("reads");
     assert_eq!(rows.len(), 1);
 }

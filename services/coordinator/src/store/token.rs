@@ -32,7 +32,9 @@ impl TryFrom<token::Model> for TokenRecord {
         } = row;
         Ok(Self {
             id: At(TABLE, "id").bytes(&id)?,
-            network: network_id.map(|id| At(TABLE, "network_id").bytes(&id)).transpose()?,
+            network: network_id
+                .map(|id| At(TABLE, "network_id").bytes(&id))
+                .transpose()?,
             role: At(TABLE, "role").text(&role)?,
             owner,
             reusable: reusable != 0,
@@ -89,18 +91,18 @@ impl Txn {
         row.map(TokenRecord::try_from).transpose()
     }
 
-    pub(crate) async fn token_revoke(
-        &self,
-        id: TokenId,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn token_revoke(&self, id: TokenId, now: Timestamp) -> Result<(), StoreError> {
         let done = token::Entity::update_many()
             .col_expr(token::Column::RevokedAt, Expr::value(now.as_micros()))
             .filter(token::Column::Id.eq(id.as_bytes().to_vec()))
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 { Err(StoreError::Missing) } else { Ok(()) }
+        if done.rows_affected == 0 {
+            Err(StoreError::Missing)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whom this token let in with this identity key, if it did.
@@ -141,9 +143,10 @@ impl Txn {
             subject: Set(subject.to_vec()),
             used_at: Set(now.as_micros()),
         };
-        let replace = OnConflict::columns([token_use::Column::TokenId, token_use::Column::IdentityKey])
-            .update_columns([token_use::Column::Subject, token_use::Column::UsedAt])
-            .to_owned();
+        let replace =
+            OnConflict::columns([token_use::Column::TokenId, token_use::Column::IdentityKey])
+                .update_columns([token_use::Column::Subject, token_use::Column::UsedAt])
+                .to_owned();
         token_use::Entity::insert(row)
             .on_conflict(replace)
             .exec_without_returning(&self.inner)

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::identity::Identity;
 use mesh_api::pb;
 use mesh_api::tls::{COORDINATOR_NAME, fingerprint};
 use mesh_api::uri::Subject;
@@ -21,7 +22,9 @@ async fn of_fifty_machines_with_a_one_use_token_exactly_one_gets_in() {
     for n in 0..50 {
         let (mesh, token) = (Arc::clone(&mesh), Arc::clone(&token));
         joins.spawn(async move {
-            Machine::new().enrol(&mesh, &token, &format!("racer-{n}")).await
+            Machine::new()
+                .enrol(&mesh, &token, &format!("racer-{n}"))
+                .await
         });
     }
     let outcomes = joins.join_all().await;
@@ -39,7 +42,10 @@ async fn a_machine_gets_name_addresses_and_a_certificate() {
     let token = mesh.token(pb::Role::Worker).await;
     assert_eq!(Some(token.ca_fingerprint), fingerprint(&mesh.ca));
     assert_eq!(token.coordinators, [mesh.addr.to_string()]);
-    let answer = Machine::new().enrol(&mesh, &token, "Anna_s.Laptop").await.expect("joins");
+    let answer = Machine::new()
+        .enrol(&mesh, &token, "Anna_s.Laptop")
+        .await
+        .expect("joins");
     assert_eq!(answer.name, "anna-s");
     assert_eq!(answer.network, "default");
     assert_eq!(answer.role(), pb::Role::Worker);
@@ -61,7 +67,10 @@ async fn a_retry_after_a_lost_answer_gets_the_same_identity() {
     let machine = Machine::new();
     let first = machine.enrol(&mesh, &token, "worker").await.expect("joins");
     mesh.clock.advance(Duration::from_secs(3600));
-    let again = machine.enrol(&mesh, &token, "worker").await.expect("also when expired by now");
+    let again = machine
+        .enrol(&mesh, &token, "worker")
+        .await
+        .expect("also when expired by now");
     assert_eq!((again.node_id, again.name), (first.node_id, first.name));
     assert_eq!(again.addrs, first.addrs);
     assert_eq!(mesh.nodes().await.len(), 1);
@@ -71,22 +80,36 @@ async fn a_retry_after_a_lost_answer_gets_the_same_identity() {
 async fn used_expired_revoked_unknown_and_altered_tokens_each_have_their_own_refusal() {
     let mesh = Mesh::start().await;
     let used = mesh.token(pb::Role::Worker).await;
-    Machine::new().enrol(&mesh, &used, "first").await.expect("joins");
+    Machine::new()
+        .enrol(&mesh, &used, "first")
+        .await
+        .expect("joins");
 
     let revoked = mesh.token(pb::Role::Worker).await;
-    let request = pb::RevokeTokenRequest { id: revoked.id.as_bytes().to_vec() };
-    mesh.admin().await.revoke_token(request).await.expect("revokes");
+    let request = pb::RevokeTokenRequest {
+        id: revoked.id.as_bytes().to_vec(),
+    };
+    mesh.admin()
+        .await
+        .revoke_token(request)
+        .await
+        .expect("revokes");
 
     let expired = mesh.token(pb::Role::Worker).await;
-    let altered = JoinToken { secret: [7; 32], ..expired.clone() };
-    let unknown = JoinToken { id: mesh_types::TokenId::from_bytes([9; 16]), ..expired.clone() };
+    let (mut altered, mut unknown): (JoinToken, JoinToken) = (expired.clone(), expired.clone());
+    altered.secret = [7; 32];
+    unknown.id = mesh_types::TokenId::from_bytes([9; 16]);
 
     let mut texts = BTreeSet::new();
     let mut codes = BTreeSet::new();
     let mut refusal = |status: tonic::Status| {
         texts.insert(status.message().to_owned());
         codes.insert(i32::from(status.code()));
-        assert!(status.message().contains("mesh token create"), "{}", status.message());
+        assert!(
+            status.message().contains("mesh token create"),
+            "{}",
+            status.message()
+        );
         word(&status).to_owned()
     };
     let machine = Machine::new();
@@ -103,8 +126,16 @@ async fn used_expired_revoked_unknown_and_altered_tokens_each_have_their_own_ref
     assert_eq!(refusal(outcome.expect_err("expired")), "token-expired");
     assert_eq!((texts.len(), codes.len()), (5, 5));
     assert_eq!(mesh.nodes().await.len(), 1);
-    let kinds: Vec<_> = mesh.events().await.into_iter().map(|event| event.kind).collect();
-    assert_eq!(kinds.iter().filter(|kind| *kind == "join-refused").count(), 3);
+    let kinds: Vec<_> = mesh
+        .events()
+        .await
+        .into_iter()
+        .map(|event| event.kind)
+        .collect();
+    assert_eq!(
+        kinds.iter().filter(|kind| *kind == "join-refused").count(),
+        3
+    );
 }
 
 #[tokio::test]
@@ -117,9 +148,15 @@ async fn a_token_lives_as_long_as_it_was_told_within_limits() {
     };
     let token = mesh.token_with(wish(60)).await;
     mesh.clock.advance(Duration::from_secs(59));
-    Machine::new().enrol(&mesh, &token, "in-time").await.expect("joins");
+    Machine::new()
+        .enrol(&mesh, &token, "in-time")
+        .await
+        .expect("joins");
     for bad in [59, 86_401] {
-        assert_eq!(refused(mesh.admin().await.create_token(wish(bad)).await), "invalid");
+        assert_eq!(
+            refused(mesh.admin().await.create_token(wish(bad)).await),
+            "invalid"
+        );
     }
 }
 
@@ -134,13 +171,25 @@ async fn a_reusable_token_lets_many_in_and_hostnames_get_suffixes() {
     let token = mesh.token_with(wish).await;
     let mut names = Vec::new();
     for _ in 0..3 {
-        let answer = Machine::new().enrol(&mesh, &token, "web").await.expect("joins");
+        let answer = Machine::new()
+            .enrol(&mesh, &token, "web")
+            .await
+            .expect("joins");
         names.push(answer.name);
     }
     assert_eq!(names, ["web", "web-1", "web-2"]);
-    let reserved = Machine::new().enrol(&mesh, &token, "health").await.expect("joins");
-    assert_eq!(reserved.name, "health-1", "the gateway answers /health itself");
-    assert_eq!(refused(Machine::new().enrol(&mesh, &token, "___").await), "hostname-invalid");
+    let reserved = Machine::new()
+        .enrol(&mesh, &token, "health")
+        .await
+        .expect("joins");
+    assert_eq!(
+        reserved.name, "health-1",
+        "the gateway answers /health itself"
+    );
+    assert_eq!(
+        refused(Machine::new().enrol(&mesh, &token, "___").await),
+        "hostname-invalid"
+    );
 }
 
 #[tokio::test]
@@ -172,13 +221,28 @@ async fn nobody_enrols_somebody_elses_key() {
     assert_eq!(refused(send(&mesh, request).await), "bad-proof");
 
     // With a copied state directory but another identity, the key is taken.
-    let copy = Machine { wg: victim.machine.wg.clone(), ..Machine::new() };
-    assert_eq!(refused(copy.enrol(&mesh, &token, "copy").await), "key-taken");
-    let copy = Machine { disco: victim.machine.disco.clone(), ..Machine::new() };
-    assert_eq!(refused(copy.enrol(&mesh, &token, "copy").await), "key-taken");
+    let copy = Machine {
+        wg: victim.machine.wg.clone(),
+        ..Machine::new()
+    };
+    assert_eq!(
+        refused(copy.enrol(&mesh, &token, "copy").await),
+        "key-taken"
+    );
+    let copy = Machine {
+        disco: victim.machine.disco.clone(),
+        ..Machine::new()
+    };
+    assert_eq!(
+        refused(copy.enrol(&mesh, &token, "copy").await),
+        "key-taken"
+    );
 
     // Nothing of this burnt the token.
-    Machine::new().enrol(&mesh, &token, "honest").await.expect("joins");
+    Machine::new()
+        .enrol(&mesh, &token, "honest")
+        .await
+        .expect("joins");
 }
 
 #[tokio::test]
@@ -194,7 +258,11 @@ async fn a_request_for_server_rights_is_refused() {
     let csr = |change: &dyn Fn(&mut CertificateParams)| {
         let mut params = CertificateParams::default();
         change(&mut params);
-        params.serialize_request(&key).expect("a request").der().to_vec()
+        params
+            .serialize_request(&key)
+            .expect("a request")
+            .der()
+            .to_vec()
     };
     let wishes = [
         csr(&|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
@@ -230,9 +298,28 @@ async fn an_existing_node_is_taken_over_by_nobody_but_its_old_key_or_a_permit() 
 
     // The old key with a fresh token is the same node, and uses the token up.
     let token = mesh.token(pb::Role::Worker).await;
-    let again = node.machine.enrol(&mesh, &token, "renamed").await.expect("the old key");
-    assert_eq!((&again.node_id, &again.name), (&node.answer.node_id, &node.answer.name));
-    assert_eq!(refused(Machine::new().enrol(&mesh, &token, "x").await), "token-used");
+    let again = node
+        .machine
+        .enrol(&mesh, &token, "renamed")
+        .await
+        .expect("the old key");
+    assert_eq!(
+        (&again.node_id, &again.name),
+        (&node.answer.node_id, &node.answer.name)
+    );
+    assert_eq!(
+        refused(Machine::new().enrol(&mesh, &token, "x").await),
+        "token-used"
+    );
+
+    // Its certificate request, caught on the way, is worth nothing without its WireGuard key.
+    let (thief, token) = (Machine::new(), mesh.token(pb::Role::Worker).await);
+    let identity = Identity::from_pkcs8(node.machine.identity.pkcs8()).expect("its own form");
+    let replayed = Machine { identity, ..thief };
+    assert_eq!(
+        refused(replayed.enrol(&mesh, &token, "worker").await),
+        "takeover"
+    );
 
     // The old key cannot carry the node into another network or role.
     for wish in [
@@ -241,11 +328,20 @@ async fn an_existing_node_is_taken_over_by_nobody_but_its_old_key_or_a_permit() 
             role: pb::Role::Worker.into(),
             ..Default::default()
         },
-        pb::CreateTokenRequest { role: pb::Role::Gateway.into(), ..Default::default() },
-        pb::CreateTokenRequest { role: pb::Role::Relay.into(), ..Default::default() },
+        pb::CreateTokenRequest {
+            role: pb::Role::Gateway.into(),
+            ..Default::default()
+        },
+        pb::CreateTokenRequest {
+            role: pb::Role::Relay.into(),
+            ..Default::default()
+        },
     ] {
         let token = mesh.token_with(wish).await;
-        assert_eq!(refused(node.machine.enrol(&mesh, &token, "worker").await), "takeover");
+        assert_eq!(
+            refused(node.machine.enrol(&mesh, &token, "worker").await),
+            "takeover"
+        );
     }
 }
 
@@ -253,9 +349,17 @@ async fn an_existing_node_is_taken_over_by_nobody_but_its_old_key_or_a_permit() 
 async fn a_permit_lets_a_machine_without_its_keys_be_the_node_again_once() {
     let mesh = Mesh::start().await;
     let node = mesh.joined(pb::Role::Worker, "worker").await;
-    let wish = pb::PermitRejoinRequest { node: node_ref("", "worker") };
-    let permit =
-        mesh.admin().await.permit_rejoin(wish).await.expect("permits").into_inner().permit;
+    let wish = pb::PermitRejoinRequest {
+        node: node_ref("", "worker"),
+    };
+    let permit = mesh
+        .admin()
+        .await
+        .permit_rejoin(wish)
+        .await
+        .expect("permits")
+        .into_inner()
+        .permit;
 
     let token = mesh.token(pb::Role::Worker).await;
     let (wrong, fresh) = (Machine::new(), Machine::new());
@@ -277,7 +381,10 @@ async fn a_permit_lets_a_machine_without_its_keys_be_the_node_again_once() {
     // The old certificate is worth nothing now.
     let channel = node.channel(&mesh).await;
     let mut old = pb::control_service_client::ControlServiceClient::new(channel);
-    assert_eq!(refused(old.leave(pb::LeaveRequest {}).await), "certificate-replaced");
+    assert_eq!(
+        refused(old.leave(pb::LeaveRequest {}).await),
+        "certificate-replaced"
+    );
 }
 
 #[tokio::test]
@@ -287,9 +394,15 @@ async fn a_removed_machine_needs_a_new_token() {
     let machine = Machine::new();
     let first = machine.enrol(&mesh, &token, "worker").await.expect("joins");
     mesh.remove("", "worker").await;
-    assert_eq!(refused(machine.enrol(&mesh, &token, "worker").await), "removed");
+    assert_eq!(
+        refused(machine.enrol(&mesh, &token, "worker").await),
+        "removed"
+    );
     let token = mesh.token(pb::Role::Worker).await;
-    let second = machine.enrol(&mesh, &token, "worker").await.expect("joins again");
+    let second = machine
+        .enrol(&mesh, &token, "worker")
+        .await
+        .expect("joins again");
     assert_ne!(second.node_id, first.node_id);
     assert_eq!(second.name, "worker");
 }
@@ -301,13 +414,21 @@ async fn malformed_requests_are_refused_without_harm() {
     let machine = Machine::new();
     let good = machine.request(&mesh, &token, "worker").await;
     let mut bad = vec![pb::EnrolRequest::default()];
-    bad.push(pb::EnrolRequest { token_id: vec![1; 15], ..good.clone() });
-    bad.push(pb::EnrolRequest { wg_key: vec![1; 31], ..good.clone() });
+    bad.push(pb::EnrolRequest {
+        token_id: vec![1; 15],
+        ..good.clone()
+    });
+    bad.push(pb::EnrolRequest {
+        wg_key: vec![1; 31],
+        ..good.clone()
+    });
     for request in bad {
         assert_eq!(refused(send(&mesh, request).await), "invalid");
     }
     let mut without = machine.request(&mesh, &token, "worker").await;
     (without.wg_key, without.wg_proof) = (Vec::new(), Vec::new());
     assert_eq!(refused(send(&mesh, without).await), "invalid");
-    send(&mesh, good).await.expect("the challenge and the token are untouched");
+    send(&mesh, good)
+        .await
+        .expect("the challenge and the token are untouched");
 }

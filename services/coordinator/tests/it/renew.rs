@@ -18,16 +18,26 @@ async fn an_expired_node_renews_and_is_back() {
     mesh.clock.advance(40 * DAY);
 
     // The expired certificate still opens a connection, and nothing else.
-    let channel = mesh.channel(Some(ClientCert { ..node.certificate() })).await;
+    let channel = mesh
+        .channel(Some(ClientCert {
+            ..node.certificate()
+        }))
+        .await;
     let mut control = ControlServiceClient::new(channel);
-    assert_eq!(refused(control.leave(pb::LeaveRequest {}).await), "certificate-expired");
+    assert_eq!(
+        refused(control.leave(pb::LeaveRequest {}).await),
+        "certificate-expired"
+    );
     let request = node.renewal(&mesh, &node.machine.identity).await;
     let renewed = control.renew(request).await.expect("renews").into_inner();
     assert_eq!(renewed.ca_certificate, mesh.ca.as_ref());
 
     node.answer.certificate = renewed.certificate;
     let mut control = ControlServiceClient::new(node.channel(&mesh).await);
-    control.leave(pb::LeaveRequest {}).await.expect("authorised again");
+    control
+        .leave(pb::LeaveRequest {})
+        .await
+        .expect("authorised again");
 }
 
 #[tokio::test]
@@ -38,7 +48,10 @@ async fn a_renewal_moves_the_end_that_operators_see() {
     mesh.clock.advance(20 * DAY);
     node.renew(&mesh).await.expect("renews");
     let after = mesh.nodes().await[0].certificate_not_after;
-    assert_eq!(after - before, i64::try_from((20 * DAY).as_micros()).unwrap());
+    assert_eq!(
+        after - before,
+        i64::try_from((20 * DAY).as_micros()).unwrap()
+    );
 }
 
 #[tokio::test]
@@ -79,5 +92,8 @@ async fn the_first_operators_credential_is_made_anew_at_a_start_before_it_expire
     clock.advance(85 * DAY);
     let mesh = Mesh::start_in(dir, clock).await;
     mesh.clock.advance(10 * DAY);
-    assert!(mesh.nodes().await.is_empty(), "the operator is still let in");
+    assert!(
+        mesh.nodes().await.is_empty(),
+        "the operator is still let in"
+    );
 }

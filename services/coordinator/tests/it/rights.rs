@@ -64,7 +64,9 @@ async fn let_through(channel: &Channel, path: &str) -> bool {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.expect("connected");
     let path = path.parse().expect("a path");
-    let outcome = client.server_streaming(Request::new(Bytes::new()), path, Raw).await;
+    let outcome = client
+        .server_streaming(Request::new(Bytes::new()), path, Raw)
+        .await;
     match outcome {
         Ok(_) => true,
         Err(status) => !REFUSALS.contains(&word(&status)),
@@ -93,15 +95,32 @@ fn methods() -> Vec<String> {
 /// Who may call the method; the three open ones are for everybody. A method that is not named
 /// here is nobody's, so a new one fails the test until its row is written.
 fn allowed(method: &str) -> &'static [&'static str] {
-    let (service, method) = method.trim_start_matches("/mesh.v1.").split_once('/').expect("two");
+    let (service, method) = method
+        .trim_start_matches("/mesh.v1.")
+        .split_once('/')
+        .expect("two");
     match (service, method) {
         ("ControlService", "Challenge" | "Enrol" | "Renew") => &[
-            "anonymous", "worker", "gateway", "router", "deployer", "client", "relay", "operator",
-            "removed", "other network",
+            "anonymous",
+            "worker",
+            "gateway",
+            "router",
+            "deployer",
+            "client",
+            "relay",
+            "operator",
+            "removed",
+            "other network",
         ],
-        ("ControlService", "Sync" | "Leave") => {
-            &["worker", "gateway", "router", "deployer", "client", "relay", "other network"]
-        }
+        ("ControlService", "Sync" | "Leave") => &[
+            "worker",
+            "gateway",
+            "router",
+            "deployer",
+            "client",
+            "relay",
+            "other network",
+        ],
         ("RelayService", "WatchClients") => &["relay"],
         ("GatewayService", "WatchRoutes") => &["gateway"],
         ("SshService", "IssueCertificate") => &["operator", "deployer"],
@@ -158,7 +177,11 @@ async fn every_method_lets_exactly_its_callers_through() {
 #[tokio::test]
 async fn an_unknown_method_is_unimplemented_for_everybody() {
     let mesh = Mesh::start().await;
-    for path in ["/mesh.v1.AdminService/Nothing", "/mesh.v1.Nothing/At", "/mesh.v1.DeployService/Exec"] {
+    for path in [
+        "/mesh.v1.AdminService/Nothing",
+        "/mesh.v1.Nothing/At",
+        "/mesh.v1.DeployService/Exec",
+    ] {
         for channel in [mesh.channel(None).await, mesh.operator_channel().await] {
             let mut client = tonic::client::Grpc::new(channel);
             client.ready().await.expect("connected");
@@ -179,12 +202,25 @@ async fn a_deployer_lists_its_own_network_only() {
     mesh.joined(pb::Role::Worker, "theirs").await;
     let channel = deployer.channel(&mesh).await;
     let mut admin = pb::admin_service_client::AdminServiceClient::new(channel);
-    let nodes = admin.list_nodes(pb::ListNodesRequest::default()).await.expect("lists");
-    let names: Vec<_> = nodes.into_inner().nodes.into_iter().map(|node| node.name).collect();
+    let nodes = admin
+        .list_nodes(pb::ListNodesRequest::default())
+        .await
+        .expect("lists");
+    let names: Vec<_> = nodes
+        .into_inner()
+        .nodes
+        .into_iter()
+        .map(|node| node.name)
+        .collect();
     assert_eq!(names, ["deploy", "mine"]);
-    let networks = admin.list_networks(pb::ListNetworksRequest {}).await.expect("lists");
+    let networks = admin
+        .list_networks(pb::ListNetworksRequest {})
+        .await
+        .expect("lists");
     assert_eq!(networks.into_inner().networks.len(), 1);
-    let other = pb::ListNodesRequest { network: "default".into() };
+    let other = pb::ListNodesRequest {
+        network: "default".into(),
+    };
     let status = admin.list_nodes(other).await.expect_err("another network");
     assert_eq!(word(&status), "wrong-network");
 }
@@ -197,20 +233,44 @@ async fn a_revoked_operator_is_out_at_the_next_call() {
         name: "anna".into(),
         csr: key.csr_der().expect("a request"),
     };
-    let made = mesh.admin().await.add_operator(wish).await.expect("adds").into_inner();
+    let made = mesh
+        .admin()
+        .await
+        .add_operator(wish)
+        .await
+        .expect("adds")
+        .into_inner();
     let certificate = mesh_api::tls::ClientCert {
         certificate: made.certificate.into(),
         key_pkcs8: zeroize::Zeroizing::new(key.pkcs8().to_vec()),
     };
     let channel = mesh.channel(Some(certificate)).await;
     let mut anna = pb::admin_service_client::AdminServiceClient::new(channel);
-    anna.status(pb::AdminStatusRequest {}).await.expect("an operator");
-    let watch = pb::WatchEventsRequest { follow: true, ..Default::default() };
-    let mut events = anna.watch_events(watch).await.expect("watches").into_inner();
+    anna.status(pb::AdminStatusRequest {})
+        .await
+        .expect("an operator");
+    let watch = pb::WatchEventsRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let mut events = anna
+        .watch_events(watch)
+        .await
+        .expect("watches")
+        .into_inner();
 
-    let revoke = pb::RevokeOperatorRequest { name: "anna".into() };
-    mesh.admin().await.revoke_operator(revoke).await.expect("revokes");
-    let status = anna.status(pb::AdminStatusRequest {}).await.expect_err("revoked");
+    let revoke = pb::RevokeOperatorRequest {
+        name: "anna".into(),
+    };
+    mesh.admin()
+        .await
+        .revoke_operator(revoke)
+        .await
+        .expect("revokes");
+    let status = anna
+        .status(pb::AdminStatusRequest {})
+        .await
+        .expect_err("revoked");
     assert_eq!(word(&status), "revoked");
     let ended = tokio::time::timeout(std::time::Duration::from_secs(2), async {
         loop {
@@ -221,7 +281,18 @@ async fn a_revoked_operator_is_out_at_the_next_call() {
     });
     assert_eq!(word(&ended.await.expect("within 2 s")), "revoked");
 
-    let last = pb::RevokeOperatorRequest { name: "first".into() };
-    let status = mesh.admin().await.revoke_operator(last).await.expect_err("the last one");
-    assert!(status.message().contains("last operator"), "{}", status.message());
+    let last = pb::RevokeOperatorRequest {
+        name: "first".into(),
+    };
+    let status = mesh
+        .admin()
+        .await
+        .revoke_operator(last)
+        .await
+        .expect_err("the last one");
+    assert!(
+        status.message().contains("last operator"),
+        "{}",
+        status.message()
+    );
 }
