@@ -45,7 +45,8 @@ pub fn choose(patterns: &[String], nodes: &[Node], network: &str) -> anyhow::Res
             workers.sort_by(|a, b| a.name.cmp(&b.name));
             anyhow::ensure!(
                 !workers.is_empty(),
-                "network {network} has no workers yet; make a token with: mesh token create --role worker"
+                "network {network} has no workers yet; make a token with: \
+                 mesh token create --role worker --network {network}"
             );
             for node in workers {
                 if seen.insert(node.name.clone()) {
