@@ -94,7 +94,7 @@ const fn core(word: &'static str, why: &'static str) -> Rule {
 
 pub(super) fn check(tree: &Tree, findings: &mut Findings) {
     for (path, source) in tree.texts("rs") {
-        if path.starts_with("xtask") || path.starts_with("libs/api/src/gen") {
+        if starts_with_any(path, &["xtask", "fuzz", "libs/api/src/gen"]) {
             continue;
         }
         let test_path = is_test_path(path);
