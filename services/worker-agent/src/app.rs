@@ -258,8 +258,8 @@ impl Agent {
                         drop(reply.send(self.answer(request)));
                     }
                 }
-                changed = netmap.changed() => {
-                    changed.context("the node ended")?;
+                changed = netmap.changed(), if !removed => {
+                    ended_unless_removed(changed, &control)?;
                     let known = netmap.borrow_and_update().is_some();
                     loops.facts.send_replace(facts(self.node.enrolled(), &self.node));
                     if known && !ready {
@@ -269,8 +269,8 @@ impl Agent {
                         tracing::info!(name = %enrolled.name, node = %enrolled.node, "ready");
                     }
                 }
-                changed = control.changed() => {
-                    changed.context("the node ended")?;
+                changed = control.changed(), if !removed => {
+                    ended_unless_removed(changed, &control)?;
                     let status = control.borrow_and_update().clone();
                     loops.facts.send_replace(facts(self.node.enrolled(), &self.node));
                     if status.is_removed() && !removed {
@@ -410,6 +410,17 @@ impl Agent {
                 authority: node.map(|node| node.ssh_ca.clone()).unwrap_or_default(),
             },
         }
+    }
+}
+
+/// A node that was removed ends of itself; any other end is a fault.
+fn ended_unless_removed(
+    changed: Result<(), watch::error::RecvError>,
+    control: &watch::Receiver<ControlStatus>,
+) -> anyhow::Result<()> {
+    match changed {
+        Err(error) if !control.borrow().is_removed() => Err(error).context("the node ended"),
+        _ => Ok(()),
     }
 }
 

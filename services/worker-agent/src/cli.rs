@@ -229,6 +229,24 @@ mod tests {
     }
 
     #[test]
+    fn common_flags_may_stand_between_two_verbs() {
+        let args = [
+            "worker-agent",
+            "ssh",
+            "--set",
+            "state_dir=/x",
+            "trust",
+            "--print",
+        ];
+        let args = Args::try_parse_from(args).expect("parses");
+        assert_eq!(args.common.set, ["state_dir=/x"]);
+        assert!(matches!(
+            args.verb,
+            Verb::Ssh(SshVerb::Trust { print: true, .. })
+        ));
+    }
+
+    #[test]
     fn a_token_comes_from_one_place_only() {
         let both = ["worker-agent", "join", "--token-file", "-", "mesh1.x"];
         assert!(Args::try_parse_from(both).is_err());

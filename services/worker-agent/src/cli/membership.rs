@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_daemon::build_info;
-use mesh_node::{ControlConfig, ControlSession, StateDir};
+use mesh_node::{ControlConfig, ControlSession, ControlStatus, StateDir};
 use mesh_types::JoinToken;
 use zeroize::Zeroizing;
 
@@ -22,6 +22,9 @@ use crate::local::{self, AskError, Request};
 const TOKEN_MAX: u64 = 16 * 1024;
 /// How long the coordinator may take to hear of a stopped agent's leaving.
 const LEAVE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long the control session may take to hear that the node was removed.
+const REMOVED_LIMIT: Duration = Duration::from_secs(3);
 
 /// `worker-agent join`
 pub(super) async fn join(config: &Config, args: JoinArgs) -> anyhow::Result<()> {
@@ -136,7 +139,9 @@ async fn leave_stopped(dir: &Path, force: bool) -> anyhow::Result<()> {
     let session = ControlSession::start(control, &state);
     let told = match &session {
         Ok(session) => match tokio::time::timeout(LEAVE_LIMIT, session.leave()).await {
-            Ok(told) => told.map_err(anyhow::Error::from),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) if was_removed(session).await => Ok(()),
+            Ok(Err(error)) => Err(anyhow::Error::from(error)),
             Err(_) => Err(anyhow::anyhow!("the coordinator does not answer")),
         },
         Err(error) => Err(anyhow::anyhow!("{error}")),
@@ -150,6 +155,15 @@ async fn leave_stopped(dir: &Path, force: bool) -> anyhow::Result<()> {
         }
         _ => Ok(wipe(&state)?),
     }
+}
+
+/// Whether the coordinator says that this node is part of nothing any more.
+async fn was_removed(session: &ControlSession) -> bool {
+    let mut status = session.status();
+    let removed = status.wait_for(ControlStatus::is_removed);
+    tokio::time::timeout(REMOVED_LIMIT, removed)
+        .await
+        .is_ok_and(|found| found.is_ok())
 }
 
 #[cfg(test)]
