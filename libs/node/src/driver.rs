@@ -174,7 +174,8 @@ impl Driver {
     async fn next_event(&mut self) -> Event {
         let deadline = self.deadline();
         if deadline.is_some_and(|at| at <= Instant::now()) {
-            if *self.parts.stop.borrow() {
+            let removed = self.parts.control.borrow().state == ControlState::Removed;
+            if removed || *self.parts.stop.borrow() {
                 return Event::Stop;
             }
             if self.parts.netmap.has_changed().unwrap_or(false) {
@@ -201,10 +202,7 @@ impl Driver {
             () = removed(control) => Event::Stop,
             () = readable(ports) => Event::Ready,
             () = shared.wake.notified() => Event::Ready,
-            changed = netmap.changed() => match changed {
-                Ok(()) => Event::Netmap,
-                Err(_) => pending().await,
-            },
+            () = changed(netmap) => Event::Netmap,
             servers = resolved(&mut self.stun) => Event::Stun(servers),
             () = self.timer.as_mut(), if deadline.is_some() => Event::Ready,
         }
@@ -411,6 +409,14 @@ async fn readable(ports: &[UdpPort]) {
         ready
     })
     .await;
+}
+
+/// Resolves when there is another netmap. Cancel-safe.
+async fn changed(netmap: &mut watch::Receiver<Option<Arc<Netmap>>>) {
+    if netmap.changed().await.is_err() {
+        // The session has ended; the last netmap stays in force.
+        pending().await
+    }
 }
 
 /// Resolves when the node was removed from its network. Cancel-safe.

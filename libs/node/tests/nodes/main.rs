@@ -170,7 +170,10 @@ async fn sixty_four_mebibytes_cross_directly() {
         "64 MiB in {took:?}: {:.0} Mbit/s",
         512.0 * 1.048_576 / took.as_secs_f64()
     );
-    assert!(matches!(path_to(&lab.a, &lab.b), PeerPath::Direct { .. }));
+    eventually("the figures follow", || {
+        matches!(path_to(&lab.a, &lab.b), PeerPath::Direct { .. })
+    })
+    .await;
     transfer(&lab.b, &lab.a, v6(&lab.a, 7001), 1 << 20).await;
     eventually("the figures follow", || {
         let status = lab.a.status();
@@ -204,7 +207,10 @@ async fn a_relay_carries_what_cannot_go_directly() {
     let lab = lab(RelayMode::Only, true).await;
     let took = transfer(&lab.a, &lab.b, v4(&lab.b, 7000), 4 << 20).await;
     eprintln!("4 MiB by relay in {took:?}");
-    assert!(matches!(path_to(&lab.a, &lab.b), PeerPath::Relay { .. }));
+    eventually("the figures follow", || {
+        matches!(path_to(&lab.a, &lab.b), PeerPath::Relay { .. })
+    })
+    .await;
     let status = lab.a.status();
     assert_eq!(status.counters["udp_tx_bytes"], 0, "nothing went directly");
     assert!(status.counters["relay_tx_bytes"] > 4 << 20);
@@ -299,14 +305,16 @@ async fn a_published_port_is_reached_and_told_to_the_coordinator() {
         .expect("clean");
     assert_eq!(got, b"hello");
     echo.await.expect("fine");
-    // Nobody listens there any more: a reset, not a clean end.
-    let mut stream = within("the dial", lab.a.dial(v4(&lab.b, 80)))
-        .await
-        .expect("connects");
-    let error = within("the reset", stream.read(&mut [0; 1]))
-        .await
-        .expect_err("reset");
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    // Nobody listens there any more: a reset, not a clean end. It may overtake the dial's own end.
+    match within("the dial", lab.a.dial(v4(&lab.b, 80))).await {
+        Ok(mut stream) => {
+            let error = within("the reset", stream.read(&mut [0; 1]))
+                .await
+                .expect_err("reset");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+        Err(error) => assert!(error.is_refused(), "{error}"),
+    }
     let id = lab.b.enrolled().node;
     eventually("the report", || {
         lab.coordinator.report_of(id).services == [service.clone()]
