@@ -294,6 +294,27 @@ fn after_a_restart_a_node_that_was_just_there_still_is() {
 }
 
 #[test]
+fn after_a_restart_a_node_that_missed_nothing_gets_no_full_map() {
+    // By id, as a database lists them, versions fall: node 1 changed last.
+    let rows = vec![
+        NodeRow {
+            changed_version: 3,
+            ..node(1, Role::Worker, "a")
+        },
+        node(2, Role::Worker, "a"),
+    ];
+    let mut engine = engine(rows);
+    let cursor = Cursor {
+        version: 3,
+        epoch: 99,
+        volatile: 7,
+    };
+    open(&mut engine, 1, 2, Some(cursor));
+    assert_eq!(ready(&mut engine), [1]);
+    assert!(!read(&mut engine, 1).full);
+}
+
+#[test]
 fn reservations_are_unique_until_they_are_used_or_given_back() {
     let mut engine = engine(vec![]);
     let wished = "web".parse().expect("a name");

@@ -115,7 +115,12 @@ impl Engine {
         network.names.insert(row.name.clone(), id);
         network.counts.add(presence.state);
         network.classes.at_mut(class).members.insert(id, row.addrs);
-        network.raise(row.changed_version);
+        if restore.is_none() {
+            network.raise(row.changed_version);
+        } else {
+            // Rows of a snapshot come in no order of version; none of them is late.
+            network.row.version = network.row.version.max(row.changed_version);
+        }
         network.note_change(id, None, row.changed_version);
         network.nodes.insert(id, Node::new(row, class, presence));
         self.outbox.peer(network, class, id, Change::WHOLE);
