@@ -5,10 +5,6 @@
     clippy::disallowed_methods,
     reason = "the seed of a run is printed so that it can be repeated, and time starts somewhere"
 )]
-#![allow(
-    clippy::print_stdout,
-    reason = "the seed of a run is printed so that it can be repeated"
-)]
 
 #[path = "pair/world.rs"]
 mod world;

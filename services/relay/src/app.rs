@@ -186,19 +186,15 @@ impl App {
             () = &mut serving => None,
             ended = tasks.next_end() => Some(ended),
         };
-        // A finished future must not be polled again.
-        let part_ended = ended.is_some();
-        if let Some((name, end)) = ended
-            && !shutdown.is_draining()
-        {
-            let what = match end {
-                TaskEnd::Failed(error) => error,
-                TaskEnd::Panicked(_) => "it panicked".to_owned(),
-                TaskEnd::Completed | TaskEnd::Aborted => "it ended".to_owned(),
-            };
-            bail!("the relay's part {name} stopped: {what}");
-        }
-        if part_ended {
+        if let Some((name, end)) = ended {
+            if !shutdown.is_draining() {
+                let what = match end {
+                    TaskEnd::Failed(error) => error,
+                    TaskEnd::Panicked(_) => "it panicked".to_owned(),
+                    TaskEnd::Completed | TaskEnd::Aborted => "it ended".to_owned(),
+                };
+                bail!("the relay's part {name} stopped: {what}");
+            }
             serving.await;
         }
         tasks.abort_all();
