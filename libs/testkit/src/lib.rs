@@ -1,7 +1,7 @@
 //! Test harness: network namespaces, child processes, real servers, a real browser.
 //!
 //! For tests and benches only. Everything here is plain blocking code: a journey reads from top to
-//! bottom, and a condition is waited for with a deadline ([`eventually`]), never slept for. What a
+//! bottom, and a condition is waited for with a deadline ([`eventually()`]), never slept for. What a
 //! test makes (namespaces, users, processes, files) is removed when its value is dropped, also
 //! while a panic unwinds; what a killed test left behind is swept by the next one.
 //!

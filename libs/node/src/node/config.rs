@@ -37,7 +37,7 @@ pub struct NodeConfig {
     pub socket_buffer: usize,
     /// Cap on the sum of all overlay socket buffers, in bytes.
     pub socket_memory: usize,
-    /// How long [`Node::dial`] waits for an answer, in milliseconds.
+    /// How long [`crate::Node::dial`] waits for an answer, in milliseconds.
     pub dial_timeout_ms: u64,
     /// Which ways packets may take.
     pub relay: RelayMode,

@@ -134,7 +134,7 @@ impl Shared {
                 .map_or(&enrolled.name, |netmap| &netmap.node.name)
                 .clone(),
             addrs: addrs.or(enrolled.addrs),
-            wg_port: wg_port,
+            wg_port,
             endpoints: snapshot.endpoints,
             stale_since: control.stale_since,
             control,
