@@ -318,7 +318,13 @@ impl Context {
         let ca = CertificateDer::from_pem_slice(ca.as_bytes()).map_err(fault)?;
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(fault)?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(fault)?;
-        Ok(Self::new(coordinators, &ca, &certificate, key.secret_pkcs8_der(), network))
+        Ok(Self::new(
+            coordinators,
+            &ca,
+            &certificate,
+            key.secret_pkcs8_der(),
+            network,
+        ))
     }
 
     /// The CA's certificate (DER).
