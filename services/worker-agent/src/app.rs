@@ -283,8 +283,12 @@ impl Agent {
                 () = tokio::time::sleep(HOST_KEY_RETRY), if self.lacks_host_key() => {
                     self.ask_host_key(&loops.ssh).await;
                 }
-                // A removed node serves nothing, and what served it ends.
+                // A removed node serves nothing, and what served it ends; so do some parts at a
+                // shutdown, ahead of this loop.
                 (name, end) = tasks.next_end(), if !removed => {
+                    if shutdown.is_draining() {
+                        return Ok(Ended::Shutdown);
+                    }
                     anyhow::bail!("{name} ended: {end:?}")
                 }
             }

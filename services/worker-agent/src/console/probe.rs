@@ -14,7 +14,7 @@ use crate::ini;
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(3);
 /// More of an answer is not read.
-const ANSWER_MAX: u64 = 16 * 1024;
+const ANSWER_MAX: usize = 16 * 1024;
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,12 +95,30 @@ impl Answer {
 async fn ask(addr: SocketAddr, path: &str) -> Option<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect(addr).await.ok()?;
-        // HTTP/1.0: the answer ends with the connection and has no framing of its own.
-        let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut bytes = Vec::new();
-        stream.take(ANSWER_MAX).read_to_end(&mut bytes).await.ok()?;
+        // cockpit-ws leaves the connection open all the same after some answers.
+        while bytes.len() < ANSWER_MAX && !is_whole(&bytes) {
+            if stream.read_buf(&mut bytes).await.ok()? == 0 {
+                break;
+            }
+        }
         Answer::parse(&bytes)
     };
     tokio::time::timeout(LIMIT, exchange).await.ok()?
+}
+
+/// Whether nothing more is worth reading: of refusals the head is enough.
+fn is_whole(bytes: &[u8]) -> bool {
+    let Some(answer) = Answer::parse(bytes) else {
+        return false;
+    };
+    let length = answer
+        .head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"));
+    let length = length.and_then(|text| text.trim().parse::<usize>().ok());
+    answer.status != 200 || length.is_some_and(|length| answer.body.len() >= length)
 }

@@ -19,18 +19,22 @@ async fn fake(ping: &'static str, refusal: &'static str) -> Fake {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
     let serve = async move {
+        // Like cockpit-ws, it does not close connections after an answer.
+        let mut open = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut bytes = vec![0; 4096];
             let len = stream.read(&mut bytes).await.unwrap_or(0);
             let request = String::from_utf8_lossy(&bytes[..len]).into_owned();
             let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
             let answer = if path == ping {
-                "HTTP/1.1 200 OK\r\n\r\n{ \"service\": \"cockpit\" }".to_owned()
+                "HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n{ \"service\": \"cockpit\" }"
+                    .to_owned()
             } else {
                 format!("HTTP/1.1 404 Not Found\r\n{refusal}\r\nno")
             };
             seen.lock().expect("not poisoned").push(path);
             drop(stream.write_all(answer.as_bytes()).await);
+            open.push(stream);
         }
     };
     Fake {
