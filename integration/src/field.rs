@@ -486,6 +486,16 @@ impl Field {
         });
     }
 
+    /// Waits until a worker's console is Cockpit, which it looks for every few seconds.
+    #[track_caller]
+    pub fn wait_for_cockpit(&self, path: &str, within: Duration) {
+        eventually(&format!("Cockpit at {path}"), within, || {
+            let body = self.curl(&format!("{path}ping"))?.ok()?;
+            ensure!(body.contains("cockpit"), "{body}");
+            Ok(())
+        });
+    }
+
     /// Checks the logs of everything that runs.
     #[track_caller]
     pub fn assert_logs_clean(&self, allowed: &[&str]) {
@@ -512,10 +522,10 @@ impl Worker {
         spec.arg(format!("state_dir={}", self.state_dir.display()))
     }
 
-    /// Starts it, for the first time or again.
+    /// Starts it, for the first time or again, and waits until it has a netmap.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When it does not get ready.
     #[track_caller]
     pub fn start(&mut self) {
         let mut spec = self.agent("run");
@@ -527,7 +537,9 @@ impl Worker {
         for set in &self.sets {
             spec = spec.args(["--set", set]);
         }
-        self.child = Some(spec.spawn().unwrap_or_else(|error| panic!("{error:#}")));
+        let child = spec.spawn().unwrap_or_else(|error| panic!("{error:#}"));
+        child.wait_for_line(": ready ", START);
+        self.child = Some(child);
     }
 
     /// Runs one of the agent's verbs.

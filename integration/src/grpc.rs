@@ -70,6 +70,10 @@ fn outcome(status: &Status) -> Outcome {
         (_, Some(_)) => Outcome::Allowed,
         (Code::Unauthenticated, None) => Outcome::Unauthenticated,
         (Code::PermissionDenied, None) => Outcome::Denied,
+        // A server that asks for a certificate cuts off whoever has none (RFC 8446, 6.2).
+        (_, None) if format!("{status:?}").contains("CertificateRequired") => {
+            Outcome::Unauthenticated
+        }
         (Code::Unavailable | Code::Unknown | Code::Unimplemented | Code::Internal, None) => {
             Outcome::Broken(format!("{status:?}"))
         }

@@ -102,7 +102,7 @@ fn a_browser_uses_two_workers_consoles_at_once() {
         let host = field.prepare_host(name).expect("host");
         cockpits.push(Cockpit::start(&host, &format!("/{name}/")).expect("Cockpit"));
         field.add_worker(name, "default", &[]);
-        field.wait_for_console(&format!("/{name}/"), SOON);
+        field.wait_for_cockpit(&format!("/{name}/"), SOON);
         let page = field
             .curl(&format!("/{name}/"))
             .and_then(CurlReply::ok)

@@ -62,7 +62,7 @@ fn no_marker_is_readable_between_the_hosts() {
     let server = Server::start(Some(&host), NODE, None).expect("server");
     let port = server.port();
     field.add_worker(NODE, "default", &[]).publish("web", port);
-    field.wait_for_console(&format!("/{NODE}/"), SOON);
+    field.wait_for_cockpit(&format!("/{NODE}/"), SOON);
     eventually("the service is reached", SOON, || {
         Curl::new()
             .on(Some(field.host("edge")))
