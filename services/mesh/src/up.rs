@@ -8,7 +8,8 @@ mod networks;
 mod report;
 mod roles;
 
-use std::io::Write as _;
+use std::fs::{File, TryLockError};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<ExitCode> {
     let state_dir = state_dir(args.state_dir.as_deref())?;
     mesh_daemon::private_dir(&state_dir)
         .with_context(|| format!("prepare the state directory {}", state_dir.display()))?;
+    let _lock = lock(&state_dir)?;
 
     let (trigger, shutdown) = ShutdownTrigger::new(GRACE);
     let _signals = mesh_daemon::signals(trigger.clone()).context("listen for signals")?;
@@ -98,6 +100,37 @@ async fn serve(
     }
 }
 
+/// The lock of the state directory, held until it is dropped.
+fn lock(state_dir: &Path) -> Result<File> {
+    let path = state_dir.join("up.lock");
+    let fault = || format!("lock {}", path.display());
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(fault)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).with_context(fault)?;
+            bail!(
+                "another 'mesh up' (process {}) runs on {}: stop it, or choose another directory \
+                 with --state-dir",
+                holder.trim(),
+                state_dir.display()
+            );
+        }
+        Err(TryLockError::Error(error)) => return Err(error).with_context(fault),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .with_context(fault)?;
+    Ok(file)
+}
+
 /// The directory named, else `$XDG_DATA_HOME/mesh`, else `~/.local/share/mesh`; absolute.
 fn state_dir(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(named) = named {
@@ -110,4 +143,28 @@ fn state_dir(named: Option<&Path>) -> Result<PathBuf> {
     }
     let home = std::env::var_os("HOME").context("there is no $HOME: say --state-dir DIR")?;
     Ok(Path::new(&home).join(".local/share/mesh"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_on_the_same_state_is_told_who_has_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let _first = lock(dir.path()).expect("free");
+        let error = lock(dir.path()).expect_err("taken").to_string();
+        let pid = std::process::id().to_string();
+        assert!(
+            error.contains(&pid) && error.contains("--state-dir"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_lock_is_free_again_once_dropped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        drop(lock(dir.path()).expect("free"));
+        lock(dir.path()).expect("free again");
+    }
 }

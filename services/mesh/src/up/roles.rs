@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use mesh_api::context::{Context as CliContext, Contexts, DeployManager};
-use mesh_daemon::{AdminConfig, AdminServer, Handles, Shutdown, ShutdownTrigger, Task, TaskEnd};
+use mesh_daemon::{
+    AdminConfig, AdminServer, BindError, Handles, Shutdown, ShutdownTrigger, Task, TaskEnd,
+};
 use mesh_node::{Enrolled, Node};
 use mesh_types::{NetworkName, NodeName, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -322,6 +324,18 @@ impl Bind {
     }
 }
 
+/// A role that did not start. When a port was taken, the flag of `mesh up` that moves it is named
+/// in place of the flag that the role has as a program of its own.
+fn not_started(name: &str, flags: &[(&str, u16)], mut error: anyhow::Error) -> anyhow::Error {
+    if let Some(bind) = error.downcast_mut::<BindError>() {
+        let port = bind.addr.port();
+        if let Some((flag, _)) = flags.iter().find(|(_, asked)| *asked == port) {
+            bind.flag = (*flag).to_owned();
+        }
+    }
+    error.context(format!("start the {name}"))
+}
+
 /// Starts a role's task under a shutdown of its own.
 fn spawn<F>(roles: &mut Vec<RunningRole>, name: &str, run: impl FnOnce(Shutdown) -> F)
 where
@@ -360,7 +374,10 @@ async fn start_coordinator(
     config.admin = None;
     let app = coordinator::App::build(config, handles.scoped("coordinator"))
         .await
-        .context("start the coordinator")?;
+        .map_err(|error| {
+            let flags = [("--coordinator-port", args.coordinator_port)];
+            not_started("coordinator", &flags, error)
+        })?;
     let started = StartedCoordinator {
         addr: app.local_addr(),
         operator: app.operator()?,
@@ -419,7 +436,13 @@ async fn start_gateway(
     let enrolled = enrolment(&state)?;
     let app = traffic_gateway::App::build(config, handles.scoped("traffic-gateway"))
         .await
-        .context("start the traffic-gateway")?;
+        .map_err(|error| {
+            let flags = [
+                ("--gateway-port", args.gateway_port),
+                ("--wg-port", args.wg_port),
+            ];
+            not_started("traffic-gateway", &flags, error)
+        })?;
     let node = app
         .node(&default)
         .context("the gateway has no default network")?;
@@ -455,7 +478,13 @@ async fn start_deploy_manager(
     let enrolled = enrolment(&state)?;
     let app = deploy_manager::App::build(config, handles.scoped("deploy-manager"))
         .await
-        .context("start the deploy-manager")?;
+        .map_err(|error| {
+            let flags = [
+                ("--deploy-port", args.deploy_port),
+                ("--socks-port", args.socks_port),
+            ];
+            not_started("deploy-manager", &flags, error)
+        })?;
     let facts = DeployFacts {
         grpc: app.grpc_addr(),
         networks: app.networks(),
@@ -493,7 +522,14 @@ fn start_admin(
     handles: &Handles,
     roles: &mut Vec<RunningRole>,
 ) -> Result<Option<SocketAddr>> {
-    let server = AdminServer::bind(&AdminConfig::at(args.admin_port), handles.clone())?;
+    let server =
+        AdminServer::bind(&AdminConfig::at(args.admin_port), handles.clone()).map_err(|error| {
+            not_started(
+                "health endpoint",
+                &[("--admin-port", args.admin_port)],
+                error.into(),
+            )
+        })?;
     let bound = server.local_addr();
     spawn(roles, "health endpoint", |shutdown| async move {
         Ok(server.run(shutdown).await?)
