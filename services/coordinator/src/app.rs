@@ -20,7 +20,7 @@ mod status;
 mod token;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mesh_netmap::{NodeRow, RelayRow};
 use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp};
@@ -66,7 +66,8 @@ pub(crate) struct Core {
     refusals: Mutex<RefusalEvents>,
     feed: broadcast::Sender<Arc<EventRecord>>,
     writers: Mutex<mesh_daemon::Tasks>,
-    advertised: Vec<String>,
+    /// Set when the port is bound.
+    advertised: OnceLock<Vec<String>>,
     started_at: Timestamp,
 }
 
@@ -97,6 +98,11 @@ fn note(parts: &[(&str, &str)]) -> String {
 impl Core {
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// `host:port` of this coordinator, as join tokens carry it.
+    pub(crate) fn advertised(&self) -> &[String] {
+        self.advertised.get().map_or(&[], Vec::as_slice)
     }
 
     /// Runs a use-case to its end even when its caller goes away meanwhile, so that what was

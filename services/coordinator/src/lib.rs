@@ -64,7 +64,6 @@ pub struct App {
     admin: Option<AdminServer>,
     maintenance: Tasks,
     events: mpsc::Receiver<Event>,
-    advertised: Vec<String>,
     local_addr: SocketAddr,
     serving: Latch,
     store_latch: Latch,
@@ -150,26 +149,23 @@ impl App {
         let store_latch = handles
             .readiness
             .latch("store", "the store was not tried yet");
-        let listener = bind_tcp(config.server.listen, "gRPC and HTTPS", "--listen")?;
-        let local_addr = listener.local_addr().context("read the bound address")?;
-        let admin = config
-            .admin
-            .as_ref()
-            .map(|admin| AdminServer::bind(admin, handles.clone()))
-            .transpose()?;
-        let advertised = config::advertised(&config.server, local_addr);
+        // The state comes first: that another coordinator has it says more than a taken port.
+        let encoder = Box::new(ProtoEncoder);
         let Opened {
             core,
             owner,
             events,
-        } = open(
-            &config,
-            advertised.clone(),
-            Arc::clone(&clock),
-            Box::new(ProtoEncoder),
-            &handles.metrics,
-        )
-        .await?;
+        } = open(&config, Arc::clone(&clock), encoder, &handles.metrics).await?;
+        let listener = bind_tcp(config.server.listen, "gRPC and HTTPS", "--listen")?;
+        let local_addr = listener.local_addr().context("read the bound address")?;
+        core.advertise(
+            config::advertised(&config.server, local_addr),
+            &config.state_dir,
+        )?;
+        let admin = config.admin.as_ref();
+        let admin = admin
+            .map(|admin| AdminServer::bind(admin, handles.clone()))
+            .transpose()?;
         let mut maintenance = Tasks::new();
         maintenance.spawn("netmap-owner", owner);
         let tls = tls::server_config(&core.ca, &clock)?;
@@ -186,7 +182,6 @@ impl App {
             admin,
             maintenance,
             events,
-            advertised,
             local_addr,
             serving,
             store_latch,
@@ -205,7 +200,7 @@ impl App {
 
     /// The addresses that join tokens carry: `host:port`.
     pub fn advertised(&self) -> &[String] {
-        &self.advertised
+        self.core.advertised()
     }
 
     /// The CA's certificate (DER).
@@ -243,7 +238,6 @@ impl App {
             admin,
             mut maintenance,
             events,
-            advertised,
             local_addr,
             serving,
             store_latch,
@@ -269,7 +263,7 @@ impl App {
         let keeper = Arc::clone(&core);
         let _audit_check = Task::spawn("audit-check", async move { keeper.check_audit().await });
         serving.ready();
-        tracing::info!(addr = %local_addr, advertised = ?advertised, "the coordinator is ready");
+        tracing::info!(addr = %local_addr, advertised = ?core.advertised(), "the coordinator is ready");
 
         let failed = tokio::select! {
             () = shutdown.draining() => None,

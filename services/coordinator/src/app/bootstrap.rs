@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use mesh_api::identity::Identity;
 use mesh_api::uri::Subject;
@@ -44,6 +44,9 @@ pub(crate) enum BootstrapError {
         #[source]
         source: mesh_daemon::PrivateFileError,
     },
+    /// It is some other program's.
+    #[error("{} is a node's state directory: choose another --state-dir", .0.display())]
+    NodeDir(PathBuf),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -72,6 +75,25 @@ pub(crate) struct Opened<F> {
     pub(crate) events: mpsc::Receiver<mesh_netmap::Event>,
 }
 
+impl Core {
+    /// Takes over the addresses that join tokens and the first operator's context carry, once the
+    /// port is bound.
+    pub(crate) fn advertise(
+        &self,
+        addresses: Vec<String>,
+        state_dir: &Path,
+    ) -> Result<(), BootstrapError> {
+        let dir = operator_dir(state_dir);
+        if dir.is_dir() {
+            let path = dir.join("addrs");
+            write_private(&path, addresses.join("\n").as_bytes()).map_err(in_dir(&path))?;
+        }
+        // Set once, by `App::build`; a second call would change nothing.
+        drop(self.advertised.set(addresses));
+        Ok(())
+    }
+}
+
 /// The name under which a network's SSH authority is sealed.
 pub(super) fn ssh_secret(network: NetworkId) -> String {
     format!("ssh-ca/{network}")
@@ -85,13 +107,15 @@ pub(crate) fn operator_dir(state_dir: &Path) -> PathBuf {
 /// Opens everything in the state directory, and makes what is not there yet.
 pub(crate) async fn open(
     config: &Config,
-    advertised: Vec<String>,
     clock: Arc<dyn Clock>,
     encoder: Box<dyn PeerEncoder>,
     metrics: &Metrics,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, BootstrapError> {
     let dir = config.state_dir.as_path();
     private_dir(dir).map_err(in_dir(dir))?;
+    if dir.join("node.key").exists() {
+        return Err(BootstrapError::NodeDir(dir.to_path_buf()));
+    }
     let store = Store::open(dir).await?;
     let sealer = Sealer::load(&dir.join("master.key"), !store.secret_any().await?)?;
     let now = clock.now();
@@ -101,10 +125,6 @@ pub(crate) async fn open(
     let ca = open_ca(&store, &sealer).await?;
     let (members, snapshot) = load(&store, now).await?;
     refresh_operator(&store, &members, &ca, dir, now).await?;
-    let addrs = operator_dir(dir).join("addrs");
-    if addrs.parent().is_some_and(Path::is_dir) {
-        write_private(&addrs, advertised.join("\n").as_bytes()).map_err(in_dir(&addrs))?;
-    }
 
     let mut engine = engine(&config.overlay, encoder)?;
     let started = tokio::time::Instant::now().into_std();
@@ -128,7 +148,7 @@ pub(crate) async fn open(
         refusals: Mutex::new(RefusalEvents::default()),
         feed: broadcast::Sender::new(FEED),
         writers: Mutex::new(mesh_daemon::Tasks::new()),
-        advertised,
+        advertised: OnceLock::new(),
         started_at: now,
     };
     Ok(Opened {

@@ -87,7 +87,7 @@ impl Core {
             ca_fingerprint: self.ca.fingerprint(),
             id: record.id,
             secret,
-            coordinators: self.advertised.clone(),
+            coordinators: self.advertised().to_vec(),
         };
         Ok((token, record))
     }

@@ -153,6 +153,12 @@ async fn a_start_that_fails_says_why_and_what_to_do() {
     taken.server.listen = mesh.addr;
     let text = failed_start(taken).await;
     assert!(text.contains("--listen"), "{text}");
+    // A worker's directory.
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(dir.path().join("state")).expect("makes");
+    std::fs::write(dir.path().join("state/node.key"), "x").expect("writes");
+    let text = failed_start(config(&dir)).await;
+    assert!(text.contains("a node's state directory"), "{text}");
     // Without its master key.
     let (dir, _clock) = mesh.stop().await;
     let key = dir.path().join("state/master.key");

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::harness::{Member, Mesh, eventually, node_ref, word};
+use crate::harness::{Machine, Member, Mesh, eventually, node_ref, send, word};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -376,6 +376,31 @@ async fn removal_ends_the_nodes_stream_and_its_relay_admission_within_two_second
 }
 
 #[tokio::test]
+async fn a_machine_that_took_over_by_permit_cuts_the_old_ones_stream_within_two_seconds() {
+    let mesh = Mesh::start().await;
+    let worker = mesh.joined(pb::Role::Worker, "worker").await;
+    let mut stream = Stream::open(&mesh, &worker, None).await;
+    stream.update().await;
+    let wish = pb::PermitRejoinRequest {
+        node: node_ref("", "worker"),
+    };
+    let permit = mesh
+        .admin()
+        .await
+        .permit_rejoin(wish)
+        .await
+        .expect("permits")
+        .into_inner();
+    let token = mesh.token(pb::Role::Worker).await;
+    let mut request = Machine::new().request(&mesh, &token, "worker").await;
+    request.permit = permit.permit;
+    send(&mesh, request).await.expect("permitted");
+    let began = tokio::time::Instant::now();
+    assert_eq!(stream.goodbye().await, pb::sync_goodbye::Reason::Removed);
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
 async fn a_newer_stream_replaces_the_older_one() {
     let mesh = Mesh::start().await;
     let worker = mesh.joined(pb::Role::Worker, "worker").await;
@@ -545,7 +570,7 @@ async fn a_changed_host_key_is_held_until_it_is_accepted() {
         .accept_host_key(request.clone())
         .await
         .expect("accepts");
-    assert_eq!(node.get_ref().ssh_host_keys, [second.clone()]);
+    assert_eq!(node.get_ref().ssh_host_keys, [second]);
     assert!(node.get_ref().ssh_host_keys_held.is_empty());
     let status = mesh
         .admin()
@@ -605,9 +630,7 @@ async fn streams_and_heartbeats_go_on_while_changes_are_refused() {
     stream.update().await;
     mesh.guard.hold("the disk is full");
 
-    let outcome = crate::harness::Machine::new()
-        .enrol(&mesh, &token, "late")
-        .await;
+    let outcome = Machine::new().enrol(&mesh, &token, "late").await;
     let status = outcome.expect_err("refused");
     assert_eq!(status.code(), tonic::Code::Unavailable);
     assert_eq!(word(&status), "store-unavailable");
@@ -645,9 +668,7 @@ async fn streams_and_heartbeats_go_on_while_changes_are_refused() {
     assert!(!status.get_ref().writable);
     assert!(status.get_ref().store_problem.contains("the disk is full"));
     mesh.guard.release();
-    let token_still_good = crate::harness::Machine::new()
-        .enrol(&mesh, &token, "late")
-        .await;
+    let token_still_good = Machine::new().enrol(&mesh, &token, "late").await;
     token_still_good.expect("heals by itself");
 }
 
