@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Device, Source};
 use crate::buffers::Out;
 use crate::event::Event;
-use crate::packet::{self, InvalidPacket};
+use crate::packet::{self, Addr, InvalidPacket};
 use crate::router::Slot;
 use crate::stats::DropReason;
 use crate::wg::{self, Kind, MAX_HANDSHAKE, Opened};
@@ -15,6 +15,17 @@ use crate::{disco, stun};
 const REVIVAL: Duration = Duration::from_secs(5);
 /// Who owns an underlay address is looked up at most this often.
 const SCAN: Duration = Duration::from_millis(200);
+
+/// What was found out for one datagram and most likely holds for the next of the same call.
+#[derive(Debug, Default)]
+struct Memo {
+    /// The peer of a session index.
+    index: Option<(u32, Slot)>,
+    /// The peer that an inner source is routed to.
+    source: Option<(Addr, Slot)>,
+    /// The peer whose activity and underlay address were noted already.
+    noted: Option<Slot>,
+}
 
 impl Device {
     /// Takes datagrams of one source: WireGuard, disco or STUN, side by side and each `stride`
@@ -30,12 +41,11 @@ impl Device {
     ) {
         self.now = now;
         let source = source.canonical();
-        // The peer whose activity and address were noted already, for this call.
-        let mut noted = None;
+        let mut memo = Memo::default();
         for datagram in datagrams.chunks(stride.max(1)) {
             match wg::classify(datagram) {
                 Some(Kind::Data { receiver }) => {
-                    self.open_data(source, receiver, datagram, &mut noted, out, now);
+                    self.open_data(source, receiver, datagram, &mut memo, out, now);
                 }
                 Some(Kind::Initiation) => self.open_initiation(source, datagram, out, now),
                 Some(Kind::Answer { receiver }) => {
@@ -54,14 +64,23 @@ impl Device {
         source: Source,
         receiver: u32,
         datagram: &[u8],
-        noted: &mut Option<Slot>,
+        memo: &mut Memo,
         out: &mut Out,
         now: Instant,
     ) {
-        let Some(&slot) = self.peers.by_index.get(&(receiver >> 8)) else {
-            self.drops.count(DropReason::UnknownSession);
-            self.revive(source, out, now);
-            return;
+        let index = receiver >> 8;
+        let known = memo.index.filter(|&(known, _)| known == index);
+        let slot = match known {
+            Some((_, slot)) => slot,
+            None => {
+                let Some(&slot) = self.peers.by_index.get(&index) else {
+                    self.drops.count(DropReason::UnknownSession);
+                    self.revive(source, out, now);
+                    return;
+                };
+                memo.index = Some((index, slot));
+                slot
+            }
         };
         let Some(peer) = self.peers.slot_mut(slot) else {
             return;
@@ -84,10 +103,16 @@ impl Device {
                     Err(InvalidPacket::Malformed) => Err(DropReason::Malformed),
                     Err(InvalidPacket::TinyFragment) => Err(DropReason::Fragment),
                     // Cryptokey routing: only what would be routed to the peer may come from it.
-                    Ok(header) if self.router.lookup(header.src) != Some(slot) => {
+                    Ok(header)
+                        if memo.source != Some((header.src, slot))
+                            && self.router.lookup(header.src) != Some(slot) =>
+                    {
                         Err(DropReason::SpoofedSource)
                     }
-                    Ok(header) => self.filter.admit(&header, now).map(|()| len),
+                    Ok(header) => {
+                        memo.source = Some((header.src, slot));
+                        self.filter.admit(&header, now).map(|()| len)
+                    }
                 }
             }
             Opened::Keepalive => Ok(0),
@@ -102,13 +127,13 @@ impl Device {
             }
         };
         let mut woke = false;
-        if *noted != Some(slot) {
+        if memo.noted != Some(slot) {
             match source {
                 Source::Direct(addr) => peer.paths.on_receive(addr, now),
                 Source::Relay { relay, .. } => peer.seen_relay = Some(relay),
             }
             if opened != Opened::Keepalive {
-                *noted = Some(slot);
+                memo.noted = Some(slot);
                 woke = peer.paths.on_activity(now);
             }
         }

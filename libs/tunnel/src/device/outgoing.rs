@@ -7,7 +7,7 @@ use rand::Rng;
 use super::{Device, random_tx};
 use crate::buffers::{Batch, Out, WG_OVERHEAD};
 use crate::event::{Event, PathKind};
-use crate::packet;
+use crate::packet::{self, Addr};
 use crate::path::Via;
 use crate::router::Slot;
 use crate::stats::DropReason;
@@ -68,9 +68,11 @@ impl Device {
         self.now = now;
         let mut groups = std::mem::take(&mut self.groups);
         groups.clear();
+        // The destination of the packet before, and its peer.
+        let mut memo = None;
         for at in 0..batch.len() {
             groups.next.push(END);
-            match self.route(batch.packet(at), now) {
+            match self.route(batch.packet(at), &mut memo, now) {
                 Ok(slot) => groups.append(slot, u32::try_from(at).unwrap_or(END)),
                 Err(reason) => self.drops.count(reason),
             }
@@ -84,7 +86,12 @@ impl Device {
 
     /// Finds the peer that a packet is for and notes its flow.
     #[inline]
-    fn route(&mut self, bytes: &[u8], now: Instant) -> Result<Slot, DropReason> {
+    fn route(
+        &mut self,
+        bytes: &[u8],
+        memo: &mut Option<(Addr, Slot)>,
+        now: Instant,
+    ) -> Result<Slot, DropReason> {
         if bytes.len() > self.mtu {
             return Err(DropReason::TooLong);
         }
@@ -92,7 +99,11 @@ impl Device {
         if !self.filter.is_own(header.src) {
             return Err(DropReason::ForeignSource);
         }
-        let slot = self.router.lookup(header.dst).ok_or(DropReason::NoRoute)?;
+        let slot = match *memo {
+            Some((dst, slot)) if dst == header.dst => slot,
+            _ => self.router.lookup(header.dst).ok_or(DropReason::NoRoute)?,
+        };
+        *memo = Some((header.dst, slot));
         self.filter.note_outgoing(&header, now);
         Ok(slot)
     }
