@@ -1,5 +1,6 @@
 //! Commands on workers: a real sshd on one, the agent's own SSH on the other.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -290,11 +291,18 @@ fn plain_ssh_and_rsync_work(stand: &Stand) {
         assert!(terminal.stdout.contains("/dev/pts/"), "{}", terminal.all());
     }
     // A certificate lives five minutes: each call must bring a fresh one, also for the first login.
-    for line in config
+    let files = config
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("CertificateFile "))
-    {
-        std::fs::remove_file(line.trim().trim_matches('"')).expect("the certificate's file");
+        .filter_map(|line| line.trim().strip_prefix("CertificateFile "));
+    let certificates: BTreeSet<String> = files
+        .flat_map(|file| {
+            let file = file.trim_matches('"').replace("%r", stand.user.name());
+            [SSHD_NODE, AGENT_NODE].map(|name| file.replace("%h", name))
+        })
+        .collect();
+    assert_eq!(certificates.len(), 2, "{config}");
+    for certificate in certificates {
+        std::fs::remove_file(certificate).expect("the certificate's file");
     }
     let source = cli.file("to-copy", "copied by rsync\n").expect("file");
     for name in [SSHD_NODE, AGENT_NODE] {
