@@ -1,7 +1,7 @@
 //! Keeps the stored netmap fresh, so that a restart without the coordinator finds its peers.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_types::{Netmap, NodeId, Timestamp};
 use tokio::sync::watch;
@@ -11,6 +11,8 @@ use crate::state_dir::{StateDir, StoredNetmap};
 
 /// Changes that come closer together than this are stored as one.
 const SETTLE: Duration = Duration::from_millis(500);
+/// Endpoints and the like change all the time; they alone are stored no more often than this.
+const VOLATILE: Duration = Duration::from_secs(10);
 /// How often it is stored without a change: it says when it was last known to be current.
 const REFRESH: Duration = Duration::from_secs(300);
 /// Peers to greet after a restart, at most.
@@ -23,11 +25,14 @@ pub(crate) async fn run(
     mut netmap: watch::Receiver<Option<Arc<Netmap>>>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut stored: Option<(u64, Instant)> = None;
+    let mut pending = false;
     loop {
+        let wait = if pending { VOLATILE } else { REFRESH };
         let last = tokio::select! {
             () = stopped(&mut stop) => true,
             changed = netmap.changed() => changed.is_err(),
-            () = tokio::time::sleep(REFRESH) => false,
+            () = tokio::time::sleep(wait) => false,
         };
         let last = last
             || tokio::time::timeout(SETTLE, stopped(&mut stop))
@@ -35,7 +40,13 @@ pub(crate) async fn run(
                 .is_ok();
         let current = netmap.borrow_and_update().clone();
         if let Some(current) = current {
-            store(&shared, &state, &current).await;
+            let version = current.cursor.version;
+            let soon = stored.is_some_and(|(_, at)| at.elapsed() < VOLATILE);
+            pending = soon && !last && stored.is_some_and(|(known, _)| known == version);
+            if !pending {
+                store(&shared, &state, &current).await;
+                stored = Some((version, Instant::now()));
+            }
         }
         if last {
             return;

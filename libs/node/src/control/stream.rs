@@ -21,6 +21,10 @@ use crate::state_dir::{Enrolled, StateDir};
 
 /// Changes of the netmap that arrive closer together than this are handed on as one.
 const SETTLE: Duration = Duration::from_millis(20);
+/// Handing on a large netmap costs time; it may take this part of it and no more.
+const SHARE: u32 = 50;
+/// The longest that a change may wait for others.
+const MAX_SETTLE: Duration = Duration::from_secs(1);
 /// How long a renewal may take.
 const RENEW_LIMIT: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,7 @@ pub(super) struct Shell {
     stream: Option<SyncStream>,
     renewal: Option<Renewal>,
     publish_at: Option<Instant>,
+    settle: Duration,
     attempts: usize,
 }
 
@@ -85,6 +90,7 @@ impl Shell {
             stream: None,
             renewal: None,
             publish_at: None,
+            settle: SETTLE,
             attempts: 0,
         }
     }
@@ -203,7 +209,7 @@ impl Shell {
                 if first {
                     self.publish();
                 } else if self.publish_at.is_none() {
-                    self.publish_at = Some(Instant::now() + SETTLE);
+                    self.publish_at = Some(Instant::now() + self.settle);
                 }
             }
             Action::StateChanged => self.status(None),
@@ -265,8 +271,13 @@ impl Shell {
     fn publish(&mut self) {
         self.publish_at = None;
         if let Some(netmap) = self.machine.netmap() {
+            let start = Instant::now();
             let netmap = Arc::new(netmap.clone());
             self.parts.netmap.send_replace(Some(netmap));
+            self.settle = start
+                .elapsed()
+                .saturating_mul(SHARE)
+                .clamp(SETTLE, MAX_SETTLE);
         }
     }
 

@@ -4,6 +4,8 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -60,6 +62,8 @@ impl UdpPort {
         // Larger buffers are a help, never a need.
         let _granted = socket.set_recv_buffer_size(SOCKET_BYTES);
         let _granted = socket.set_send_buffer_size(SOCKET_BYTES);
+        // Beyond the machine's limit too, for who has the right to it.
+        let _granted = setsockopt(&socket, RcvBufForce, &SOCKET_BYTES);
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;

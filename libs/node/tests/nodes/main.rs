@@ -62,7 +62,7 @@ struct Lab {
     a: Node,
     b: Node,
     dir: tempfile::TempDir,
-    _relay: Option<FakeRelay>,
+    relay: Option<FakeRelay>,
 }
 
 async fn lab(mode: RelayMode, with_relay: bool) -> Lab {
@@ -97,7 +97,7 @@ async fn lab(mode: RelayMode, with_relay: bool) -> Lab {
         a,
         b,
         dir,
-        _relay: relay,
+        relay,
     }
 }
 
@@ -228,6 +228,28 @@ async fn traffic_begins_at_the_relay_and_turns_direct() {
     })
     .await;
     transfer(&lab.a, &lab.b, v4(&lab.b, 7000), 2 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_comes_back_is_used_again() {
+    let mut lab = lab(RelayMode::Only, true).await;
+    let mut listener = lab.b.listen(7000).expect("free");
+    let (dialled, accepted) = tokio::join!(lab.a.dial(v4(&lab.b, 7000)), listener.accept());
+    let (mut near, (mut far, _)) = (dialled.expect("connects"), accepted.expect("arrives"));
+    let addr = lab.relay.take().expect("a relay").relay.derp[0].clone();
+    eventually("the loss", || {
+        lab.a.status().relays.iter().all(|relay| !relay.connected)
+    })
+    .await;
+    near.write_all(b"said while the relay was down")
+        .await
+        .expect("is kept");
+    lab.relay = Some(FakeRelay::start_at(&lab.coordinator.ca, &addr).await);
+    let mut got = [0; 29];
+    within("what was said", far.read_exact(&mut got))
+        .await
+        .expect("arrives");
+    assert_eq!(&got, b"said while the relay was down");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -455,7 +477,7 @@ async fn a_removed_node_stops_and_its_peers_forget_it() {
         a: _a,
         coordinator: _coordinator,
         dir: _dir,
-        _relay,
+        relay: _relay,
     } = lab;
     drop(b);
     let again = Node::start(config(RelayMode::Off), StateDir::open(path).expect("free"));

@@ -30,6 +30,11 @@ impl Drop for FakeRelay {
 
 impl FakeRelay {
     pub(crate) async fn start(ca: &Ca) -> Self {
+        Self::start_at(ca, "127.0.0.1:0").await
+    }
+
+    /// Waits until the address is free.
+    pub(crate) async fn start_at(ca: &Ca, addr: &str) -> Self {
         let id = RelayId::from_bytes([5; 16]);
         let (chain, key) = ca.server(&relay_name(id));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -40,7 +45,12 @@ impl FakeRelay {
             .with_single_cert(chain, key.into())
             .expect("fits");
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = loop {
+            match TcpListener::bind(addr).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
         let addr: SocketAddr = listener.local_addr().expect("bound");
         let task = tokio::spawn(async move {
             let clients = Clients::default();
