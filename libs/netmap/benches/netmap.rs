@@ -180,6 +180,7 @@ struct Told {
     updates: usize,
     bytes: usize,
     largest: usize,
+    filters: usize,
 }
 
 impl World {
@@ -262,6 +263,7 @@ impl World {
                 let bytes = items.map(|item| item.len() + FRAMING).sum::<usize>()
                     + update.removed.len() * 18;
                 self.cursor = update.cursor;
+                told.filters += usize::from(update.filter.is_some());
                 told.updates += 1;
                 told.bytes += bytes;
                 told.largest = told.largest.max(bytes);
@@ -397,7 +399,7 @@ fn full_map(rounds: u32) -> (Value, Value, Value) {
         told.bytes,
         told.updates
     );
-    let join = json!({ "micros": micros(time), "bytes": told.bytes, "sessions": told.updates });
+    let join = json!({ "micros": micros(time), "bytes": told.bytes, "sessions": told.updates, "filters_told": told.filters });
     (full, memory, join)
 }
 
