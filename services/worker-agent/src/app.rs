@@ -14,6 +14,7 @@ use mesh_types::route::console_prefix;
 use mesh_types::service::CONSOLE_PORT;
 use mesh_types::{Netmap, NetworkName, Service, ServiceKind};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::{Config, SshConfig, SshMode};
 use crate::console::{self, Console};
@@ -28,6 +29,8 @@ use crate::{metrics, page};
 const OWN_FILES: [&str; 2] = ["services.json", "ssh_host_ed25519_key"];
 /// How often a missing host key of sshd is asked for again.
 const HOST_KEY_RETRY: Duration = Duration::from_secs(10);
+/// How often a known one is looked at again.
+const HOST_KEY_RECHECK: Duration = Duration::from_secs(300);
 /// How long leaving may take.
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -241,6 +244,7 @@ impl Agent {
         let mut control = self.node.control();
         let mut ready = false;
         let mut removed = false;
+        let mut next_look = Instant::now() + HOST_KEY_RETRY;
         netmap.mark_changed();
         control.mark_changed();
         loop {
@@ -280,8 +284,9 @@ impl Agent {
                         tracing::info!("removed from the network by an operator; to join again, run 'worker-agent leave' and 'worker-agent join'");
                     }
                 }
-                () = tokio::time::sleep(HOST_KEY_RETRY), if self.lacks_host_key() => {
+                () = sleep_until(next_look), if self.ssh_mode == SshMode::Sshd && !removed => {
                     self.ask_host_key(&loops.ssh).await;
+                    next_look = Instant::now() + self.host_key_pause(&loops.ssh);
                 }
                 // A removed node serves nothing, and what served it ends; so do some parts at a
                 // shutdown, ahead of this loop.
@@ -327,13 +332,20 @@ impl Agent {
         }
     }
 
-    fn lacks_host_key(&self) -> bool {
-        self.ssh_mode == SshMode::Sshd && self.ssh.host_keys.is_empty()
+    /// A key that is not known yet is looked for often; one that may have changed too where that
+    /// means reading a file, and seldom where it means a line in sshd's log.
+    fn host_key_pause(&self, config: &SshConfig) -> Duration {
+        if self.ssh.host_keys.is_empty() || !config.host_keys.is_empty() {
+            HOST_KEY_RETRY
+        } else {
+            HOST_KEY_RECHECK
+        }
     }
 
     async fn ask_host_key(&mut self, config: &SshConfig) {
         match ssh::sshd_keys(config).await {
-            Ok(keys) if !keys.is_empty() => {
+            Ok(keys) if !keys.is_empty() && keys != self.ssh.host_keys => {
+                tracing::info!(addr = %config.sshd_addr, "reporting sshd's host keys");
                 self.ssh.host_keys = keys;
                 self.node.report(self.ssh.report());
             }
