@@ -212,7 +212,7 @@ fn a_state_directory_is_taken_by_one_process_of_one_user_and_one_version() {
         .product("worker-agent")
         .args(["run", "--state-dir"])
         .arg(&agent_state);
-    assert_says(&ran(run), 1, &["9999", "version"]);
+    assert_says(&ran(run), 1, &["9999", "format"]);
 
     up.stop().expect("stopped");
     if needs(&[

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mesh_api::model::enums;
 use mesh_api::pb;
 use mesh_types::{NodeState, RelayId, Role, UptimeClass};
@@ -30,7 +30,10 @@ fn problem(problem: impl Into<String>, next: impl Into<String>) -> Problem {
 
 /// Prints the status; the exit code is 1 when something is wrong.
 pub(super) async fn run(session: &Session) -> Result<ExitCode> {
-    let (context, mut admin) = session.admin().await?;
+    let (context, mut admin) = session.admin().await.context(
+        "no mesh answers: start it with 'mesh up' (or 'coordinator' on its machine), or choose \
+         another one with 'mesh context use NAME'",
+    )?;
     let status = admin.status(pb::AdminStatusRequest {}).await?.into_inner();
     let request = pb::ListNodesRequest {
         network: String::new(),
