@@ -7,5 +7,7 @@ mod harness;
 mod operate;
 mod port;
 mod renew;
+mod report;
 mod rights;
+mod session;
 mod stream;

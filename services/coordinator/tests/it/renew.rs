@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_api::identity::Identity;
+use mesh_api::identity::{Identity, renew_bytes};
 use mesh_api::pb;
 use mesh_api::pb::control_service_client::ControlServiceClient;
 use mesh_api::tls::ClientCert;
@@ -71,6 +71,66 @@ async fn only_the_enrolled_key_renews_and_each_nonce_once() {
     let mut unknown = node.renewal(&mesh, &node.machine.identity).await;
     unknown.node_id = vec![9; 16];
     assert_eq!(refused(client.renew(unknown).await), "unknown-node");
+}
+
+#[tokio::test]
+async fn an_operator_renews_until_revoked() {
+    let mesh = Mesh::start().await;
+    let key = Identity::generate().expect("a key");
+    let csr = key.csr_der().expect("a request");
+    let wish = pb::AddOperatorRequest {
+        name: "anna".into(),
+        csr: csr.clone(),
+    };
+    let made = mesh
+        .admin()
+        .await
+        .add_operator(wish)
+        .await
+        .expect("adds")
+        .into_inner();
+    mesh.clock.advance(80 * DAY);
+    let mut client = mesh.anonymous().await;
+    let mut renewal = async || {
+        let challenge = client
+            .challenge(pb::ChallengeRequest {})
+            .await
+            .expect("a challenge");
+        let nonce = challenge.into_inner().nonce;
+        let id = made.id.as_slice().try_into().expect("16 bytes");
+        let signature = key.sign(&renew_bytes(&nonce, &id, &csr)).expect("signs");
+        let request = pb::RenewRequest {
+            node_id: made.id.clone(),
+            nonce,
+            csr: csr.clone(),
+            signature,
+        };
+        client.renew(request).await
+    };
+    let renewed = renewal().await.expect("renews").into_inner();
+    mesh.clock.advance(80 * DAY);
+    let certificate = ClientCert {
+        certificate: renewed.certificate.into(),
+        key_pkcs8: zeroize::Zeroizing::new(key.pkcs8().to_vec()),
+    };
+    let channel = mesh.channel(Some(certificate)).await;
+    let mut admin = pb::admin_service_client::AdminServiceClient::new(channel);
+    admin
+        .status(pb::AdminStatusRequest {})
+        .await
+        .expect("still an operator after 160 days");
+    let revoke = pb::RevokeOperatorRequest {
+        name: "first".into(),
+    };
+    admin.revoke_operator(revoke).await.expect("two are left");
+    let revoke = pb::RevokeOperatorRequest {
+        name: "anna".into(),
+    };
+    assert_eq!(
+        refused(admin.revoke_operator(revoke).await),
+        "invalid",
+        "the last one stays"
+    );
 }
 
 #[tokio::test]
