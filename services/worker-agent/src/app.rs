@@ -75,7 +75,9 @@ impl App {
             );
         }
         let latch = handles.readiness.latch("netmap", "no netmap yet");
-        let state = StateDir::open(&dir)?;
+        let state = local::open_for_running(&dir).await?;
+        // Bound at once, so that whoever asks from now on waits for this agent.
+        let socket = LocalSocket::bind(&dir).context("bind the control socket agent.sock")?;
         let enrolled = state
             .enrolment()?
             .context("the identity is incomplete: join again")?;
@@ -88,7 +90,6 @@ impl App {
         }
         let services = Services::load(&state)?;
         let ssh = Ssh::prepare(&config.ssh, &state, enrolled.name.to_string()).await?;
-        let socket = LocalSocket::bind(&dir).context("bind the control socket agent.sock")?;
         let admin = config
             .admin
             .as_ref()

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_daemon::Tasks;
+use mesh_node::{StateDir, StateDirError};
 use mesh_types::{Service, ServiceName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -31,6 +32,12 @@ const ANSWER_MAX: u64 = 64 * 1024 * 1024;
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long an agent may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long an agent that holds the lock may take to listen.
+const STARTING_LIMIT: Duration = Duration::from_secs(5);
+/// How long a verb may hold the lock of a stopped agent.
+const VERB_LIMIT: Duration = Duration::from_secs(2);
+/// How often either is looked at again.
+const RETRY: Duration = Duration::from_millis(50);
 /// Requests that wait for the agent.
 pub(crate) const QUEUE: usize = 16;
 /// Connections at the same time.
@@ -79,6 +86,18 @@ pub(crate) enum AskError {
     /// The agent refused; its own words.
     #[error("{0}")]
     Refused(String),
+    /// No agent runs, and its state directory cannot be used in its place.
+    #[error(transparent)]
+    State(#[from] StateDirError),
+}
+
+/// Who took a request.
+#[derive(Debug)]
+pub(crate) enum Reached {
+    /// The running agent; its answer.
+    Agent(Answer),
+    /// Nobody: no agent runs, and the state directory is the caller's now.
+    Nobody(StateDir),
 }
 
 /// A path that fits a socket address. A long one goes through the open directory.
@@ -235,6 +254,38 @@ pub(crate) async fn ask(state_dir: &Path, request: &Request) -> Result<Answer, A
     }
 }
 
+/// Asks the agent that runs on this state directory, also one that is just starting and holds the
+/// lock already; with no agent, opens the directory.
+pub(crate) async fn ask_or_open(state_dir: &Path, request: &Request) -> Result<Reached, AskError> {
+    let deadline = tokio::time::Instant::now() + STARTING_LIMIT;
+    loop {
+        match ask(state_dir, request).await {
+            Err(AskError::NotRunning) => {}
+            answered => return answered.map(Reached::Agent),
+        }
+        match StateDir::open(state_dir) {
+            Err(StateDirError::InUse { .. }) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await;
+            }
+            opened => return Ok(Reached::Nobody(opened?)),
+        }
+    }
+}
+
+/// Opens the state directory for a running agent. Verbs such as `publish` hold its lock for a
+/// moment when no agent runs, so a short while is waited for it.
+pub(crate) async fn open_for_running(state_dir: &Path) -> Result<StateDir, StateDirError> {
+    let deadline = tokio::time::Instant::now() + VERB_LIMIT;
+    loop {
+        match StateDir::open(state_dir) {
+            Err(StateDirError::InUse { .. }) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 fn connect_error(error: io::Error) -> AskError {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning,
@@ -302,6 +353,42 @@ mod tests {
             Err(AskError::NotRunning)
         ));
         assert!(LocalSocket::bind(dir.path()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_just_starting_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        let lock = StateDir::open(&path).expect("opens");
+        let starting = path.clone();
+        let _late = Task::spawn("late", async move {
+            tokio::time::sleep(RETRY * 3).await;
+            let _agent = agent(&starting);
+            std::future::pending::<()>().await;
+        });
+        let reached = ask_or_open(&path, &Request::Status)
+            .await
+            .expect("answered");
+        assert!(
+            matches!(reached, Reached::Agent(Answer::Done)),
+            "{reached:?}"
+        );
+        drop(lock);
+    }
+
+    #[tokio::test]
+    async fn without_an_agent_a_verb_and_then_an_agent_get_the_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        let reached = ask_or_open(&path, &Request::Status).await.expect("opened");
+        let Reached::Nobody(state) = reached else {
+            panic!("nobody runs")
+        };
+        let _verb = Task::spawn("verb", async move {
+            tokio::time::sleep(RETRY * 3).await;
+            drop(state);
+        });
+        assert!(open_for_running(&path).await.is_ok());
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use super::{JoinArgs, complain, say};
 use crate::app::wipe;
 use crate::config::Config;
 use crate::join::{JoinOptions, is_joined};
-use crate::local::{self, AskError, Request};
+use crate::local::{self, Reached, Request};
 
 /// A token is not longer, in bytes.
 const TOKEN_MAX: u64 = 16 * 1024;
@@ -119,24 +119,22 @@ pub(super) async fn leave(config: &Config, force: bool) -> anyhow::Result<()> {
     if !is_joined(&dir) {
         bail!("this machine is in no network: there is nothing to leave");
     }
-    match local::ask(&dir, &Request::Leave { force }).await {
-        Ok(_) => {}
-        Err(AskError::NotRunning) => leave_stopped(&dir, force).await?,
-        Err(error) => return Err(error.into()),
+    match local::ask_or_open(&dir, &Request::Leave { force }).await? {
+        Reached::Agent(_) => {}
+        Reached::Nobody(state) => leave_stopped(&state, force).await?,
     }
     say("left the network; the keys of this machine are gone");
     Ok(())
 }
 
 /// Leaves without a running agent.
-async fn leave_stopped(dir: &Path, force: bool) -> anyhow::Result<()> {
-    let state = StateDir::open(dir)?;
+async fn leave_stopped(state: &StateDir, force: bool) -> anyhow::Result<()> {
     let version = build_info::VERSION.to_owned();
     let control = ControlConfig {
         coordinators: Vec::new(),
         version,
     };
-    let session = ControlSession::start(control, &state);
+    let session = ControlSession::start(control, state);
     let told = match &session {
         Ok(session) => match tokio::time::timeout(LEAVE_LIMIT, session.leave()).await {
             Ok(Ok(())) => Ok(()),
@@ -153,7 +151,7 @@ async fn leave_stopped(dir: &Path, force: bool) -> anyhow::Result<()> {
         Err(error) if !force => {
             Err(error.context("'worker-agent leave --force' leaves without the coordinator"))
         }
-        _ => Ok(wipe(&state)?),
+        _ => Ok(wipe(state)?),
     }
 }
 

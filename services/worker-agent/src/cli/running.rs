@@ -5,14 +5,13 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use mesh_daemon::{Handles, ShutdownTrigger, signals, telemetry};
-use mesh_node::StateDir;
 use mesh_types::{ServiceName, Timestamp};
 
 use super::say;
 use crate::app::{App, change_services};
 use crate::config::Config;
 use crate::join::is_joined;
-use crate::local::{self, Answer, AskError, Request};
+use crate::local::{self, Answer, AskError, Reached, Request};
 use crate::services::described;
 use crate::status::{AgentStatus, render};
 
@@ -39,9 +38,10 @@ pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
 /// The status of the agent that runs on this state directory.
 pub(super) async fn running(dir: &Path) -> anyhow::Result<AgentStatus> {
     must_have_joined(dir)?;
-    match local::ask(dir, &Request::Status).await? {
-        Answer::Status(status) => Ok(*status),
-        Answer::Done | Answer::Refused { .. } => bail!("the agent answered something else"),
+    match local::ask_or_open(dir, &Request::Status).await? {
+        Reached::Agent(Answer::Status(status)) => Ok(*status),
+        Reached::Agent(_) => bail!("the agent answered something else"),
+        Reached::Nobody(_) => Err(AskError::NotRunning.into()),
     }
 }
 
@@ -80,13 +80,12 @@ fn when(live: bool) -> &'static str {
 async fn change(config: &Config, request: Request) -> anyhow::Result<bool> {
     let dir = config.state_dir();
     must_have_joined(&dir)?;
-    match local::ask(&dir, &request).await {
-        Ok(_) => Ok(true),
-        Err(AskError::NotRunning) => {
-            change_services(&StateDir::open(&dir)?, &request)?;
+    match local::ask_or_open(&dir, &request).await? {
+        Reached::Agent(_) => Ok(true),
+        Reached::Nobody(state) => {
+            change_services(&state, &request)?;
             Ok(false)
         }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -103,6 +102,8 @@ pub(super) fn must_have_joined(dir: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_node::StateDir;
+
     use super::*;
 
     #[tokio::test]
