@@ -7,6 +7,8 @@
 //! [`PROBE_RELAYED`]; with each round the peer is asked over the relay to probe us as well, so
 //! that both sides open their NATs. Without traffic nothing is sent.
 
+mod candidates;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,8 @@ use mesh_types::RelayId;
 
 use crate::disco::TxId;
 use crate::event::PathKind;
+
+use candidates::{Candidate, Candidates, MAX_NETMAP};
 
 /// How long an answered probe vouches for a direct path.
 pub(crate) const TRUST: Duration = Duration::from_secs(6);
@@ -39,13 +43,9 @@ const PROBE_GAP: Duration = Duration::from_millis(200);
 pub(crate) const ACTIVE: Duration = Duration::from_secs(30);
 /// An unanswered probe is forgotten after this long.
 const PROBE_LIFE: Duration = Duration::from_secs(5);
-/// A candidate that was learned and not confirmed since is forgotten after this long.
-const LEARNED_LIFE: Duration = Duration::from_secs(120);
+/// A peer's call-me-maybe is acted on no more often than this.
+const CALL_GAP: Duration = Duration::from_millis(250);
 
-/// Candidates taken from the netmap at most.
-const MAX_NETMAP: usize = 16;
-/// Candidates at most, learned ones included.
-const MAX_CANDIDATES: usize = 32;
 /// Unanswered probes remembered at most.
 const MAX_PROBES: usize = 96;
 
@@ -61,17 +61,6 @@ pub(crate) enum Via {
 pub(crate) enum Action {
     Ping { via: Via, tx: TxId },
     CallMeMaybe { relay: RelayId },
-}
-
-#[derive(Debug)]
-struct Candidate {
-    addr: SocketAddr,
-    from_netmap: bool,
-    learned: Instant,
-    rtt: Option<Duration>,
-    last_ping: Option<Instant>,
-    last_pong: Option<Instant>,
-    last_receive: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -90,13 +79,14 @@ struct Probe {
 /// The paths to one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Paths {
-    candidates: Vec<Candidate>,
+    candidates: Candidates,
     best: Option<Best>,
     relay_rtt: Option<Duration>,
     probes: Vec<Probe>,
     next_all: Option<Instant>,
     rounds: usize,
     last_activity: Option<Instant>,
+    last_call: Option<Instant>,
     /// There is a sign that the best path does not work for the peer; its next answer clears it.
     doubted: bool,
 }
@@ -104,17 +94,8 @@ pub(crate) struct Paths {
 impl Paths {
     /// Takes the endpoints that the netmap names; learned ones stay.
     pub(crate) fn set_netmap_endpoints(&mut self, endpoints: &[SocketAddr], now: Instant) {
-        for candidate in &mut self.candidates {
-            if candidate.from_netmap {
-                candidate.from_netmap = false;
-                candidate.learned = now;
-            }
-        }
-        for &addr in endpoints.iter().take(MAX_NETMAP) {
-            if let Some(candidate) = self.learn(addr, now) {
-                candidate.from_netmap = true;
-            }
-        }
+        let keep = self.best_addr();
+        self.candidates.set_netmap(endpoints, keep, now);
         self.probe_soon(now);
     }
 
@@ -127,6 +108,13 @@ impl Paths {
         actions: &mut Vec<Action>,
         now: Instant,
     ) {
+        let lately = self
+            .last_call
+            .is_some_and(|last| now.saturating_duration_since(last) < CALL_GAP);
+        if lately {
+            return;
+        }
+        self.last_call = Some(now);
         for &addr in endpoints {
             self.learn(addr, now);
         }
@@ -141,16 +129,14 @@ impl Paths {
         actions: &mut Vec<Action>,
         now: Instant,
     ) {
-        let addrs: Vec<_> = self.candidates.iter().map(|c| c.addr).collect();
-        for addr in addrs {
+        for addr in self.candidates.addrs() {
             self.ping(addr, PROBE_GAP, random, actions, now);
         }
     }
 
     /// Something authentic arrived from this address.
     pub(crate) fn on_receive(&mut self, addr: SocketAddr, now: Instant) {
-        let known = self.candidates.iter_mut().find(|c| c.addr == addr);
-        match known {
+        match self.candidates.find_mut(addr) {
             Some(candidate) => candidate.last_receive = Some(now),
             None => {
                 if let Some(candidate) = self.learn(addr, now) {
@@ -196,7 +182,7 @@ impl Paths {
             best.trusted_until = now;
         }
         self.probes.clear();
-        for candidate in &mut self.candidates {
+        for candidate in self.candidates.iter_mut() {
             candidate.last_ping = None;
         }
         self.probe_soon(now);
@@ -224,7 +210,7 @@ impl Paths {
                 // Answers to earlier probes of this path say nothing more.
                 self.probes
                     .retain(|probe| probe.via != via || probe.sent > sent);
-                if let Some(candidate) = self.candidates.iter_mut().find(|c| c.addr == addr) {
+                if let Some(candidate) = self.candidates.find_mut(addr) {
                     candidate.rtt = Some(smooth(candidate.rtt, rtt));
                     candidate.last_pong = Some(now);
                     candidate.last_receive = Some(now);
@@ -256,12 +242,7 @@ impl Paths {
             return;
         }
         // Hysteresis: clearly faster, not just luckier.
-        let rtt = |addr| {
-            self.candidates
-                .iter()
-                .find(|c| c.addr == addr)
-                .and_then(|c| c.rtt)
-        };
+        let rtt = |addr| self.candidates.find(addr).and_then(|c| c.rtt);
         if let (Some(new), Some(old)) = (rtt(addr), rtt(best.addr))
             && new + (old / 5).max(Duration::from_millis(2)) < old
         {
@@ -289,17 +270,13 @@ impl Paths {
             .filter(|probe| probe.via == Via::Direct(addr))
             .map(|probe| probe.sent)
             .min()?;
-        let heard = self
-            .candidates
-            .iter()
-            .find(|c| c.addr == addr)
-            .and_then(|c| c.last_receive);
+        let heard = self.candidates.find(addr).and_then(|c| c.last_receive);
         heard.is_none_or(|heard| heard < oldest).then_some(oldest)
     }
 
     /// Whether the address is a candidate.
     pub(crate) fn knows(&self, addr: SocketAddr) -> bool {
-        self.candidates.iter().any(|c| c.addr == addr)
+        self.candidates.find(addr).is_some()
     }
 
     #[inline]
@@ -326,7 +303,7 @@ impl Paths {
             .max_by_key(|c| c.last_receive)
             .map(|c| c.addr)
             .or(best.map(|best| best.addr))
-            .or_else(|| self.candidates.first().map(|c| c.addr))
+            .or_else(|| self.candidates.iter().next().map(|c| c.addr))
             .map_or(PathKind::None, PathKind::Direct)
     }
 
@@ -345,7 +322,7 @@ impl Paths {
 
     pub(crate) fn rtt(&self, path: PathKind) -> Option<Duration> {
         match path {
-            PathKind::Direct(addr) => self.candidates.iter().find(|c| c.addr == addr)?.rtt,
+            PathKind::Direct(addr) => self.candidates.find(addr)?.rtt,
             PathKind::Relay(_) => self.relay_rtt,
             PathKind::None => None,
         }
@@ -445,7 +422,7 @@ impl Paths {
         actions: &mut Vec<Action>,
         now: Instant,
     ) {
-        let Some(candidate) = self.candidates.iter_mut().find(|c| c.addr == addr) else {
+        let Some(candidate) = self.candidates.find_mut(addr) else {
             return;
         };
         if candidate
@@ -472,8 +449,7 @@ impl Paths {
         self.on_receive(addr, now);
         let proven = self
             .candidates
-            .iter()
-            .find(|c| c.addr == addr)
+            .find(addr)
             .and_then(|c| c.last_pong)
             .is_some_and(|last| now.saturating_duration_since(last) < TRUST);
         if !proven || !self.is_trusted(now) {
@@ -496,56 +472,20 @@ impl Paths {
     fn forget_old(&mut self, now: Instant) {
         let age = |then: Instant| now.saturating_duration_since(then);
         self.probes.retain(|probe| age(probe.sent) < PROBE_LIFE);
-        let best = self.best.map(|best| best.addr);
-        self.candidates.retain(|c| {
-            let last_sign = c
-                .last_receive
-                .max(c.last_pong)
-                .unwrap_or(c.learned)
-                .max(c.learned);
-            c.from_netmap || Some(c.addr) == best || age(last_sign) < LEARNED_LIFE
-        });
+        let keep = self.best_addr();
+        self.candidates.forget_old(keep, now);
     }
 
-    /// The candidate with this address, made if there is room or an unproven learned one to drop.
+    fn best_addr(&self) -> Option<SocketAddr> {
+        self.best.map(|best| best.addr)
+    }
+
     fn learn(&mut self, addr: SocketAddr, now: Instant) -> Option<&mut Candidate> {
-        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-        if let Some(at) = self.candidates.iter().position(|c| c.addr == addr) {
-            self.candidates[at].learned = now;
-            return self.candidates.get_mut(at);
-        }
-        if !is_usable(addr) {
-            return None;
-        }
-        if self.candidates.len() >= MAX_CANDIDATES {
-            let best = self.best.map(|best| best.addr);
-            let oldest = self
-                .candidates
-                .iter()
-                .enumerate()
-                .filter(|(_, c)| !c.from_netmap && Some(c.addr) != best)
-                .min_by_key(|(_, c)| (c.last_pong, c.last_receive, c.learned))
-                .map(|(at, _)| at)?;
-            self.candidates.swap_remove(oldest);
-        }
-        self.candidates.push(Candidate {
-            addr,
-            from_netmap: false,
-            learned: now,
-            rtt: None,
-            last_ping: None,
-            last_pong: None,
-            last_receive: None,
-        });
-        self.candidates.last_mut()
+        let keep = self.best_addr();
+        self.candidates.learn(addr, keep, now)
     }
 }
 
 fn smooth(old: Option<Duration>, new: Duration) -> Duration {
     old.map_or(new, |old| (old * 3 + new) / 4)
-}
-
-/// Addresses that no peer can be at.
-fn is_usable(addr: SocketAddr) -> bool {
-    addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast()
 }

@@ -21,6 +21,8 @@ use crate::registry::ConnectionId;
 
 /// How long the proof of the key may take.
 const OPENING: Duration = Duration::from_secs(10);
+/// More than this nobody needs to say before the proof of the key.
+const MAX_OPENING: usize = 4096;
 /// How long a client waits that the coordinator has not named yet: it may have joined just now.
 const ADMISSION: Duration = Duration::from_secs(5);
 /// A client that takes nothing for this long is cut.
@@ -37,6 +39,8 @@ pub(crate) enum ConnectionError {
     Derp(#[from] DerpError),
     #[error("the coordinator has not named its key")]
     NotAllowed,
+    #[error("it said too much before it proved its key")]
+    TooMuch,
     #[error("it took longer than {} s to prove its key", OPENING.as_secs())]
     Slow,
     #[error("it was silent for {} s", DEAD_AFTER.as_secs())]
@@ -110,7 +114,8 @@ async fn open(
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> Result<WgPublicKey, ConnectionError> {
     let mut output = Vec::new();
-    let mut buffer = vec![0; 4096];
+    let mut buffer = vec![0; 1024];
+    let mut heard = 0;
     loop {
         match server.poll()? {
             Some(ServerEvent::Hello { client }) => return Ok(client),
@@ -123,6 +128,10 @@ async fn open(
                 let read = reader.read(&mut buffer).await?;
                 if read == 0 {
                     return Err(ConnectionError::Closed);
+                }
+                heard += read;
+                if heard > MAX_OPENING {
+                    return Err(ConnectionError::TooMuch);
                 }
                 server.handle_bytes(&buffer[..read]);
             }

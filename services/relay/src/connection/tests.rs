@@ -299,7 +299,15 @@ async fn a_stranger_that_says_nothing_or_nonsense_is_let_go() {
         .await
         .expect("the relay's key");
     assert_eq!(loud.stream.read(&mut hello).await.expect("an end"), 0);
+    let mut talker = relay.connect_with_room(1, 4096);
+    // A frame that would be allowed later, of which there is no end.
+    talker
+        .stream
+        .write_all(&[2, 0, 0, 0xff, 0xff])
+        .await
+        .expect("room");
+    while talker.stream.write_all(&[0; 512]).await.is_ok() {}
     let text = relay.metrics.encode();
     assert!(text.contains(r#"{reason="Slow"} 1"#), "{text}");
-    assert!(text.contains(r#"{reason="Protocol"} 1"#), "{text}");
+    assert!(text.contains(r#"{reason="Protocol"} 2"#), "{text}");
 }
