@@ -64,7 +64,10 @@ struct Link<C: Connector, B: RequestBody> {
     /// The deadline of the request that is waited for. Kept with the connection, because moving a
     /// registered timer further away takes no lock.
     deadline: Pin<Box<Sleep>>,
-    idle_since: Instant,
+    /// When its last request was sent, or when it was made.
+    used_at: Instant,
+    /// How long it had been unused before its present request.
+    idle_for: Duration,
     reused: bool,
 }
 
@@ -109,7 +112,7 @@ impl<C: Connector, B: RequestBody> Lease<C, B> {
 
     /// How long the connection was unused before.
     pub(crate) fn idle_for(&self) -> Duration {
-        self.link.idle_since.elapsed()
+        self.link.idle_for
     }
 
     /// Lets the connection do what it can do now; `cx` is woken when it can do more.
@@ -125,7 +128,7 @@ impl<C: Connector, B: RequestBody> Lease<C, B> {
         let limit = self.pool.limits.first_byte;
         let upload: Option<Arc<Upload>> = request.body().upload();
         let link = &mut *self.link;
-        link.deadline.as_mut().reset(Instant::now() + limit);
+        link.deadline.as_mut().reset(link.used_at + limit);
         let mut reply = pin!(link.sender.try_send_request(request));
         poll_fn(|cx| {
             if !link.ended && Pin::new(&mut link.driver).poll(cx).is_ready() {
@@ -173,7 +176,6 @@ impl<C: Connector, B: RequestBody> Lease<C, B> {
     pub(crate) fn release(mut self) {
         if self.link.is_usable() {
             self.link.reused = true;
-            self.link.idle_since = Instant::now();
             let pool = Arc::clone(&self.pool);
             pool.put(self.target, self.link);
         }
@@ -206,9 +208,12 @@ impl<C: Connector, B: RequestBody> Pool<C, B> {
 
     /// A kept connection that still stands, or `None`.
     pub(crate) fn take(self: &Arc<Self>, target: &C::Target) -> Option<Lease<C, B>> {
+        let now = Instant::now();
         loop {
             let mut link = self.lock().get_mut(target)?.pop()?;
-            if link.idle_since.elapsed() < self.limits.idle && link.is_usable() {
+            link.idle_for = now.saturating_duration_since(link.used_at);
+            if link.idle_for < self.limits.idle && link.is_usable() {
+                link.used_at = now;
                 return Some(Lease {
                     link,
                     target: target.clone(),
@@ -239,7 +244,8 @@ impl<C: Connector, B: RequestBody> Pool<C, B> {
                 driver: connection,
                 ended: false,
                 deadline: Box::pin(tokio::time::sleep_until(now + self.limits.first_byte)),
-                idle_since: now,
+                used_at: now,
+                idle_for: Duration::ZERO,
                 reused: false,
             }),
             target: target.clone(),
@@ -261,7 +267,7 @@ impl<C: Connector, B: RequestBody> Pool<C, B> {
         let limit = self.limits.idle;
         self.lock().retain(|target, links| {
             links.retain_mut(|link| {
-                keep(target) && link.idle_since.elapsed() < limit && link.is_usable()
+                keep(target) && link.used_at.elapsed() < limit && link.is_usable()
             });
             !links.is_empty()
         });
