@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
+use tracing::{Instrument as _, Span};
 
 mod machine;
 mod stream;
@@ -144,7 +145,7 @@ impl ControlSession {
             },
             crate::random::seed().ok_or(SessionError::Random)?,
         );
-        let task = Mutex::new(Some(tokio::spawn(shell.run())));
+        let task = Mutex::new(Some(tokio::spawn(shell.run().instrument(span(&enrolled)))));
         Ok(Self {
             enrolled,
             coordinators,
@@ -236,6 +237,15 @@ impl Drop for ControlSession {
             task.abort();
         }
     }
+}
+
+/// What log lines of one node share, since several nodes may live in one process.
+pub(crate) fn span(enrolled: &Enrolled) -> Span {
+    let network = enrolled
+        .network
+        .as_ref()
+        .map_or("", |network| network.as_str());
+    tracing::info_span!("node", node = %enrolled.name, network)
 }
 
 /// The coordinator did not take the goodbye.

@@ -13,8 +13,9 @@ use mesh_types::{Netmap, NodeId, OverlayAddrs, Service, ServiceName};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
+use tracing::Instrument as _;
 
-use crate::control::{ControlConfig, ControlSession, ControlStatus, LeaveError};
+use crate::control::{ControlConfig, ControlSession, ControlStatus, LeaveError, span};
 use crate::counters::Counters;
 use crate::directory::Resolved;
 use crate::driver::{Driver, Parts, UdpPort};
@@ -155,6 +156,7 @@ impl Node {
             stop: stopped.clone(),
             greet,
         });
+        let span = span(shared.control().enrolled());
         let keeper = keeper::run(Arc::clone(&shared), state.clone(), netmap, stopped);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -165,8 +167,8 @@ impl Node {
                 stack,
                 ports: bound,
                 stop,
-                driver: Mutex::new(Some(tokio::spawn(driver.run()))),
-                keeper: Mutex::new(Some(tokio::spawn(keeper))),
+                driver: Mutex::new(Some(tokio::spawn(driver.run().instrument(span.clone())))),
+                keeper: Mutex::new(Some(tokio::spawn(keeper.instrument(span)))),
             }),
         })
     }

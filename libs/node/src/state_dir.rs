@@ -5,7 +5,7 @@
 //! (write, sync, rename), so that a crash leaves the old one or the new one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -387,17 +387,10 @@ fn lock(path: &Path) -> Result<File, StateDirError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _read = Read::by_ref(&mut file).take(20).read_to_string(&mut pid);
-            let pid = pid.trim();
-            let known = !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
+            let pid = holder(&mut file).unwrap_or_else(|| "unknown".to_owned());
             return Err(StateDirError::InUse {
                 path: path.to_owned(),
-                pid: if known {
-                    pid.to_owned()
-                } else {
-                    "unknown".to_owned()
-                },
+                pid,
             });
         }
         Err(TryLockError::Error(source)) => {
@@ -415,6 +408,24 @@ fn lock(path: &Path) -> Result<File, StateDirError> {
         writeln!(file, "{}", std::process::id()),
     )?;
     Ok(file)
+}
+
+/// Who wrote itself into the lock file. It does so right after it took the lock, so an empty file
+/// is looked at again.
+fn holder(file: &mut File) -> Option<String> {
+    for _ in 0..200 {
+        let mut text = String::new();
+        file.rewind().ok()?;
+        Read::by_ref(file).take(20).read_to_string(&mut text).ok()?;
+        if let Some(pid) = text.strip_suffix('\n')
+            && !pid.is_empty()
+            && pid.bytes().all(|b| b.is_ascii_digit())
+        {
+            return Some(pid.to_owned());
+        }
+        std::thread::yield_now();
+    }
+    None
 }
 
 fn check_version(path: &Path) -> Result<(), StateDirError> {

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tracing::Instrument as _;
 
 use crate::credential::Credential;
 
@@ -120,7 +121,7 @@ impl Link {
         };
         Self {
             shared,
-            task: tokio::spawn(runner.run()),
+            task: tokio::spawn(runner.run().in_current_span()),
             relay,
             used: now,
         }
