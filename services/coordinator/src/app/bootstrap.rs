@@ -38,12 +38,8 @@ const OPERATOR_RENEW: std::time::Duration = std::time::Duration::from_secs(30 * 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootstrapError {
     /// The state directory or a file in it.
-    #[error("use the state directory {}", path.display())]
-    Dir {
-        path: PathBuf,
-        #[source]
-        source: mesh_daemon::PrivateFileError,
-    },
+    #[error("the state directory cannot be used")]
+    Dir(#[source] mesh_daemon::PrivateFileError),
     /// It is some other program's.
     #[error("{} is a node's state directory: choose another --state-dir", .0.display())]
     NodeDir(PathBuf),
@@ -86,7 +82,7 @@ impl Core {
         let dir = operator_dir(state_dir);
         if dir.is_dir() {
             let path = dir.join("addrs");
-            write_private(&path, addresses.join("\n").as_bytes()).map_err(in_dir(&path))?;
+            write_private(&path, addresses.join("\n").as_bytes()).map_err(BootstrapError::Dir)?;
         }
         // Set once, by `App::build`; a second call would change nothing.
         drop(self.advertised.set(addresses));
@@ -112,7 +108,7 @@ pub(crate) async fn open(
     metrics: &Metrics,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, BootstrapError> {
     let dir = config.state_dir.as_path();
-    private_dir(dir).map_err(in_dir(dir))?;
+    private_dir(dir).map_err(BootstrapError::Dir)?;
     if dir.join("node.key").exists() {
         return Err(BootstrapError::NodeDir(dir.to_path_buf()));
     }
@@ -156,11 +152,6 @@ pub(crate) async fn open(
         owner,
         events,
     })
-}
-
-fn in_dir(path: &Path) -> impl FnOnce(mesh_daemon::PrivateFileError) -> BootstrapError + use<> {
-    let path = path.to_path_buf();
-    move |source| BootstrapError::Dir { path, source }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], BootstrapError> {
@@ -346,10 +337,10 @@ fn write_operator_files(
     key: Option<&Identity>,
 ) -> Result<(), BootstrapError> {
     let dir = operator_dir(state_dir);
-    private_dir(&dir).map_err(in_dir(&dir))?;
+    private_dir(&dir).map_err(BootstrapError::Dir)?;
     let write = |name: &str, content: &[u8]| {
         let path = dir.join(name);
-        write_private(&path, content).map_err(in_dir(&path))
+        write_private(&path, content).map_err(BootstrapError::Dir)
     };
     if let Some(key) = key {
         write("operator.key", pem("PRIVATE KEY", key.pkcs8()).as_bytes())?;
@@ -369,7 +360,7 @@ async fn refresh_operator(
     now: Timestamp,
 ) -> Result<(), BootstrapError> {
     let path = operator_dir(state_dir).join("id");
-    let Some(id) = read_private(&path).map_err(in_dir(&path))? else {
+    let Some(id) = read_private(&path).map_err(BootstrapError::Dir)? else {
         return Ok(());
     };
     let id = String::from_utf8_lossy(&id)
