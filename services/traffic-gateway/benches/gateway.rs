@@ -2,7 +2,8 @@
 //! keep-alive connections, bodies of 1 KiB and 64 KiB.
 //!
 //! All of them, the upstream and wrk share the machine, and rounds alternate, so only the ratios
-//! within a round mean anything; the report has every figure and the median of the ratios. The
+//! within a round mean anything; the report has every figure and the median of the ratios, and the
+//! processor time that each proxy took for a request, which other work disturbs least. The
 //! first part has its upstream on loopback and shows the proxy's own cost. The second part goes
 //! through the overlay (`mesh up`, a `worker-agent`, WireGuard and TCP in user space), where the
 //! peers cannot follow; its figures stand for themselves.
@@ -28,7 +29,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use mesh_testkit::artefact;
 use serde_json::{Value, json};
-use wrk::Sample;
+use wrk::{Sample, Whose};
 
 /// Connections that wrk keeps open.
 const CONNECTIONS: usize = 64;
@@ -109,18 +110,25 @@ fn lay_out(dir: &Path) -> Result<()> {
 fn on_loopback(files: &Path, plan: &Plan) -> Result<Value> {
     let upstream = peers::upstream(files)?;
     let ours = ours::Gateway::start(upstream.addr, PREFIX)?;
-    let mut targets = vec![("direct", upstream.addr), ("gateway", ours.addr())];
+    let mut targets = vec![
+        ("direct", upstream.addr, Whose::Nobodys),
+        ("gateway", ours.addr(), Whose::Threads("gateway-")),
+    ];
     let peers = peers::start_all(files, upstream.addr)?;
-    targets.extend(peers.iter().map(|peer| (peer.name, peer.addr)));
+    targets.extend(
+        peers
+            .iter()
+            .map(|peer| (peer.name, peer.addr, Whose::Process(peer.pid()))),
+    );
     let mut report = serde_json::Map::new();
     for (size, _) in SIZES {
         let mut samples: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
         for round in 0..plan.rounds {
             // Each round starts with another one, so that nobody always runs first.
             for at in 0..targets.len() {
-                let (name, addr) = targets[(at + round) % targets.len()];
+                let (name, addr, whose) = targets[(at + round) % targets.len()];
                 let url = format!("http://{addr}/{PREFIX}/{size}");
-                let sample = wrk::run(&url, CONNECTIONS, plan.seconds)?;
+                let sample = wrk::run(&url, CONNECTIONS, plan.seconds, whose)?;
                 println!("{size:>4} round {} {name:<8} {sample}", round + 1);
                 samples.entry(name).or_default().push(sample);
             }
@@ -150,8 +158,12 @@ fn compared(samples: &BTreeMap<&str, Vec<Sample>>) -> Value {
         let requests = ratio(theirs, |sample| sample.requests_per_second);
         let p50 = ratio(theirs, |sample| sample.p50_us);
         let p99 = ratio(theirs, |sample| sample.p99_us);
-        println!("     gateway / {name:<8} requests/s {requests:.2}  p50 {p50:.2}  p99 {p99:.2}");
-        let all = json!({ "requests_per_second": requests, "p50": p50, "p99": p99 });
+        let cpu = ratio(theirs, |sample| sample.cpu_us.unwrap_or(f64::NAN));
+        println!(
+            "     gateway / {name:<8} requests/s {requests:.2}  p50 {p50:.2}  p99 {p99:.2}  \
+             cpu {cpu:.2}"
+        );
+        let all = json!({ "requests_per_second": requests, "p50": p50, "p99": p99, "cpu": cpu });
         ratios.insert((*name).to_owned(), all);
     }
     let better: Vec<f64> = (0..ours.len())
@@ -189,11 +201,11 @@ fn through_the_overlay(files: &Path, plan: &Plan) -> Result<Value> {
         let mut direct = Vec::new();
         for round in 0..plan.rounds {
             let url = format!("{}{size}", mesh.service_url());
-            let sample = wrk::run(&url, CONNECTIONS, plan.seconds)?;
+            let sample = wrk::run(&url, CONNECTIONS, plan.seconds, Whose::Nobodys)?;
             println!("{size:>4} round {} overlay  {sample}", round + 1);
             through.push(sample);
             let url = format!("http://{}/{size}", upstream.addr);
-            let sample = wrk::run(&url, CONNECTIONS, plan.seconds)?;
+            let sample = wrk::run(&url, CONNECTIONS, plan.seconds, Whose::Nobodys)?;
             println!("{size:>4} round {} direct   {sample}", round + 1);
             direct.push(sample);
         }

@@ -19,6 +19,12 @@ pub(crate) struct Peer {
     child: Child,
 }
 
+impl Peer {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         // SIGTERM lets nginx end its workers; they are gone with their master.
