@@ -14,6 +14,7 @@ use mesh_types::{NetworkName, NodeName, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+use traffic_gateway::server::ListenError;
 
 use super::GRACE;
 use super::joining::Joiner;
