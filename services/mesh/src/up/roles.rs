@@ -438,6 +438,11 @@ async fn start_gateway(
     let app = traffic_gateway::App::build(config, handles.scoped("traffic-gateway"))
         .await
         .map_err(|error| {
+            let error = match error.downcast::<ListenError>() {
+                Ok(ListenError::Bind(bind)) => bind.into(),
+                Ok(other) => other.into(),
+                Err(error) => error,
+            };
             let flags = [
                 ("--gateway-port", args.gateway_port),
                 ("--wg-port", args.wg_port),
