@@ -1,7 +1,7 @@
 //! The worker-agent joins a machine to a network: it brings up the node, publishes the machine's
 //! console, SSH and services on the overlay, and answers questions on a local socket.
 //!
-//! [`App`] is the running agent, [`join`] makes a machine part of a network, [`cli`] is the
+//! [`App`] is the running agent, [`join()`] makes a machine part of a network, [`cli`] is the
 //! command line. Several agents may live in one process, each with its own state directory.
 //!
 //! What it does not do: it decides nothing about who may reach what (the netmap does), touches no
