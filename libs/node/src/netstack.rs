@@ -21,6 +21,7 @@ mod stream;
 mod tests;
 mod udp;
 
+pub(crate) use listener::ListenerCloser;
 pub use listener::OverlayListener;
 pub use stack::Netstack;
 pub use stream::OverlayStream;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::counters::{Counters, add};
-use crate::netstack::{ListenError, Netstack, OverlayListener, OverlayStream};
+use crate::netstack::{ListenError, ListenerCloser, Netstack, OverlayListener, OverlayStream};
 
 /// How long a target on loopback may take to accept.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -65,11 +65,14 @@ pub enum PublishError {
 
 struct Entry {
     published: Published,
+    listener: ListenerCloser,
     task: JoinHandle<()>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        // At once; the task ends when its thread comes to it.
+        self.listener.close();
         self.task.abort();
     }
 }
@@ -148,8 +151,16 @@ impl Services {
             self.stack.listen(port)?
         };
         drop(entries.remove(&name));
+        let closer = listener.closer();
         let task = tokio::spawn(connections.accept_all(listener));
-        entries.insert(name, Entry { published, task });
+        entries.insert(
+            name,
+            Entry {
+                published,
+                listener: closer,
+                task,
+            },
+        );
         Ok(())
     }
 

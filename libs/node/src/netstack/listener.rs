@@ -38,10 +38,33 @@ impl OverlayListener {
         self.port
     }
 
+    /// What frees the port from outside.
+    pub(crate) fn closer(&self) -> ListenerCloser {
+        ListenerCloser {
+            shared: Arc::clone(&self.shared),
+            port: self.port,
+            serial: self.serial,
+        }
+    }
+
     /// The next connection with the other side's overlay address; `None` when the node has
     /// stopped. Cancel-safe.
     pub async fn accept(&mut self) -> Option<(OverlayStream, SocketAddr)> {
         self.accepted.recv().await
+    }
+}
+
+/// Frees the port of a listener that somebody else holds; its `accept` then gives `None`.
+pub(crate) struct ListenerCloser {
+    shared: Arc<Shared>,
+    port: u16,
+    serial: u64,
+}
+
+impl ListenerCloser {
+    /// From here on the port refuses, unless another listener took it over.
+    pub(crate) fn close(&self) {
+        self.shared.lock().remove_listener(self.port, self.serial);
     }
 }
 
