@@ -24,6 +24,7 @@ pub(crate) fn run() -> Result<()> {
         "--workspace",
         "--no-deps",
         "--document-private-items",
+        "--keep-going",
     ]);
     failures.extend(process::run(doc.env("RUSTDOCFLAGS", "-D warnings")).err());
     if failures.is_empty() {

@@ -16,6 +16,7 @@ mod licences;
 mod links;
 mod lockfile;
 mod source;
+mod unused;
 
 /// What the rules found.
 #[derive(Debug, Default)]
@@ -93,6 +94,7 @@ pub(crate) fn run() -> Result<()> {
     edges::check(&mut findings)?;
     imports::check(&tree, &mut findings);
     layout::check(&tree, &mut findings)?;
+    unused::check(&tree, &mut findings)?;
     lockfile::check(&tree, &mut findings)?;
     licences::check(&mut findings)?;
     links::check(&tree, &mut findings);
