@@ -189,25 +189,6 @@ proptest! {
     }
 
     #[test]
-    fn parts_encoded_beforehand_are_the_same_bytes(
-        peers in vec(peer(), 0..4),
-        patches in vec(patch(), 0..4),
-    ) {
-        let cursor = Some(Cursor { version: 3, epoch: 9, volatile: 1 }.into());
-        let peers: Vec<pb::Peer> = peers.into_iter().map(Into::into).collect();
-        let patches: Vec<pb::PeerPatch> = patches.into_iter().map(Into::into).collect();
-        let encoded = pb::EncodedNetmapChunk {
-            cursor,
-            full: true,
-            peers: peers.iter().map(prost::Message::encode_to_vec).collect(),
-            patches: patches.iter().map(prost::Message::encode_to_vec).collect(),
-            ..Default::default()
-        };
-        let plain = pb::NetmapChunk { cursor, full: true, peers, patches, ..Default::default() };
-        prop_assert_eq!(plain.encode_to_vec(), encoded.encode_to_vec());
-    }
-
-    #[test]
     fn any_bytes_are_taken_or_refused_without_panic(bytes in vec(any::<u8>(), 0..400)) {
         if let Ok(chunk) = pb::NetmapChunk::decode(bytes.as_slice()) {
             let _outcome = Assembler::default().push(chunk);

@@ -2092,47 +2092,6 @@ pub struct NetmapChunk {
     #[prost(message, optional, tag = "9")]
     pub relays: ::core::option::Option<RelayList>,
 }
-/// NetmapChunk on the coordinator's side: the same bytes on the wire, with peers encoded beforehand.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct EncodedSyncResponse {
-    #[prost(oneof = "encoded_sync_response::Message", tags = "1, 2, 3, 4")]
-    pub message: ::core::option::Option<encoded_sync_response::Message>,
-}
-/// Nested message and enum types in `EncodedSyncResponse`.
-pub mod encoded_sync_response {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Welcome(super::SyncWelcome),
-        #[prost(message, tag = "2")]
-        Netmap(super::EncodedNetmapChunk),
-        #[prost(message, tag = "3")]
-        HeartbeatAck(super::HeartbeatAck),
-        #[prost(message, tag = "4")]
-        Goodbye(super::SyncGoodbye),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct EncodedNetmapChunk {
-    #[prost(message, optional, tag = "1")]
-    pub cursor: ::core::option::Option<Cursor>,
-    #[prost(bool, tag = "2")]
-    pub full: bool,
-    #[prost(bool, tag = "3")]
-    pub last: bool,
-    #[prost(message, optional, tag = "4")]
-    pub node: ::core::option::Option<SelfNode>,
-    #[prost(bytes = "vec", repeated, tag = "5")]
-    pub peers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "6")]
-    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "7")]
-    pub patches: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(message, optional, tag = "8")]
-    pub filter: ::core::option::Option<PacketFilter>,
-    #[prost(message, optional, tag = "9")]
-    pub relays: ::core::option::Option<RelayList>,
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatAck {
     #[prost(uint64, tag = "1")]

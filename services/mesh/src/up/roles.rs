@@ -454,7 +454,7 @@ async fn start_gateway(
         .context("the gateway has no default network")?;
     let facts = GatewayFacts {
         addr: app.local_addr(),
-        url: app.url(),
+        url: format!("{}/", app.url().trim_end_matches('/')),
         enrolled,
         node,
         state,
