@@ -11,9 +11,10 @@ use integration::socks::{Wanted, associate, connect};
 use integration::{Field, Layout, Server};
 use mesh_testkit::{Child, Curl, Need, Spec, TestUser, eventually, needs};
 
-const NEEDED: [Need; 6] = [
+const NEEDED: [Need; 7] = [
     Need::Root,
     Need::Program("ip"),
+    Need::Program("tcpdump"),
     Need::Program("curl"),
     Need::Program("useradd"),
     Need::Program("setpriv"),
@@ -164,7 +165,7 @@ fn nothing_outside_the_mesh_is_reached() {
     });
     assert_eq!((loopback.connections(), foreign.connections()), (0, 1));
 
-    udp_does_not_leave_the_machine(&field);
+    udp_does_not_leave_the_machine(&field, foreign_overlay);
 
     // Another user of the same machine.
     let stranger = TestUser::create().expect("user");
@@ -184,13 +185,14 @@ fn nothing_outside_the_mesh_is_reached() {
 }
 
 /// By UDP ASSOCIATE: a datagram must not come out of the deploy-manager's machine.
-fn udp_does_not_leave_the_machine(field: &Field) {
+fn udp_does_not_leave_the_machine(field: &Field, foreign: Ipv4Addr) {
     let edge = field.host("edge");
     let proxy = field.socks("default");
     let sinks = [
         UdpSink::start(Some(edge), Ipv4Addr::LOCALHOST).expect("socket"),
         UdpSink::start(Some(field.host("core")), field.addr("core")).expect("socket"),
     ];
+    let capture = edge.capture("any", "not net 127.0.0.0/8").expect("capture");
     edge.enter(|| {
         let direct = std::net::UdpSocket::bind("0.0.0.0:0").expect("binds");
         for sink in &sinks {
@@ -205,8 +207,20 @@ fn udp_does_not_leave_the_machine(field: &Field) {
                     .send(&Wanted::Addr(sink.addr()), b"leak")
                     .expect("sent");
             }
-            let name = Wanted::Name("localhost".to_owned(), sinks[0].addr().port());
-            association.send(&name, b"leak").expect("sent");
+            for addr in ["169.254.169.254:53", "10.90.0.1:8080", "10.91.0.9:53"] {
+                let addr = addr.parse().expect("an address");
+                association
+                    .send(&Wanted::Addr(addr), b"leak")
+                    .expect("sent");
+            }
+            let foreign = SocketAddr::from((foreign, 53));
+            association
+                .send(&Wanted::Addr(foreign), b"leak")
+                .expect("sent");
+            for name in ["localhost", "example.org"] {
+                let name = Wanted::Name(name.to_owned(), sinks[0].addr().port());
+                association.send(&name, b"leak").expect("sent");
+            }
         } else {
             assert!(!reply.granted());
         }
@@ -218,4 +232,11 @@ fn udp_does_not_leave_the_machine(field: &Field) {
             "a leak"
         );
     }
+    // Nor towards anybody else: on loopback alone are the datagrams to the proxy itself.
+    let captured = capture.finish().expect("capture");
+    assert!(
+        captured.contains(b"direct"),
+        "the capture sees what leaves: {captured:?}"
+    );
+    assert!(!captured.contains(b"leak"), "a datagram left the machine");
 }
