@@ -118,7 +118,7 @@ pub struct LimitsConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            state_dir: default_state_dir(),
+            state_dir: mesh_daemon::default_state_dir("traffic-gateway"),
             server: ServerConfig::default(),
             limits: LimitsConfig::default(),
             wireguard: WireguardConfig::default(),
@@ -151,19 +151,6 @@ impl Default for LimitsConfig {
             first_byte: Duration::from_secs(60),
             idle: Duration::from_secs(60),
         }
-    }
-}
-
-/// `/var/lib/mesh/traffic-gateway` for root, below the user's data directory for others.
-fn default_state_dir() -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    let data = std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| home.map(|home| home.join(".local/share")));
-    match data {
-        Some(data) if !nix::unistd::Uid::effective().is_root() => data.join("mesh/traffic-gateway"),
-        _ => PathBuf::from("/var/lib/mesh/traffic-gateway"),
     }
 }
 
