@@ -37,6 +37,7 @@ mod private_file;
 mod readiness;
 mod secret;
 mod shutdown;
+mod state_dir;
 mod task;
 
 pub use admin::{AdminConfig, AdminServer};
@@ -50,5 +51,6 @@ pub use secret::Secret;
 pub use shutdown::{
     DEFAULT_GRACE, DrainGuard, Drained, Shutdown, ShutdownConfig, ShutdownTrigger, signals,
 };
+pub use state_dir::default_state_dir;
 pub use task::{Task, TaskEnd, TaskOutput, Tasks};
 pub use telemetry::{LogConfig, LogFormat};

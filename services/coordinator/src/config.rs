@@ -67,7 +67,7 @@ pub struct LimitsConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            state_dir: "/var/lib/mesh/coordinator".into(),
+            state_dir: mesh_daemon::default_state_dir("coordinator"),
             server: ServerConfig::default(),
             overlay: OverlayConfig::default(),
             limits: LimitsConfig::default(),

@@ -98,7 +98,7 @@ pub struct WireguardConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            state_dir: PathBuf::from("/var/lib/mesh/deploy-manager"),
+            state_dir: mesh_daemon::default_state_dir("deploy-manager"),
             server: ServerConfig::default(),
             socks: SocksConfig::default(),
             wireguard: WireguardConfig::default(),

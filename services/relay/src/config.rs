@@ -58,7 +58,7 @@ pub struct AdvertiseConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            state_dir: default_state_dir(),
+            state_dir: mesh_daemon::default_state_dir("relay"),
             server: ServerConfig::default(),
             stun: StunConfig::default(),
             advertise: AdvertiseConfig::default(),
@@ -111,19 +111,6 @@ fn is_host_and_port(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|p| p > 0)
     })
-}
-
-/// `/var/lib/mesh/relay` for root, below the user's data directory for others.
-fn default_state_dir() -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    let data = std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| home.map(|home| home.join(".local/share")));
-    match data {
-        Some(data) if !nix::unistd::Uid::effective().is_root() => data.join("mesh/relay"),
-        _ => PathBuf::from("/var/lib/mesh/relay"),
-    }
 }
 
 #[cfg(test)]

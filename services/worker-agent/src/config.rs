@@ -183,23 +183,10 @@ impl Settings for Config {
 impl Config {
     /// The state directory in force.
     pub fn state_dir(&self) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(default_state_dir)
+        self.state_dir
+            .clone()
+            .unwrap_or_else(|| mesh_daemon::default_state_dir("worker-agent"))
     }
-}
-
-fn default_state_dir() -> PathBuf {
-    if nix::unistd::geteuid().is_root() {
-        return "/var/lib/mesh/worker-agent".into();
-    }
-    let absolute = |key| {
-        std::env::var_os(key)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
-    };
-    absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("mesh/worker-agent")
 }
 
 #[cfg(test)]
