@@ -11,6 +11,8 @@ use tonic::{Code, Status};
 
 /// The time after which a stream that says nothing counts as open, and the call as allowed.
 const SILENCE: Duration = Duration::from_secs(3);
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How a server took a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,12 +52,23 @@ pub fn methods() -> anyhow::Result<Vec<String>> {
 }
 
 /// Calls `Service/Method` of package `mesh.v1` with one message and looks at the first answer.
+///
+/// A call that a broken connection swallowed is made again: a server that wants no more of the
+/// caller may close before its reason is read.
 pub async fn call(channel: Channel, method: &str, message: Vec<u8>) -> Outcome {
-    let answered = tokio::time::timeout(SILENCE, first_answer(channel, method, message)).await;
-    match answered {
-        Err(_) | Ok(Ok(())) => Outcome::Allowed,
-        Ok(Err(status)) => outcome(&status),
+    let mut broken = Outcome::Broken(String::new());
+    for _ in 0..ATTEMPTS {
+        let answer = first_answer(channel.clone(), method, message.clone());
+        match tokio::time::timeout(SILENCE, answer).await {
+            Err(_) | Ok(Ok(())) => return Outcome::Allowed,
+            Ok(Err(status)) => match outcome(&status) {
+                Outcome::Broken(reason) => broken = Outcome::Broken(reason),
+                settled => return settled,
+            },
+        }
+        tokio::time::sleep(PAUSE).await;
     }
+    broken
 }
 
 fn outcome(status: &Status) -> Outcome {
@@ -74,10 +87,16 @@ fn outcome(status: &Status) -> Outcome {
         (_, None) if format!("{status:?}").contains("CertificateRequired") => {
             Outcome::Unauthenticated
         }
-        (Code::Unavailable | Code::Unknown | Code::Unimplemented | Code::Internal, None) => {
-            Outcome::Broken(format!("{status:?}"))
-        }
-        _ => Outcome::Allowed,
+        (
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::ResourceExhausted,
+            None,
+        ) => Outcome::Allowed,
+        _ => Outcome::Broken(format!("{status:?}")),
     }
 }
 
