@@ -25,7 +25,7 @@ pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-p
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// `X-Forwarded-Prefix`: the path prefix outside, without its last slash.
 pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_REAL_IP: &str = "x-real-ip";
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -128,11 +128,25 @@ impl Found {
         match name {
             "keep-alive" | "proxy-connection" | "http2-settings" => Self::HOP,
             "service-worker-allowed" | "clear-site-data" => Self::SITE,
-            "x-real-ip" => Self::FORWARDED,
-            _ if name.starts_with("x-forwarded-") => Self::FORWARDED,
+            _ if says_who_asks(name) => Self::FORWARDED,
             _ => 0,
         }
     }
+}
+
+/// Whether `name` is one of `Forwarded`, `X-Real-IP` and `X-Forwarded-*`, with `_` read as `-`:
+/// behind CGI (RFC 3875, 4.1.18) and what follows it the two cannot be told apart.
+fn says_who_asks(name: &str) -> bool {
+    let starts_with = |wanted: &str| {
+        name.len() >= wanted.len()
+            && name
+                .bytes()
+                .zip(wanted.bytes())
+                .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    name == "forwarded"
+        || starts_with("x-forwarded-")
+        || (name.len() == X_REAL_IP.len() && starts_with(X_REAL_IP))
 }
 
 /// Takes off everything that concerns one hop only (RFC 9110, 7.6.1): `Connection`, whatever it
@@ -333,14 +347,12 @@ fn set_forwarded(
     scheme: Scheme,
     mount: &Mount,
 ) {
-    if !inbound.trusted && found.has(Found::FORWARDED) {
+    if found.has(Found::FORWARDED) {
+        // No proxy of ours writes `_`: such a name comes from the client behind it.
         let spoofed: Vec<HeaderName> = headers
             .keys()
-            .filter(|name| {
-                **name == FORWARDED
-                    || **name == X_REAL_IP
-                    || name.as_str().starts_with("x-forwarded-")
-            })
+            .filter(|name| says_who_asks(name.as_str()))
+            .filter(|name| !inbound.trusted || name.as_str().contains('_'))
             .cloned()
             .collect();
         for name in spoofed {

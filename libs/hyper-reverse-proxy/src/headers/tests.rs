@@ -99,6 +99,29 @@ fn a_client_cannot_nominate_our_headers_or_the_host_away() {
 }
 
 #[test]
+fn an_underscore_does_not_hide_a_forwarded_header() {
+    let sent = [
+        ("host", "gw:8081"),
+        ("X_Forwarded_For", "1.2.3.4"),
+        ("x_forwarded-proto", "https"),
+        ("x-forwarded_port", "1"),
+        ("X_Real_IP", "1.2.3.4"),
+        ("x_forwarded", "stays"),
+        ("x_real_ip_too", "stays"),
+        ("my_own", "stays"),
+    ];
+    for inbound in [stranger(), friend()] {
+        let mut head = request(Version::HTTP_11, "/w1/", &sent);
+        prepare_request(&mut head, &inbound, &w1()).expect("fit");
+        let mut left: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
+        left.retain(|name| name.contains('_'));
+        left.sort_unstable();
+        assert_eq!(left, ["my_own", "x_forwarded", "x_real_ip_too"]);
+        assert_eq!(values(&head.headers, "x-forwarded-proto"), ["http"]);
+    }
+}
+
+#[test]
 fn forwarded_headers_of_strangers_are_replaced() {
     let spoofed = [
         ("host", "gw:8081"),
