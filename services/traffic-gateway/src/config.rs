@@ -166,6 +166,12 @@ impl ServerConfig {
         self.trusted_proxies.iter().any(|net| net.contains(&peer))
     }
 
+    /// Whether plain HTTP is nothing for `peer`: from anywhere but loopback and the proxies of
+    /// ours it sends passwords in the clear.
+    pub(crate) fn refuses_plain(&self, peer: IpAddr) -> bool {
+        !self.dev && !peer.to_canonical().is_loopback() && !self.trusts(peer)
+    }
+
     /// What is wrong, as (key, text).
     pub(crate) fn faults(&self, is_dev: bool) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
@@ -244,6 +250,20 @@ mod tests {
         assert!(behind.faults(false).is_empty());
         assert!(behind.trusts([10, 1, 2, 3].into()));
         assert!(!behind.trusts([11, 1, 2, 3].into()));
+        for (peer, refused) in [
+            ("11.1.2.3", true),
+            ("2001:db8::1", true),
+            ("10.1.2.3", false),
+            ("::ffff:10.1.2.3", false),
+            ("127.0.0.2", false),
+            ("::ffff:127.0.0.1", false),
+            ("::1", false),
+        ] {
+            let peer = peer.parse().expect("an address");
+            assert_eq!(behind.refuses_plain(peer), refused, "{peer}");
+        }
+        behind.dev = true;
+        assert!(!behind.refuses_plain([11, 1, 2, 3].into()));
         let mut tls = server("0.0.0.0:443");
         tls.tls.certificate = Some("c".into());
         assert_eq!(tls.faults(false)[0].0, "server.tls");

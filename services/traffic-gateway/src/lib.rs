@@ -13,6 +13,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod cookies;
 pub mod fleet;
 mod grpc;
 mod join;

@@ -32,6 +32,21 @@ pub fn foreign_origin() -> Problem {
     }
 }
 
+/// Plain HTTP past the proxy in front.
+pub fn plain_http() -> Problem {
+    Problem {
+        status: StatusCode::FORBIDDEN,
+        word: "plain-http",
+        title: "Refused".into(),
+        message: "From other machines this gateway is reached through the proxy in front of it: \
+                  plain HTTP would send passwords in the clear."
+            .into(),
+        advice: "If you come from that proxy, its address is missing in 'server.trusted_proxies' \
+                 of the gateway's configuration."
+            .into(),
+    }
+}
+
 /// The request can be read in two ways, or in none.
 pub fn bad_request(fault: BadRequest) -> Problem {
     Problem {
@@ -184,7 +199,7 @@ fn unreachable_advice(node: &NodeName) -> String {
 #[cfg(test)]
 mod tests {
     use hyper_reverse_proxy::{Mount, Upstream};
-    use mesh_types::NetworkName;
+    use mesh_types::{NetworkName, ServiceKind};
 
     use super::*;
     use crate::route_table::{NetworkSlot, Target};
@@ -202,6 +217,7 @@ mod tests {
             network: NetworkName::default_network(),
             node: "w1".parse().expect("a name"),
             service: "console".parse().expect("a name"),
+            kind: ServiceKind::Console,
             state,
             shared: upstream(),
             own: upstream(),

@@ -11,10 +11,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_reverse_proxy::headers::wanted_upgrade;
 use hyper_reverse_proxy::{BadRequest, Connector, Framing, Inbound, ProxyError, ReverseProxy};
+use mesh_types::ServiceKind;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, events};
+use crate::cookies::drop_console_sessions;
 use crate::fleet::Snapshot;
 use crate::metrics::GatewayMetrics;
 use crate::origin::{HostKind, Hosts, origin_matches};
@@ -43,6 +45,8 @@ pub struct Shared {
 pub struct Visitor {
     /// Who it is, for the workers.
     pub inbound: Inbound,
+    /// Whether it is refused: plain HTTP from a machine that is no proxy of ours.
+    pub refused: bool,
     /// Our address that it came in at.
     pub local: Option<IpAddr>,
     /// Whether requests of two lengths were seen on it; HTTP/2 cannot have them.
@@ -114,6 +118,9 @@ impl<C: Connector<Target = Target>> Gateway<C> {
         if request.uri().path() == "/health" {
             return health(&request, id);
         }
+        if visitor.refused {
+            return closing(refusal(&problems::plain_http(), &request, id));
+        }
         let resolved = match self.resolve(visitor, &request) {
             Ok(resolved) => resolved,
             Err(problem) => return refusal(&problem, &request, id),
@@ -177,9 +184,12 @@ impl<C: Connector<Target = Target>> Gateway<C> {
         visitor: &Visitor,
         destination: &Arc<Destination>,
         own: bool,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         id: &HeaderValue,
     ) -> Response<Answer<C>> {
+        if destination.kind != ServiceKind::Console {
+            drop_console_sessions(request.headers_mut());
+        }
         let upstream = if own {
             &destination.own
         } else {

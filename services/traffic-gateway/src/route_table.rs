@@ -39,6 +39,8 @@ pub struct Destination {
     pub node: NodeName,
     /// Its service.
     pub service: ServiceName,
+    /// What the service is: [`ServiceKind::Console`] or [`ServiceKind::Http`].
+    pub kind: ServiceKind,
     /// How the node is doing, by its heartbeats.
     pub state: NodeState,
     /// Under its prefix, where others live beside it.
@@ -305,6 +307,7 @@ impl Entry {
                 network: route.network.clone(),
                 node: route.name.clone(),
                 service: service.name.clone(),
+                kind: service.kind,
                 state: route.state,
                 shared: upstream(shared),
                 own: upstream(own),

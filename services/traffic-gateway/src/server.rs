@@ -4,7 +4,7 @@
 //! ever waits for another one.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -237,12 +237,7 @@ impl<C: Connector<Target = Target>> Core<C> {
             .local_addr()
             .ok()
             .map(|addr| addr.ip().to_canonical());
-        let trusted = self.server.trusts(peer.ip());
-        let visitor = |scheme| Visitor {
-            inbound: Inbound::new(peer.ip(), scheme, trusted),
-            local,
-            framing: None,
-        };
+        let visitor = |scheme| self.visitor(peer.ip(), local, scheme);
         match &self.tls {
             None => self.http1(stream, visitor(Scheme::Http), stop).await,
             Some(config) => match mesh_daemon::tls::handshake(config, stream).await {
@@ -258,6 +253,15 @@ impl<C: Connector<Target = Target>> Core<C> {
             },
         }
         open.dec();
+    }
+
+    fn visitor(&self, peer: IpAddr, local: Option<IpAddr>, scheme: Scheme) -> Visitor {
+        Visitor {
+            inbound: Inbound::new(peer, scheme, self.server.trusts(peer)),
+            refused: scheme == Scheme::Http && self.server.refuses_plain(peer),
+            local,
+            framing: None,
+        }
     }
 
     async fn http1<S>(&self, stream: S, mut visitor: Visitor, stop: CancellationToken)
@@ -324,5 +328,93 @@ fn log_end(end: hyper::Result<()>) {
             error = &err as &dyn std::error::Error,
             "client connection ended"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use hyper_reverse_proxy::ConnectError;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+    use crate::fleet::{Fleet, Snapshot};
+    use crate::metrics::GatewayMetrics;
+    use crate::origin::Hosts;
+    use crate::watch::Table;
+
+    struct Nobody;
+
+    impl Connector for Nobody {
+        type Target = Target;
+        type Stream = DuplexStream;
+
+        async fn connect(&self, _: &Target) -> Result<DuplexStream, ConnectError> {
+            Err(io::Error::from(io::ErrorKind::ConnectionRefused).into())
+        }
+    }
+
+    /// A core that listens for a proxy in 10.0.0.0/8.
+    fn behind_a_proxy() -> Core<Nobody> {
+        let table = Table::default();
+        let fleet = Snapshot::new(Fleet::new(&table.current(), &HashMap::new()));
+        let shared = Shared {
+            table: table.subscribe(),
+            fleet: tokio::sync::watch::channel(Arc::new(fleet)).1,
+            hosts: Arc::new(Hosts::new(&[], &[], [127, 0, 0, 1].into())),
+            metrics: GatewayMetrics::new(&mesh_daemon::Metrics::default()),
+            stop: CancellationToken::new(),
+        };
+        let client = Client::with_limits(Nobody, Limits::default());
+        let server = ServerConfig {
+            trusted_proxies: vec!["10.0.0.0/8".parse().expect("a net")],
+            ..ServerConfig::default()
+        };
+        Core {
+            gateway: Gateway::new(shared, ReverseProxy::new(client)),
+            server: Arc::new(server),
+            tls: None,
+        }
+    }
+
+    /// All that `peer` gets for asking for `path` and then for `/`, on one connection.
+    async fn ask(core: &Core<Nobody>, peer: IpAddr, scheme: Scheme, path: &str) -> String {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let text = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n\
+             GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        );
+        client.write_all(text.as_bytes()).await.expect("written");
+        let visitor = core.visitor(peer, None, scheme);
+        core.http1(server, visitor, CancellationToken::new()).await;
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.expect("read");
+        all
+    }
+
+    #[tokio::test]
+    async fn plain_http_past_the_proxy_is_refused_before_anything_is_looked_up() {
+        let core = behind_a_proxy();
+        let statuses = |answers: &str| -> Vec<String> {
+            let heads = answers.split("HTTP/1.1 ").skip(1);
+            heads.map(|head| head[..3].to_owned()).collect()
+        };
+        let stranger = IpAddr::from([192, 0, 2, 7]);
+        for path in ["/", "/nobody/", "/_mesh/events"] {
+            let answers = ask(&core, stranger, Scheme::Http, path).await;
+            assert_eq!(statuses(&answers), ["403"], "{path}: {answers}");
+            assert!(answers.contains("connection: close\r\n"), "{answers}");
+        }
+        let answers = ask(&core, stranger, Scheme::Http, "/health").await;
+        assert_eq!(statuses(&answers), ["200", "403"], "{answers}");
+        for (peer, scheme) in [
+            (stranger, Scheme::Https),
+            ([10, 1, 2, 3].into(), Scheme::Http),
+            ([127, 0, 0, 1].into(), Scheme::Http),
+        ] {
+            let answers = ask(&core, peer, scheme, "/nobody/").await;
+            assert_eq!(statuses(&answers), ["404", "200"], "{peer}: {answers}");
+        }
     }
 }

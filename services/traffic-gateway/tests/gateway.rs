@@ -89,6 +89,35 @@ async fn the_worker_sees_the_host_the_origin_and_who_asks() {
 }
 
 #[tokio::test]
+async fn a_published_service_never_sees_the_sessions_of_its_console() {
+    let worker = Worker::start(cockpit).await;
+    let stage = Stage::start(&[("w", &worker)]).await;
+    let cookie = (
+        "Cookie",
+        "a=b; cockpit=secret; machine-cockpit+10.0.0.7=secret; c=d",
+    );
+    let own = ("Host", "w.localhost");
+    for (path, headers) in [
+        ("/w/s/web/", &[cookie][..]),
+        ("/w/s/web/", &[cookie, own]),
+        ("/w/", &[cookie]),
+    ] {
+        let reply = stage.ask("GET", path, headers).await;
+        assert_eq!(reply.status, 200, "{path}");
+    }
+    let seen = worker.requests();
+    for service in &seen[..2] {
+        let service = service.to_ascii_lowercase();
+        assert!(service.contains("\r\ncookie: a=b; c=d\r\n"), "{service}");
+    }
+    let console = seen[2].to_ascii_lowercase();
+    assert!(
+        console.contains(&cookie.1.to_ascii_lowercase()),
+        "{console}"
+    );
+}
+
+#[tokio::test]
 async fn hosts_that_are_not_ours_are_misdirected() {
     let worker = Worker::start(cockpit).await;
     let stage = Stage::start(&[("w", &worker)]).await;

@@ -439,11 +439,16 @@ fn add(table: &Table, name: &str, host: u8, state: NodeState) {
             v4: [100, 64, 0, host].into(),
             v6: [0xfd7a, 0, 0, 0, 0, 0, 0, host.into()].into(),
         },
-        services: vec![Service {
-            name: "console".parse().expect("a name"),
-            kind: ServiceKind::Console,
+        services: [
+            ("console", ServiceKind::Console),
+            ("web", ServiceKind::Http),
+        ]
+        .map(|(name, kind)| Service {
+            name: name.parse().expect("a name"),
+            kind,
             port: 9090,
-        }],
+        })
+        .to_vec(),
         state,
     };
     table.change(|table| table.apply(&network, false, vec![route], &[]));
