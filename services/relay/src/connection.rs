@@ -80,6 +80,11 @@ where
     };
     admit(&key, clients).await?;
     let mailbox = Arc::new(Mailbox::new());
+    // Before anybody can reach the mailbox: no packet may overtake the welcome.
+    server.accept();
+    let mut welcome = Vec::new();
+    server.take_output(&mut welcome);
+    mailbox.push(welcome);
     let connected = clients.registry().connect(key, Arc::clone(&mailbox));
     let (id, older) = connected.map_err(|_| ConnectionError::NotAllowed)?;
     if let Some(older) = older {
@@ -88,10 +93,6 @@ where
     let _place = Place { key, id, clients };
     clients.recount();
     tracing::debug!(client = %key.short(), "client connected");
-    server.accept();
-    let mut welcome = Vec::new();
-    server.take_output(&mut welcome);
-    mailbox.push(welcome);
     if shutdown.is_draining() {
         mailbox.close();
     }
