@@ -95,6 +95,16 @@ fn check_proofs(request: &Enrolment, taken: &Taken) -> Result<Keys, Error> {
     })
 }
 
+/// The token the request names, when the request knows its secret.
+fn genuine(token: Option<TokenRecord>, request: &Enrolment) -> Result<TokenRecord, Error> {
+    let token = token.ok_or(Error::TokenUnknown)?;
+    if bool::from(secret_hash(&request.secret).ct_eq(&token.secret_hash)) {
+        Ok(token)
+    } else {
+        Err(Error::TokenWrongSecret)
+    }
+}
+
 /// Whether the token lets anybody new in at this time.
 fn admits(token: &TokenRecord, now: Timestamp) -> Result<(), Error> {
     if now >= token.expires_at {
@@ -150,15 +160,10 @@ impl Core {
     async fn enrol_checked(&self, request: Enrolment) -> Result<Enrolled, Error> {
         let taken = self.take_challenge(&request.nonce)?;
         let keys = check_proofs(&request, &taken)?;
+        // Who has no genuine token must not take the writer's turn from others.
+        genuine(self.store.token_peek(request.token).await?, &request)?;
         let change = self.change(format!("token:{}", request.token)).await?;
-        let token = change
-            .txn
-            .token_show(request.token)
-            .await?
-            .ok_or(Error::TokenUnknown)?;
-        if !bool::from(secret_hash(&request.secret).ct_eq(&token.secret_hash)) {
-            return Err(Error::TokenWrongSecret);
-        }
+        let token = genuine(change.txn.token_show(request.token).await?, &request)?;
         if token.revoked_at.is_some() {
             return Err(Error::TokenRevoked);
         }

@@ -35,7 +35,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// How long after a failure a report is tried again.
 const REPORT_RETRY: Duration = Duration::from_secs(5);
 /// How often a stream looks whether its certificate's key is still the enrolled one.
-const RECHECK: Duration = Duration::from_secs(1);
+pub(super) const RECHECK: Duration = Duration::from_secs(1);
 /// How long a goodbye may take to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
 

@@ -7,14 +7,15 @@ use mesh_api::pb::gateway_service_server::GatewayService;
 use mesh_api::pb::relay_service_server::RelayService;
 use mesh_api::pb::ssh_service_server::SshService;
 use mesh_netmap::{ClientUpdate, EndReason, Output, RouteUpdate};
-use mesh_types::{NodeId, OperatorId};
+use mesh_types::{IdentityPublicKey, NodeId, OperatorId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Grpc;
 use super::auth::caller;
-use crate::app::SshRequest;
+use super::sync::RECHECK;
+use crate::app::{Party, SshRequest};
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::netmap::Of;
@@ -25,21 +26,31 @@ const OUTBOUND: usize = 2;
 type Answers<T> = ReceiverStream<Result<T, Status>>;
 
 impl Grpc {
-    /// Answers what a session brings until it ends, the caller goes, or we shut down.
+    /// Answers what a session brings until it ends, the caller goes or is the enrolled one no
+    /// more, or we shut down.
     async fn watch<T: Send + 'static>(
         &self,
         of: Of,
         who: &'static str,
+        (party, identity): (Party, IdentityPublicKey),
         answer: impl Fn(Output) -> Option<T> + Send + 'static,
     ) -> Result<Response<Answers<T>>, Status> {
         let mut session = self.core.netmap.open(of).await?;
         let (outbound, answers) = mpsc::channel(OUTBOUND);
         let (shutdown, guard) = (self.shutdown.clone(), self.shutdown.guard());
+        let core = Arc::clone(&self.core);
         self.spawn("watch", async move {
             let _guard = guard;
+            let mut recheck = tokio::time::interval(RECHECK);
             loop {
                 let news = tokio::select! {
                     news = session.next() => news,
+                    _ = recheck.tick() => {
+                        if core.still_enrolled(party, &identity) {
+                            continue;
+                        }
+                        Some(Output::End(EndReason::Removed))
+                    }
                     () = outbound.closed() => return,
                     () = shutdown.draining() => None,
                 };
@@ -75,10 +86,15 @@ impl RelayService for Grpc {
         let Caller::Relay(relay) = caller(&request)? else {
             return Err(Error::NotAllowed("other").into());
         };
-        self.watch(Of::Clients(relay.id), "relay", |output| match output {
-            Output::Clients(update) => Some(clients(update)),
-            _ => None,
-        })
+        self.watch(
+            Of::Clients(relay.id),
+            "relay",
+            (Party::Relay(relay.id), relay.identity.clone()),
+            |output| match output {
+                Output::Clients(update) => Some(clients(update)),
+                _ => None,
+            },
+        )
         .await
     }
 }
@@ -120,6 +136,7 @@ impl GatewayService for Grpc {
         self.watch(
             Of::Routes(gateway.network, gateway.id),
             "gateway",
+            (Party::Node(gateway.id), gateway.identity.clone()),
             |output| match output {
                 Output::Routes(update) => Some(routes(update)),
                 _ => None,

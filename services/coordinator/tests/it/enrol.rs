@@ -77,6 +77,25 @@ async fn a_retry_after_a_lost_answer_gets_the_same_identity() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_not_genuine_is_refused_without_a_write() {
+    let mesh = Mesh::start().await;
+    let genuine = mesh.token(pb::Role::Worker).await;
+    let (mut altered, mut unknown) = (genuine.clone(), genuine.clone());
+    altered.secret = [7; 32];
+    unknown.id = mesh_types::TokenId::from_bytes([9; 16]);
+    mesh.guard.hold("no writes");
+    let refusal = async |token| refused(Machine::new().enrol(&mesh, token, "worker").await);
+    assert_eq!(refusal(&unknown).await, "token-unknown");
+    assert_eq!(refusal(&altered).await, "token-wrong-secret");
+    assert_eq!(refusal(&genuine).await, "store-unavailable");
+    mesh.guard.release();
+    Machine::new()
+        .enrol(&mesh, &genuine, "worker")
+        .await
+        .expect("joins");
+}
+
+#[tokio::test]
 async fn used_expired_revoked_unknown_and_altered_tokens_each_have_their_own_refusal() {
     let mesh = Mesh::start().await;
     let used = mesh.token(pb::Role::Worker).await;

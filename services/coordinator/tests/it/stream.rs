@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_api::pb;
 use mesh_api::pb::control_service_client::ControlServiceClient;
+use mesh_api::pb::gateway_service_client::GatewayServiceClient;
 use mesh_api::pb::relay_service_client::RelayServiceClient;
 use mesh_api::pb::sync_request::Message as Say;
 use mesh_types::Netmap;
@@ -264,6 +265,44 @@ async fn a_machine_that_took_over_by_permit_cuts_the_old_ones_stream_within_two_
     let began = tokio::time::Instant::now();
     assert_eq!(stream.goodbye().await, pb::sync_goodbye::Reason::Removed);
     assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_gateway_that_was_taken_over_by_permit_loses_its_routes_within_two_seconds() {
+    let mesh = Mesh::start().await;
+    let gateway = mesh.joined(pb::Role::Gateway, "gateway").await;
+    let mut routes = GatewayServiceClient::new(gateway.channel(&mesh).await)
+        .watch_routes(pb::WatchRoutesRequest {})
+        .await
+        .expect("watches")
+        .into_inner();
+    let first = timeout(SOON, routes.message()).await.expect("in time");
+    assert!(first.expect("reads").expect("a response").full);
+    let wish = pb::PermitRejoinRequest {
+        node: node_ref("", "gateway"),
+    };
+    let permit = mesh
+        .admin()
+        .await
+        .permit_rejoin(wish)
+        .await
+        .expect("permits")
+        .into_inner();
+    let token = mesh.token(pb::Role::Gateway).await;
+    let mut request = Machine::new().request(&mesh, &token, "gateway").await;
+    request.permit = permit.permit;
+    send(&mesh, request).await.expect("permitted");
+    let ended = async {
+        loop {
+            if let Err(status) = routes.message().await {
+                break status;
+            }
+        }
+    };
+    let status = timeout(Duration::from_secs(2), ended)
+        .await
+        .expect("within 2 s");
+    assert_eq!(word(&status), "removed");
 }
 
 #[tokio::test]
