@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_types::{Netmap, NodeId, Timestamp};
 use tokio::sync::watch;
 
+use crate::control::ControlStatus;
 use crate::node::{Shared, stopped};
 use crate::state_dir::{StateDir, StoredNetmap};
 
@@ -18,7 +19,7 @@ const REFRESH: Duration = Duration::from_secs(300);
 /// Peers to greet after a restart, at most.
 const MAX_ACTIVE: usize = 256;
 
-/// Runs until the node stops, and stores once more then.
+/// Runs until the node stops or is removed, and stores (or removes) once more then.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     state: StateDir,
@@ -44,7 +45,8 @@ pub(crate) async fn run(
             let soon = stored.is_some_and(|(_, at)| at.elapsed() < VOLATILE);
             pending = soon && !last && stored.is_some_and(|(known, _)| known == version);
             if !pending {
-                store(&shared, &state, &current).await;
+                let status = shared.control().status().borrow().clone();
+                keep(status, active(&shared), &state, &current).await;
                 stored = Some((version, Instant::now()));
             }
         }
@@ -54,25 +56,33 @@ pub(crate) async fn run(
     }
 }
 
-async fn store(shared: &Shared, state: &StateDir, netmap: &Arc<Netmap>) {
-    let now = Timestamp::from(SystemTime::now());
-    let status = shared.control().status().borrow().clone();
-    if status.is_removed() {
-        return;
-    }
-    let saved = status.stale_since.unwrap_or(now);
-    let active: Vec<NodeId> = shared
+fn active(shared: &Shared) -> Vec<NodeId> {
+    shared
         .snapshot()
         .peers
         .values()
         .filter(|stats| stats.active)
         .map(|stats| stats.node)
         .take(MAX_ACTIVE)
-        .collect();
+        .collect()
+}
+
+/// Stores the netmap, or removes the stored one when this node was removed: after a restart
+/// without its coordinator it would otherwise greet peers that are its own no more.
+pub(crate) async fn keep(
+    status: ControlStatus,
+    active: Vec<NodeId>,
+    state: &StateDir,
+    netmap: &Arc<Netmap>,
+) {
+    let now = Timestamp::from(SystemTime::now());
     let (state, netmap) = (state.clone(), Arc::clone(netmap));
     let stored = tokio::task::spawn_blocking(move || {
+        if status.is_removed() {
+            return state.remove_netmap();
+        }
         state.store_netmap(&StoredNetmap {
-            saved,
+            saved: status.stale_since.unwrap_or(now),
             active,
             netmap: Netmap::clone(&netmap),
         })

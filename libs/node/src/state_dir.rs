@@ -308,20 +308,9 @@ impl StateDir {
     /// Removes keys, certificates and everything learnt, for good. The directory stays.
     pub fn wipe(&self) -> Result<(), StateDirError> {
         // Who we are goes first: what is left after a crash counts as not enrolled.
-        for file in [ENROLMENT_FILE, CERT_FILE, NETMAP_FILE, CA_FILE, KEY_FILE] {
-            let path = self.file(file);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StateDirError::Io {
-                        action: "remove",
-                        path,
-                        source,
-                    });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        [ENROLMENT_FILE, CERT_FILE, NETMAP_FILE, CA_FILE, KEY_FILE]
+            .iter()
+            .try_for_each(|file| remove(&self.file(file)))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -456,6 +445,18 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
             path: path.to_owned(),
             source,
         }),
+    }
+}
+
+/// Removes a file; that there is none is fine.
+fn remove(path: &Path) -> Result<(), StateDirError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateDirError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }
 

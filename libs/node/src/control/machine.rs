@@ -270,7 +270,8 @@ impl Machine {
     pub(super) fn handle_renewed(&mut self, validity: Validity, now: Now) {
         self.validity = validity;
         self.renewing = false;
-        self.renew_at = self.renewal_due(now);
+        // By a clock that is ahead, the new certificate is due again at once.
+        self.renew_at = self.renewal_due(now).max(now.at + RENEW_RETRY);
         self.actions.push_back(Action::StateChanged);
     }
 

@@ -11,7 +11,7 @@ use mesh_types::{Netmap, NodeId, Timestamp};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
-use super::{Enrolled, NETMAP_FILE, StateDir, StateDirError, read, write};
+use super::{Enrolled, NETMAP_FILE, StateDir, StateDirError, read, remove, write};
 
 /// Separates this use of the identity key from all others.
 const KEY_CONTEXT: &[u8] = b"mesh-stored-netmap-key-v1";
@@ -72,6 +72,11 @@ impl StateDir {
         let mut file = file.into_bytes();
         file.extend_from_slice(&content);
         write(&path, &file)
+    }
+
+    /// Removes the stored netmap, if there is any. Blocks on the disk.
+    pub(crate) fn remove_netmap(&self) -> Result<(), StateDirError> {
+        remove(&self.file(NETMAP_FILE))
     }
 
     fn verify(&self, bytes: &[u8], enrolled: &Enrolled) -> Option<StoredNetmap> {

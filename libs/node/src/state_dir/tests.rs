@@ -4,6 +4,8 @@ use mesh_types::{Cursor, Netmap, NetworkId, PacketFilter, SelfNode, Timestamp};
 use proptest::prelude::*;
 
 use super::*;
+use crate::control::{ControlState, ControlStatus};
+use crate::keeper::keep;
 
 fn enrolled() -> Enrolled {
     Enrolled {
@@ -185,6 +187,32 @@ fn a_netmap_comes_back_as_it_was_stored() {
         state.load_netmap(&enrolled()).expect("reads"),
         Some(stored())
     );
+}
+
+#[tokio::test]
+async fn a_removed_node_keeps_no_netmap() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = StateDir::open(dir.path().join("s")).expect("opens");
+    let status = |control| ControlStatus {
+        state: control,
+        since: stored().saved,
+        last_error: None,
+        stale_since: Some(stored().saved),
+        certificate_until: stored().saved,
+    };
+    let netmap = Arc::new(stored().netmap);
+    let active = stored().active;
+    let connected = status(ControlState::Connected);
+    keep(connected, active.clone(), &state, &netmap).await;
+    assert_eq!(
+        state.load_netmap(&enrolled()).expect("reads"),
+        Some(stored())
+    );
+    for _ in 0..2 {
+        let removed = status(ControlState::Removed);
+        keep(removed, active.clone(), &state, &netmap).await;
+        assert!(!state.path().join("netmap").exists());
+    }
 }
 
 #[test]

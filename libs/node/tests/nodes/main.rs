@@ -451,6 +451,8 @@ async fn a_removed_node_stops_and_its_peers_forget_it() {
     let (dialled, accepted) = tokio::join!(lab.b.dial(addr), listener.accept());
     let (_far, (mut near, _)) = (dialled.expect("connects"), accepted.expect("arrives"));
     let gone = lab.b.enrolled().node;
+    let stored = lab.b.state_dir().path().join("netmap");
+    eventually("a stored netmap", || stored.exists()).await;
     let start = Instant::now();
     lab.coordinator.remove(gone);
     within("the reset", near.read(&mut [0; 1]))
@@ -468,6 +470,7 @@ async fn a_removed_node_stops_and_its_peers_forget_it() {
     .await
     .expect("is told");
     eventually("the stop", || lab.b.listen(9).is_err()).await;
+    eventually("no stored netmap", || !stored.exists()).await;
     eventually("it is forgotten", || lab.a.status().peers.is_empty()).await;
     // A new start hears it from the refusal of its stream.
     let path = lab.b.state_dir().path().to_owned();

@@ -335,6 +335,21 @@ fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
 }
 
 #[test]
+fn a_new_certificate_that_is_due_already_is_not_renewed_in_a_loop() {
+    let mut bench = Bench::live();
+    bench.machine.renewing = true;
+    let validity = Validity {
+        from: bench.now.wall.minus(2 * DAY),
+        until: bench.now.wall.minus(DAY),
+    };
+    bench.machine.handle_renewed(validity, bench.now);
+    assert_eq!(bench.machine.renew_at, bench.now.at + RENEW_RETRY);
+    bench.actions();
+    bench.machine.handle_timeout(bench.now);
+    assert!(!bench.actions().contains(&Action::Renew));
+}
+
+#[test]
 fn an_expired_certificate_is_renewed_before_anything_else() {
     let mut bench = Bench::new(None);
     bench.machine.validity.until = bench.now.wall;
