@@ -55,7 +55,7 @@ impl Clients {
             cut
         };
         for mailbox in &cut {
-            mailbox.close();
+            mailbox.cut();
         }
         if !cut.is_empty() {
             tracing::info!(cut = cut.len(), "connections of removed clients ended");

@@ -97,7 +97,17 @@ impl Mailbox {
         self.changed.notify_one();
     }
 
-    /// Whether [`Mailbox::close`] was called.
+    /// Closes, and throws away what waits: the client may have nothing more.
+    pub fn cut(&self) {
+        {
+            let mut state = self.state();
+            state.closed = true;
+            state.queue = Queue::default();
+        }
+        self.changed.notify_one();
+    }
+
+    /// Whether [`Mailbox::close`] or [`Mailbox::cut`] was called.
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
@@ -157,5 +167,16 @@ mod tests {
         assert_eq!(out, [1, 2]);
         out.clear();
         assert!(!mailbox.take(&mut out, 100).await);
+    }
+
+    #[tokio::test]
+    async fn what_waits_at_the_cut_is_thrown_away() {
+        let mailbox = Mailbox::new();
+        mailbox.push(vec![1, 2]);
+        mailbox.cut();
+        mailbox.push(vec![3]);
+        let mut out = Vec::new();
+        assert!(!mailbox.take(&mut out, 100).await);
+        assert!(out.is_empty());
     }
 }
