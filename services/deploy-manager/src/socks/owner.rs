@@ -41,6 +41,37 @@ fn find(table: &str, client: SocketAddr, server: SocketAddr) -> Option<u32> {
     })
 }
 
+/// Whether every UDP socket that may have sent from `from` is held by `us` or by root, and there is
+/// one (Linux, `/proc/net/udp{,6}`).
+pub fn sent_by(from: SocketAddr, us: u32) -> io::Result<bool> {
+    let mut tables = String::new();
+    for path in ["/proc/net/udp", "/proc/net/udp6"] {
+        match std::fs::read_to_string(path) {
+            Ok(table) => tables.push_str(&table),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all_held_by(&tables, from, us))
+}
+
+/// A socket bound to every address sends from any, so it counts too, of either family: several
+/// users may share a port, and then nobody can say whose the datagram is.
+fn all_held_by(tables: &str, from: SocketAddr, us: u32) -> bool {
+    let from = canonical(from);
+    let mut owners = tables.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let local = parse(fields.nth(1)?)?;
+        let uid: u32 = fields.nth(5)?.parse().ok()?;
+        let inode: u64 = fields.nth(1)?.parse().ok()?;
+        let same =
+            local.port() == from.port() && (local.ip() == from.ip() || local.ip().is_unspecified());
+        (same && inode != 0).then_some(uid)
+    });
+    let is_ours = |uid| uid == us || uid == 0;
+    owners.next().is_some_and(is_ours) && owners.all(is_ours)
+}
+
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
@@ -116,5 +147,43 @@ mod tests {
             drop(client);
             assert_eq!(of(peer, server.local_addr().unwrap()).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_datagram_is_ours_only_when_every_socket_that_may_have_sent_it_is() {
+        let row = |local: &str, uid: u32, inode: u64| {
+            format!(
+                " 12: {local} 00000000:0000 07 00000000:00000000 00:00000000 00000000 {uid:5} 0 {inode} 2 0 0\n"
+            )
+        };
+        let held = |rows: &[String]| {
+            let table = format!("{HEAD}{}", rows.concat());
+            all_held_by(&table, "127.0.0.1:50000".parse().unwrap(), 1000)
+        };
+        let any6 = "00000000000000000000000000000000:C350";
+        for local in ["0100007F:C350", "00000000:C350", any6] {
+            assert!(held(&[row(local, 1000, 7)]), "{local}");
+            assert!(held(&[row(local, 0, 7)]), "{local}");
+            assert!(!held(&[row(local, 1001, 7)]), "{local}");
+            assert!(!held(&[row(local, 0, 0)]), "{local}");
+            assert!(!held(&[row("0100007F:C350", 1000, 7), row(local, 1001, 8)]));
+        }
+        assert!(!held(&[]));
+        assert!(!held(&[row("0100007F:C351", 1000, 7)]));
+        assert!(!held(&[row("0200007F:C350", 1000, 7)]));
+        assert!(held(&[
+            row("0100007F:C350", 1000, 7),
+            row("0200007F:C350", 1001, 8)
+        ]));
+    }
+
+    #[test]
+    fn the_kernel_says_that_our_own_datagrams_are_ours() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let from = socket.local_addr().unwrap();
+        let us = nix::unistd::geteuid().as_raw();
+        assert!(sent_by(from, us).unwrap());
+        drop(socket);
+        assert!(!sent_by(from, us).unwrap());
     }
 }

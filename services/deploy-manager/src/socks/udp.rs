@@ -13,7 +13,7 @@ use fast_socks5::{new_udp_header, parse_udp_request};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::{Datagrams as _, Overlay, SocksServer};
+use super::{Access, Datagrams as _, Overlay, SocksServer, owner};
 
 /// The largest UDP datagram.
 const DATAGRAM: usize = 65_535;
@@ -29,6 +29,8 @@ pub(super) struct Association<'a, O: Overlay> {
     /// client did not say it.
     client: IpAddr,
     port: Option<u16>,
+    /// Whether the socket at that port was found to be one of our user's, where that matters.
+    is_checked: bool,
     peers: HashSet<SocketAddr>,
     refused: HashSet<String>,
 }
@@ -54,6 +56,7 @@ impl<'a, O: Overlay> Association<'a, O> {
             server,
             client: client.ip(),
             port: Some(port).filter(|&port| port != 0),
+            is_checked: !matches!(server.access, Access::OwnUser),
             peers: HashSet::new(),
             refused: HashSet::new(),
         })
@@ -95,11 +98,20 @@ impl<'a, O: Overlay> Association<'a, O> {
             tracing::debug!(%from, "socks datagram from elsewhere dropped");
             return;
         }
+        if !self.is_checked {
+            // The TCP connection's owner says nothing of who sends datagrams from this machine.
+            let us = nix::unistd::geteuid().as_raw();
+            if !owner::sent_by(from, us).is_ok_and(|is_ours| is_ours) {
+                tracing::debug!(%from, "socks datagram dropped: it may be another user's");
+                return;
+            }
+        }
         let Ok((fragment, target, payload)) = parse_udp_request(datagram).await else {
             tracing::debug!("socks datagram not understood");
             return;
         };
         self.port = Some(from.port());
+        self.is_checked = true;
         if fragment != 0 {
             return;
         }
