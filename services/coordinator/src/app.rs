@@ -13,6 +13,7 @@ mod network;
 mod node;
 mod operator;
 mod presence;
+pub(crate) mod provision;
 mod renew;
 mod report;
 mod ssh;

@@ -4,22 +4,29 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use mesh_daemon::{ConfigArgs, Overrides};
+use coordinator::ProvisionOptions;
+use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb};
+use mesh_types::Role;
 
 /// The control plane of a Wonder Mesh: networks, join tokens, identities, netmaps.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    command: Option<Command>,
+    pub(crate) command: Option<Command>,
     #[command(flatten)]
-    run: RunArgs,
+    pub(crate) run: RunArgs,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Serve until a signal (also without any verb).
     Run(RunArgs),
+    /// Make what services need before they start, and end: certificate authority, first operator
+    /// with its context, one join token per role. Safe to repeat.
+    Bootstrap(BootstrapArgs),
+    #[command(flatten)]
+    Service(ServiceVerb),
 }
 
 #[derive(Debug, clap::Args)]
@@ -37,11 +44,31 @@ pub(crate) struct RunArgs {
     state_dir: Option<PathBuf>,
 }
 
-impl Args {
-    /// The arguments of the only verb.
-    pub(crate) fn into_run(self) -> RunArgs {
-        self.command.map_or(self.run, |Command::Run(args)| args)
-    }
+#[derive(Debug, clap::Args)]
+pub(crate) struct BootstrapArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Gets the join tokens: relay/token, gateway/token, deployer/token, worker/token.
+    #[arg(long, value_name = "DIR")]
+    tokens_dir: PathBuf,
+    /// Gets the operator's context in mesh/contexts, so that it can be used as XDG_CONFIG_HOME
+    /// (default: operator in --tokens-dir).
+    #[arg(long, value_name = "DIR")]
+    operator_dir: Option<PathBuf>,
+    /// The gateway's URL as operators reach it, for the context.
+    #[arg(long, value_name = "URL")]
+    gateway: Option<String>,
+    /// The deploy-manager's SOCKS5 listener as operators reach it, for the context.
+    #[arg(long, value_name = "HOST:PORT")]
+    socks: Option<String>,
+    /// Roles whose tokens let in any number of machines; those of the others let in one.
+    #[arg(
+        long,
+        value_name = "ROLE,…",
+        value_delimiter = ',',
+        default_value = "worker"
+    )]
+    reusable: Vec<Role>,
 }
 
 impl RunArgs {
@@ -52,5 +79,45 @@ impl RunArgs {
             .set("server.listen", self.listen)
             .set("server.advertise", self.advertise.as_deref())
             .set("state_dir", state_dir)
+    }
+}
+
+impl BootstrapArgs {
+    /// What is to be made.
+    pub(crate) fn options(&self) -> ProvisionOptions {
+        let operator_dir = self.operator_dir.clone();
+        ProvisionOptions {
+            tokens_dir: self.tokens_dir.clone(),
+            operator_dir: operator_dir.unwrap_or_else(|| self.tokens_dir.join("operator")),
+            gateway: self.gateway.clone(),
+            socks: self.socks.clone(),
+            reusable: self.reusable.iter().copied().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn roles_are_given_as_a_list_and_the_context_has_a_place_of_its_own() {
+        let line = "coordinator bootstrap --tokens-dir /t --reusable worker,relay";
+        let args = Args::try_parse_from(line.split(' ')).expect("parses");
+        let Some(Command::Bootstrap(args)) = args.command else {
+            panic!("another verb")
+        };
+        let options = args.options();
+        assert_eq!(options.operator_dir, PathBuf::from("/t/operator"));
+        assert_eq!(options.reusable, [Role::Worker, Role::Relay].into());
+        let line = "coordinator bootstrap --tokens-dir /t --reusable cat";
+        assert!(Args::try_parse_from(line.split(' ')).is_err());
     }
 }

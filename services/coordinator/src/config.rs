@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
+use mesh_daemon::{AdminConfig, Faults, LogConfig, Secret, Settings, ShutdownConfig};
 use mesh_types::addr::{DEFAULT_OVERLAY_V4, DEFAULT_OVERLAY_V6};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,9 @@ const MAX_ADVERTISED: usize = 8;
 pub struct Config {
     /// Database, master key, lock and the first operator's credential; 0700.
     pub state_dir: PathBuf,
+    /// Seals the secrets in the database: 64 hexadecimal digits, as a rule from `master_key_file`.
+    /// Empty: `master.key` in the state directory, made (0600) at the first start.
+    pub master_key: Secret,
     /// The TLS port.
     pub server: ServerConfig,
     /// Overlay address ranges; a range may be widened later, never moved.
@@ -68,6 +71,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: mesh_daemon::default_state_dir("coordinator"),
+            master_key: Secret::default(),
             server: ServerConfig::default(),
             overlay: OverlayConfig::default(),
             limits: LimitsConfig::default(),
@@ -129,6 +133,10 @@ impl Settings for Config {
             admin.validate(faults);
         }
     }
+
+    fn admin(&self) -> Option<&AdminConfig> {
+        self.admin.as_ref()
+    }
 }
 
 pub(crate) fn is_host_and_port(text: &str) -> bool {
@@ -151,6 +159,12 @@ pub(crate) fn advertised(config: &ServerConfig, bound: SocketAddr) -> Vec<String
         bound
     };
     vec![addr.to_string()]
+}
+
+/// The same before anything is bound; `None` when that takes a port which is not known yet.
+pub(crate) fn advertised_unbound(config: &ServerConfig) -> Option<Vec<String>> {
+    let is_known = !config.advertise.is_empty() || config.listen.port() != 0;
+    is_known.then(|| advertised(config, config.listen))
 }
 
 /// The address that packets to the outside would leave from; nothing is sent. Loopback when

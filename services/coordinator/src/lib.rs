@@ -46,6 +46,7 @@ pub use crate::rate::RateConfig;
 
 use crate::app::Core;
 use crate::app::bootstrap::{Opened, open, operator_dir};
+pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken};
 use crate::grpc::Grpc;
 use crate::grpc::encoded::ProtoEncoder;
 use crate::serve::Server;
@@ -122,6 +123,19 @@ impl OperatorFiles {
             addrs: read("addrs")?.lines().map(str::to_owned).collect(),
         })
     }
+}
+
+/// Makes what services need before they start: CA, default network, first operator with its
+/// context, and one join-token file per role. Binds nothing; safe to repeat.
+///
+/// # Errors
+/// A sentence for people: as [`App::build`], or a file that cannot be written.
+pub async fn provision(
+    config: &Config,
+    options: &ProvisionOptions,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Provisioned> {
+    Ok(app::provision::provision(config, options, &clock).await?)
 }
 
 impl App {

@@ -4,16 +4,29 @@ mod args;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser as _;
-use coordinator::{App, Config};
+use coordinator::{App, Config, SystemClock, provision};
 use mesh_daemon::{Handles, ShutdownTrigger, config, signals, telemetry};
 
-use crate::args::{Args, RunArgs};
+use crate::args::{Args, BootstrapArgs, Command, RunArgs};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Args::parse().into_run()).await {
+    let Args {
+        command,
+        run: flags,
+    } = Args::parse();
+    let done = match command {
+        None => run(flags).await,
+        Some(Command::Run(flags)) => run(flags).await,
+        Some(Command::Bootstrap(args)) => bootstrap(args).await,
+        Some(Command::Service(verb)) => {
+            return verb.run::<Config>("coordinator", &flags.config, flags.overrides());
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             drop(writeln!(std::io::stderr(), "error: {error:#}"));
@@ -31,4 +44,13 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         .await?
         .run(shutdown)
         .await
+}
+
+async fn bootstrap(args: BootstrapArgs) -> anyhow::Result<()> {
+    let (flags, options) = (&args.run, args.options());
+    let config: Config = config::load_or_exit("coordinator", &flags.config, flags.overrides());
+    let _log = telemetry::init(&config.log)?;
+    let made = provision(&config, &options, Arc::new(SystemClock)).await?;
+    write!(std::io::stdout(), "{made}")?;
+    Ok(())
 }

@@ -25,6 +25,11 @@ pub(crate) enum SealError {
         "{} is damaged (expected 64 hexadecimal digits): restore it from a backup", path.display()
     )]
     Damaged { path: PathBuf },
+    /// The configured key is no key.
+    #[error(
+        "master_key is no key: 64 hexadecimal digits are expected, as 'openssl rand -hex 32' gives them"
+    )]
+    Malformed,
     /// The key file is gone while sealed secrets exist.
     #[error(
         "{} is missing: the certificate authority in the database cannot be opened without it; restore it from a backup, or start with an empty --state-dir",
@@ -33,7 +38,7 @@ pub(crate) enum SealError {
     Missing { path: PathBuf },
     /// The sealed bytes do not open.
     #[error(
-        "the sealed secret {name:?} does not open: master.key belongs to another state directory, or the database is damaged"
+        "the sealed secret {name:?} does not open: the master key belongs to another database, or the database is damaged"
     )]
     Open { name: String },
     /// The system gave no randomness.
@@ -58,23 +63,33 @@ impl Sealer {
     pub(crate) fn load(path: &Path, may_create: bool) -> Result<Self, SealError> {
         let at = || path.to_path_buf();
         let file = |source| SealError::File { path: at(), source };
-        let random = SystemRandom::new();
         let bytes = match read_private(path).map_err(file)? {
             Some(text) => decode_hex(&text).ok_or_else(|| SealError::Damaged { path: at() })?,
             None if may_create => {
                 let mut bytes = Zeroizing::new([0; KEY_LEN]);
-                random.fill(bytes.as_mut()).map_err(|_| SealError::Random)?;
+                SystemRandom::new()
+                    .fill(bytes.as_mut())
+                    .map_err(|_| SealError::Random)?;
                 let text = Zeroizing::new(encode_hex(bytes.as_ref()));
                 write_private(path, text.as_bytes()).map_err(file)?;
                 bytes
             }
             None => return Err(SealError::Missing { path: at() }),
         };
-        let key = UnboundKey::new(&CHACHA20_POLY1305, bytes.as_ref())
-            .map_err(|_| SealError::Damaged { path: at() })?;
-        Ok(Self {
+        Self::new(&bytes).ok_or_else(|| SealError::Damaged { path: at() })
+    }
+
+    /// With a key from the configuration: 64 hexadecimal digits.
+    pub(crate) fn from_text(text: &str) -> Result<Self, SealError> {
+        let bytes = decode_hex(text.as_bytes()).ok_or(SealError::Malformed)?;
+        Self::new(&bytes).ok_or(SealError::Malformed)
+    }
+
+    fn new(bytes: &[u8; KEY_LEN]) -> Option<Self> {
+        let key = UnboundKey::new(&CHACHA20_POLY1305, bytes).ok()?;
+        Some(Self {
             key: LessSafeKey::new(key),
-            random,
+            random: SystemRandom::new(),
         })
     }
 
@@ -154,6 +169,21 @@ mod tests {
             again.open("other", &sealed),
             Err(SealError::Open { .. })
         ));
+    }
+
+    #[test]
+    fn a_configured_key_is_the_same_as_one_in_a_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sealed = sealer(dir.path()).seal("ca", b"hello").expect("seals");
+        let text = std::fs::read_to_string(dir.path().join("master.key")).expect("there");
+        let given = Sealer::from_text(&format!("{text}\n")).expect("a key");
+        assert_eq!(
+            given.open("ca", &sealed).expect("opens").as_slice(),
+            b"hello"
+        );
+        for bad in ["", "ab", &"g".repeat(64), &"a".repeat(66)] {
+            assert!(matches!(Sealer::from_text(bad), Err(SealError::Malformed)));
+        }
     }
 
     #[test]

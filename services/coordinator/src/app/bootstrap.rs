@@ -29,6 +29,10 @@ use crate::seal::{SealError, Sealer};
 use crate::store::{SealedSecret, Store, StoreError};
 
 const CA_SECRET: &str = "ca";
+/// Where the master key is when none is configured.
+const MASTER_KEY_FILE: &str = "master.key";
+/// What the first operator is called.
+pub(super) const FIRST_OPERATOR: &str = "first";
 /// How many events wait for a slow watcher before it reads them from the store instead.
 const FEED: usize = 1024;
 /// The first operator's credential is made anew when less than this is left of it.
@@ -52,6 +56,9 @@ pub(crate) enum BootstrapError {
     /// A network's SSH authority does not open.
     #[error("the SSH authority of network {0} is missing or damaged")]
     SshCa(NetworkName),
+    /// The first operator's sealed key is no key.
+    #[error("the first operator's key in the database is damaged")]
+    OperatorKey,
     /// The system gave no randomness.
     #[error("the system gives no randomness")]
     Random,
@@ -79,15 +86,29 @@ impl Core {
         addresses: Vec<String>,
         state_dir: &Path,
     ) -> Result<(), BootstrapError> {
-        let dir = operator_dir(state_dir);
-        if dir.is_dir() {
-            let path = dir.join("addrs");
-            write_private(&path, addresses.join("\n").as_bytes()).map_err(BootstrapError::Dir)?;
-        }
+        write_addresses(state_dir, &addresses)?;
         // Set once, by `App::build`; a second call would change nothing.
         drop(self.advertised.set(addresses));
         Ok(())
     }
+}
+
+/// Notes the coordinator's addresses beside the first operator's credential, if that is here.
+pub(super) fn write_addresses(
+    state_dir: &Path,
+    addresses: &[String],
+) -> Result<(), BootstrapError> {
+    let dir = operator_dir(state_dir);
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let path = dir.join("addrs");
+    write_private(&path, addresses.join("\n").as_bytes()).map_err(BootstrapError::Dir)
+}
+
+/// The name under which the key of an operator that this program made is sealed.
+fn operator_secret(operator: OperatorId) -> String {
+    format!("operator-key/{operator}")
 }
 
 /// The name under which a network's SSH authority is sealed.
@@ -100,6 +121,40 @@ pub(crate) fn operator_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("operator")
 }
 
+/// The open store and the authorities in it.
+#[derive(Debug)]
+pub(super) struct Foundation {
+    pub(super) store: Store,
+    pub(super) sealer: Sealer,
+    pub(super) ca: Ca,
+}
+
+/// Opens the store and its authorities, and makes CA, default network and first operator when they
+/// are not there yet.
+pub(super) async fn found(config: &Config, now: Timestamp) -> Result<Foundation, BootstrapError> {
+    let dir = config.state_dir.as_path();
+    private_dir(dir).map_err(BootstrapError::Dir)?;
+    if dir.join("node.key").exists() {
+        return Err(BootstrapError::NodeDir(dir.to_path_buf()));
+    }
+    let store = Store::open(dir).await?;
+    let sealer = if config.master_key.is_empty() {
+        Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
+    } else {
+        Sealer::from_text(config.master_key.expose())?
+    };
+    if store.secret_show(CA_SECRET).await?.is_none() {
+        match first_start(&store, &sealer, now).await {
+            // Another process made everything meanwhile.
+            Err(BootstrapError::Store(StoreError::Exists)) => {}
+            made => made?,
+        }
+    }
+    let ca = open_ca(&store, &sealer).await?;
+    keep_operator_files(&store, &sealer, &ca, dir, now).await?;
+    Ok(Foundation { store, sealer, ca })
+}
+
 /// Opens everything in the state directory, and makes what is not there yet.
 pub(crate) async fn open(
     config: &Config,
@@ -107,20 +162,9 @@ pub(crate) async fn open(
     encoder: Box<dyn PeerEncoder>,
     metrics: &Metrics,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, BootstrapError> {
-    let dir = config.state_dir.as_path();
-    private_dir(dir).map_err(BootstrapError::Dir)?;
-    if dir.join("node.key").exists() {
-        return Err(BootstrapError::NodeDir(dir.to_path_buf()));
-    }
-    let store = Store::open(dir).await?;
-    let sealer = Sealer::load(&dir.join("master.key"), !store.secret_any().await?)?;
     let now = clock.now();
-    if store.secret_show(CA_SECRET).await?.is_none() {
-        first_start(&store, &sealer, dir, now).await?;
-    }
-    let ca = open_ca(&store, &sealer).await?;
+    let Foundation { store, sealer, ca } = found(config, now).await?;
     let (members, snapshot) = load(&store, now).await?;
-    refresh_operator(&store, &members, &ca, dir, now).await?;
 
     let mut engine = engine(&config.overlay, encoder)?;
     let started = tokio::time::Instant::now().into_std();
@@ -154,7 +198,7 @@ pub(crate) async fn open(
     })
 }
 
-fn random<const N: usize>() -> Result<[u8; N], BootstrapError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], BootstrapError> {
     let mut bytes = [0; N];
     SystemRandom::new()
         .fill(&mut bytes)
@@ -194,14 +238,8 @@ pub(super) fn new_ssh_ca(
     ))
 }
 
-async fn first_start(
-    store: &Store,
-    sealer: &Sealer,
-    dir: &Path,
-    now: Timestamp,
-) -> Result<(), BootstrapError> {
+async fn first_start(store: &Store, sealer: &Sealer, now: Timestamp) -> Result<(), BootstrapError> {
     let parts = CaParts::generate(now)?;
-    let ca = Ca::open(&parts)?;
     let millis = now.as_unix_millis();
     let network = NetworkRecord {
         id: NetworkId::from_parts(millis, random()?),
@@ -211,24 +249,20 @@ async fn first_start(
     };
     let (_, ssh_ca) = new_ssh_ca(sealer, network.id)?;
     let identity = Identity::generate().map_err(CaError::Key)?;
-    let mut operator = OperatorRecord {
+    let operator = OperatorRecord {
         id: OperatorId::from_parts(millis, random()?),
-        name: "first".to_owned(),
+        name: FIRST_OPERATOR.to_owned(),
         identity: identity.public_key().clone(),
         created_at: now,
         certificate_not_after: now,
         revoked_at: None,
     };
-    let issued = ca.issue(
-        &Subject::Operator(operator.id),
-        None,
-        &operator.identity,
-        now,
-    )?;
-    operator.certificate_not_after = issued.not_after;
-    // The files come first: without the commit they are simply written again at the next start.
-    write_operator_files(dir, &ca, &operator, &issued.certificate, Some(&identity))?;
-
+    // Sealed in the store, so that a start with an empty state directory has it too.
+    let key_name = operator_secret(operator.id);
+    let operator_key = SealedSecret {
+        sealed: sealer.seal(&key_name, identity.pkcs8())?,
+        public: identity.public_key().as_spki_der().to_vec(),
+    };
     let sealed = SealedSecret {
         sealed: sealer.seal(CA_SECRET, &parts.key_pkcs8)?,
         public: parts.certificate.clone(),
@@ -239,6 +273,7 @@ async fn first_start(
     txn.secret_create(&ssh_secret(network.id), &ssh_ca, now)
         .await?;
     txn.operator_create(&operator).await?;
+    txn.secret_create(&key_name, &operator_key, now).await?;
     let event = EventRecord {
         id: 0,
         time: now,
@@ -350,42 +385,57 @@ fn write_operator_files(
     write("id", operator.id.to_string().as_bytes())
 }
 
-/// Renews the first operator's certificate file while the coordinator has it at hand, so that the
-/// machine that runs the coordinator never locks itself out.
-async fn refresh_operator(
+/// Keeps the first operator's credential in the state directory: writes it where it is missing,
+/// and renews its certificate while the coordinator has it at hand, so that the machine that runs
+/// the coordinator never locks itself out.
+async fn keep_operator_files(
     store: &Store,
-    members: &Members,
+    sealer: &Sealer,
     ca: &Ca,
     state_dir: &Path,
     now: Timestamp,
 ) -> Result<(), BootstrapError> {
     let path = operator_dir(state_dir).join("id");
-    let Some(id) = read_private(&path).map_err(BootstrapError::Dir)? else {
-        return Ok(());
+    let operators = store.operator_list().await?;
+    let mut active = operators
+        .into_iter()
+        .filter(|operator| operator.revoked_at.is_none());
+    let (operator, key) = match read_private(&path).map_err(BootstrapError::Dir)? {
+        Some(id) => {
+            let id = String::from_utf8_lossy(&id).trim().parse::<OperatorId>();
+            let Some(operator) = active.find(|operator| Ok(operator.id) == id) else {
+                return Ok(());
+            };
+            if now.plus(OPERATOR_RENEW) < operator.certificate_not_after {
+                return Ok(());
+            }
+            (operator, None)
+        }
+        None => {
+            let Some(operator) = active.find(|operator| operator.name == FIRST_OPERATOR) else {
+                return Ok(());
+            };
+            let name = operator_secret(operator.id);
+            let Some(sealed) = store.secret_show(&name).await? else {
+                return Ok(());
+            };
+            let key = sealer.open(&name, &sealed.sealed)?;
+            let key = Identity::from_pkcs8(&key).map_err(|_| BootstrapError::OperatorKey)?;
+            (operator, Some(key))
+        }
     };
-    let id = String::from_utf8_lossy(&id)
-        .trim()
-        .parse::<OperatorId>()
-        .ok();
-    let Some(operator) = id.and_then(|id| members.operator(id)) else {
-        return Ok(());
-    };
-    let due = now.plus(OPERATOR_RENEW) >= operator.certificate_not_after;
-    if operator.revoked_at.is_some() || !due {
-        return Ok(());
-    }
     let issued = ca.issue(
         &Subject::Operator(operator.id),
         None,
         &operator.identity,
         now,
     )?;
-    let mut operator = OperatorRecord::clone(&operator);
-    operator.certificate_not_after = issued.not_after;
+    let operator = OperatorRecord {
+        certificate_not_after: issued.not_after,
+        ..operator
+    };
     let txn = store.write().await?;
     txn.operator_update(&operator).await?;
     txn.commit().await?;
-    write_operator_files(state_dir, ca, &operator, &issued.certificate, None)?;
-    members.put_operator(operator);
-    Ok(())
+    write_operator_files(state_dir, ca, &operator, &issued.certificate, key.as_ref())
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod bootstrap;
 mod enrol;
 mod harness;
 mod operate;
