@@ -2,8 +2,9 @@
 //!
 //! Only arriving packets are judged. A packet passes when a rule lets its sender open that port,
 //! or when it belongs to a flow that this node opened itself. Packets that leave are noted so that
-//! their answers pass; answers to a flow that a peer opened do not make it a flow of ours, so
-//! taking a permission away cuts the flows that stood on it.
+//! their answers pass; answers to a flow that a peer opened never make it a flow of ours, also
+//! after its entry expired or was evicted, so taking a permission away cuts the flows that stood
+//! on it. What counts as opening is told in `flows`.
 
 mod flows;
 mod rules;
@@ -111,7 +112,10 @@ impl Filter {
             remote_port,
             kind,
         };
-        self.flows.note_outgoing(key, flags, now);
+        let rules = &self.rules;
+        self.flows.note_outgoing(key, flags, now, || {
+            protocol(kind).is_some_and(|protocol| rules.allow(key.remote, protocol, key.local_port))
+        });
     }
 
     /// Judges a packet that arrived from a peer to whom its source address belongs.

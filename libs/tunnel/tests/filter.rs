@@ -1,106 +1,26 @@
-//! The packet filter against a model that remembers everything and thinks slowly.
+//! The packet filter: against a model, and one by one what an attacker would try.
 
 #![allow(
     clippy::disallowed_methods,
     reason = "a test needs some instant to start from"
 )]
 
-use std::collections::BTreeMap;
+#[path = "filter/model.rs"]
+mod model;
+#[path = "filter/packets.rs"]
+mod packets;
+
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use mesh_tunnel::DropReason;
 use mesh_tunnel::filter::Filter;
-use mesh_tunnel::packet::{Header, parse};
 use mesh_types::{FilterRule, OverlayAddrs, PacketFilter, PortRange, Protocol};
 use proptest::prelude::*;
 
-const OWN_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
-const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 1);
-
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Proto {
-    Tcp(u8),
-    Udp,
-    EchoRequest,
-    EchoReply,
-}
-
-/// A packet from `src` to `dst`; for echo `src_port` is the identifier.
-fn packet(src: IpAddr, dst: IpAddr, proto: Proto, src_port: u16, dst_port: u16) -> Vec<u8> {
-    let mut body = Vec::new();
-    let v6 = src.is_ipv6();
-    let number = match proto {
-        Proto::Tcp(flags) => {
-            body.extend(src_port.to_be_bytes());
-            body.extend(dst_port.to_be_bytes());
-            body.extend([0; 8]);
-            body.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
-            6
-        }
-        Proto::Udp => {
-            body.extend(src_port.to_be_bytes());
-            body.extend(dst_port.to_be_bytes());
-            body.extend([0, 8, 0, 0]);
-            17
-        }
-        Proto::EchoRequest | Proto::EchoReply => {
-            let kind = match (proto, v6) {
-                (Proto::EchoRequest, false) => 8,
-                (Proto::EchoRequest, true) => 128,
-                (_, false) => 0,
-                (_, true) => 129,
-            };
-            body.extend([kind, 0, 0, 0]);
-            body.extend(src_port.to_be_bytes());
-            body.extend([0, 1]);
-            if v6 { 58 } else { 1 }
-        }
-    };
-    ip(src, dst, number, 0, &body)
-}
-
-fn ip(src: IpAddr, dst: IpAddr, protocol: u8, fragmentation: u16, body: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(body.len()).expect("short");
-    let mut packet = Vec::new();
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            packet.extend([0x45, 0]);
-            packet.extend((len + 20).to_be_bytes());
-            packet.extend([0, 7]);
-            packet.extend(fragmentation.to_be_bytes());
-            packet.extend([64, protocol, 0, 0]);
-            packet.extend(src.octets());
-            packet.extend(dst.octets());
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(len.to_be_bytes());
-            packet.extend([protocol, 64]);
-            packet.extend(src.octets());
-            packet.extend(dst.octets());
-        }
-        _ => panic!("mixed families"),
-    }
-    packet.extend(body);
-    packet
-}
-
-fn header(bytes: &[u8]) -> Header {
-    parse(bytes).expect("a well-formed packet")
-}
-
-fn own(remote: IpAddr) -> IpAddr {
-    if remote.is_ipv4() {
-        OWN_V4.into()
-    } else {
-        OWN_V6.into()
-    }
-}
+use model::Model;
+use packets::{ACK, FIN, OWN_V4, OWN_V6, Proto, RST, SYN, header, ip, own, packet};
 
 fn filter(max_flows: usize, now: Instant) -> Filter {
     let mut filter = Filter::new(42, max_flows, now);
@@ -119,160 +39,13 @@ fn allow(source: &str, protocol: Protocol, first: u16, last: u16) -> FilterRule 
     }
 }
 
-// ---- the model
-
-type Key = (IpAddr, u16, u16, u8);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    Ours,
-    Theirs,
-    Cut,
-}
-
-#[derive(Debug)]
-struct Flow {
-    whose: Whose,
-    used: u64,
-    limit: u64,
-}
-
-#[derive(Debug, Default)]
-struct Model {
-    rules: Vec<FilterRule>,
-    flows: BTreeMap<Key, Flow>,
-    now: u64,
-}
-
-impl Model {
-    fn allows(&self, remote: IpAddr, protocol: Protocol, port: u16) -> bool {
-        self.rules.iter().any(|rule| {
-            rule.sources.iter().any(|net| net.contains(&remote))
-                && rule.protocols.contains(&protocol)
-                && (protocol == Protocol::Icmp || rule.ports.iter().any(|r| r.contains(port)))
-        })
-    }
-
-    fn first_limit(proto: Proto) -> u64 {
-        match proto {
-            Proto::Tcp(flags) if flags & (RST | 1) != 0 => 30,
-            Proto::Tcp(flags) if flags & SYN != 0 => 60,
-            Proto::Tcp(_) => 7440,
-            Proto::Udp => 180,
-            Proto::EchoRequest | Proto::EchoReply => 60,
-        }
-    }
-
-    fn used(flow: &mut Flow, proto: Proto, now: u64) {
-        flow.used = now;
-        if let Proto::Tcp(flags) = proto {
-            if flags & (RST | 1) != 0 {
-                flow.limit = 30;
-            } else if flags & SYN == 0 && flags & ACK != 0 && flow.limit == 60 {
-                flow.limit = 7440;
-            }
-        }
-    }
-
-    fn living(&mut self, key: &Key) -> Option<&mut Flow> {
-        let now = self.now;
-        self.flows
-            .get_mut(key)
-            .filter(|flow| now - flow.used <= flow.limit)
-    }
-
-    fn outgoing(&mut self, remote: IpAddr, proto: Proto, local: u16, port: u16) {
-        let now = self.now;
-        let key = match proto {
-            Proto::Tcp(_) => (remote, local, port, 6),
-            Proto::Udp => (remote, local, port, 17),
-            Proto::EchoRequest => (remote, local, 0, 1),
-            Proto::EchoReply => return,
-        };
-        let fresh = matches!(proto, Proto::Tcp(flags) if flags & (SYN | ACK) == SYN);
-        if let Some(flow) = self.living(&key)
-            && !(flow.whose == Whose::Cut && fresh)
-        {
-            Self::used(flow, proto, now);
-            return;
-        }
-        let limit = Self::first_limit(proto);
-        self.flows.insert(
-            key,
-            Flow {
-                whose: Whose::Ours,
-                used: now,
-                limit,
-            },
-        );
-    }
-
-    fn incoming(&mut self, remote: IpAddr, proto: Proto, port: u16, local: u16) -> bool {
-        let now = self.now;
-        let (key, protocol) = match proto {
-            Proto::Tcp(_) => ((remote, local, port, 6), Protocol::Tcp),
-            Proto::Udp => ((remote, local, port, 17), Protocol::Udp),
-            Proto::EchoRequest => return self.allows(remote, Protocol::Icmp, 0),
-            Proto::EchoReply => ((remote, port, 0, 1), Protocol::Icmp),
-        };
-        if let Some(flow) = self.living(&key) {
-            if flow.whose == Whose::Cut {
-                return false;
-            }
-            Self::used(flow, proto, now);
-            return true;
-        }
-        if protocol == Protocol::Icmp || !self.allows(remote, protocol, local) {
-            return false;
-        }
-        let limit = Self::first_limit(proto);
-        self.flows.insert(
-            key,
-            Flow {
-                whose: Whose::Theirs,
-                used: now,
-                limit,
-            },
-        );
-        true
-    }
-
-    fn set_rules(&mut self, rules: Vec<FilterRule>) {
-        if self.rules == rules {
-            return;
-        }
-        self.rules = rules;
-        let now = self.now;
-        let mut flows = std::mem::take(&mut self.flows);
-        flows.retain(|_, flow| now - flow.used <= flow.limit);
-        for (&(remote, local, _, number), flow) in &mut flows {
-            let protocol = if number == 6 {
-                Protocol::Tcp
-            } else {
-                Protocol::Udp
-            };
-            if flow.whose != Whose::Ours {
-                let whose = if self.allows(remote, protocol, local) {
-                    Whose::Theirs
-                } else {
-                    Whose::Cut
-                };
-                if whose != flow.whose {
-                    flow.whose = whose;
-                    flow.used = now;
-                }
-            }
-        }
-        self.flows = flows;
-    }
-}
-
 #[derive(Debug, Clone)]
 enum Step {
     Out(usize, Proto, u16, u16),
     In(usize, Proto, u16, u16),
     Rules(usize),
     Wait(u64),
+    Sweep,
 }
 
 fn remotes() -> [IpAddr; 3] {
@@ -307,7 +80,7 @@ fn steps() -> impl Strategy<Value = Step> {
                 Just(SYN | ACK),
                 Just(ACK),
                 Just(RST),
-                Just(ACK | 1)
+                Just(ACK | FIN)
             ]
             .prop_map(Proto::Tcp),
             Just(Proto::Udp),
@@ -319,8 +92,8 @@ fn steps() -> impl Strategy<Value = Step> {
         5 => (0usize..3, proto(), 1u16..4, 1u16..4).prop_map(|(r, p, a, b)| Step::Out(r, p, a, b)),
         5 => (0usize..3, proto(), 1u16..4, 1u16..4).prop_map(|(r, p, a, b)| Step::In(r, p, a, b)),
         1 => (0usize..4).prop_map(Step::Rules),
-        1 => prop_oneof![Just(1), Just(29), Just(31), Just(61), Just(181), Just(7441)]
-            .prop_map(Step::Wait),
+        1 => prop_oneof![Just(29), Just(31), Just(61), Just(181), Just(7441)].prop_map(Step::Wait),
+        1 => Just(Step::Sweep),
     ]
 }
 
@@ -328,11 +101,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_filter_judges_like_the_model(steps in proptest::collection::vec(steps(), 1..60)) {
+    fn the_filter_judges_like_the_model(
+        // A sample of 16 entries sees all of a small table.
+        max in prop_oneof![1usize..6, Just(1000)],
+        steps in proptest::collection::vec(steps(), 1..80),
+    ) {
         let start = Instant::now();
-        let mut filter = filter(1000, start);
-        let mut model = Model::default();
+        let mut filter = filter(max, start);
+        let mut model = Model::new(max);
         for (at, step) in steps.into_iter().enumerate() {
+            // Each step has its own second, so that it is never open which entry is the oldest.
+            model.pass(1);
             let now = start + Duration::from_secs(model.now);
             match step {
                 Step::Out(remote, proto, local, port) => {
@@ -353,13 +132,191 @@ proptest! {
                     filter.set_rules(&PacketFilter { rules: rules.clone() }, now);
                     model.set_rules(rules);
                 }
-                Step::Wait(seconds) => {
-                    model.now += seconds;
-                    filter.expire(start + Duration::from_secs(model.now));
-                }
+                Step::Wait(seconds) => model.pass(seconds),
+                Step::Sweep => filter.expire(now),
             }
+            prop_assert!(filter.flows() >= model.len(), "step {}: {:?}", at, step);
+            prop_assert!(filter.flows() <= 2 * max);
         }
     }
+
+    #[test]
+    fn expiry_misses_no_entry(
+        // Also more than one call looks at.
+        living in proptest::collection::vec(any::<bool>(), 1..700),
+        calls in 0usize..4,
+        reopened in proptest::collection::vec(0u16..700, 0..40),
+    ) {
+        let start = Instant::now();
+        let mut filter = filter(1000, start);
+        let remote = remotes()[0];
+        let total = u16::try_from(living.len()).expect("some hundreds");
+        let send = |filter: &mut Filter, port: u16, now| {
+            let bytes = packet(own(remote), remote, Proto::Udp, port, 53);
+            filter.note_outgoing(&header(&bytes), now);
+        };
+        for port in 0..total {
+            send(&mut filter, port, start);
+        }
+        // The cursor may stand anywhere.
+        for _ in 0..calls {
+            filter.expire(start);
+        }
+        let later = start + Duration::from_secs(170);
+        let mut used: BTreeSet<u16> = (0..total).filter(|&p| living[usize::from(p)]).collect();
+        for &port in &used {
+            send(&mut filter, port, later);
+        }
+        let end = start + Duration::from_secs(181);
+        filter.expire(end);
+        // Entries that are found expired are replaced, which moves others to their places.
+        for port in reopened.into_iter().filter(|&port| port < total) {
+            send(&mut filter, port, end);
+            used.insert(port);
+        }
+        for _ in 0..2 * usize::from(total).div_ceil(256) {
+            filter.expire(end);
+        }
+        prop_assert_eq!(filter.flows(), used.len());
+    }
+}
+
+/// A peer's connection to our port 22, established at `now` by a rule.
+fn peer_connects(filter: &mut Filter, now: Instant) -> [Vec<u8>; 2] {
+    let remote = remotes()[0];
+    filter.set_rules(&ssh_rule(), now);
+    let theirs = |flags| packet(remote, own(remote), Proto::Tcp(flags), 5000, 22);
+    let ours = |flags| packet(own(remote), remote, Proto::Tcp(flags), 22, 5000);
+    assert_eq!(filter.admit(&header(&theirs(SYN)), now), Ok(()));
+    filter.note_outgoing(&header(&ours(SYN | ACK)), now);
+    assert_eq!(filter.admit(&header(&theirs(ACK)), now), Ok(()));
+    [theirs(ACK), ours(ACK)]
+}
+
+fn ssh_rule() -> PacketFilter {
+    PacketFilter {
+        rules: vec![allow("100.64.0.2/32", Protocol::Tcp, 22, 22)],
+    }
+}
+
+#[test]
+fn a_connection_of_a_peer_never_becomes_ours_by_our_answers() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    // Reset and quiet, or idle for too long: the entry has expired, the connection may live on.
+    for (reset, quiet) in [(true, 31), (false, 7441)] {
+        for swept in [false, true] {
+            let mut filter = filter(10, start);
+            let [theirs, ours] = peer_connects(&mut filter, start);
+            if reset {
+                let reset = packet(remotes()[0], OWN_V4.into(), Proto::Tcp(RST), 5000, 22);
+                assert_eq!(filter.admit(&header(&reset), start), Ok(()));
+            }
+            if swept {
+                filter.expire(at(quiet));
+            }
+            filter.note_outgoing(&header(&ours), at(quiet));
+            filter.set_rules(&PacketFilter::default(), at(quiet));
+            let refused = Err(DropReason::Filtered);
+            assert_eq!(filter.admit(&header(&theirs), at(quiet)), refused);
+            filter.note_outgoing(&header(&ours), at(quiet));
+            assert_eq!(filter.admit(&header(&theirs), at(quiet)), refused);
+        }
+    }
+}
+
+#[test]
+fn an_evicted_connection_of_a_peer_does_not_become_ours() {
+    let now = Instant::now();
+    let mut filter = filter(4, now);
+    let [theirs, ours] = peer_connects(&mut filter, now);
+    let later = now + Duration::from_secs(1);
+    for port in 6000..6004 {
+        let other = packet(remotes()[0], OWN_V4.into(), Proto::Tcp(ACK), port, 22);
+        assert_eq!(filter.admit(&header(&other), later), Ok(()));
+    }
+    filter.note_outgoing(&header(&ours), later);
+    filter.set_rules(&PacketFilter::default(), later);
+    let refused = Err(DropReason::Filtered);
+    assert_eq!(filter.admit(&header(&theirs), later), refused);
+}
+
+#[test]
+fn a_udp_answer_to_an_expired_flow_stands_on_the_rule() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut filter = filter(10, start);
+    let rules = PacketFilter {
+        rules: vec![allow("100.64.0.2/32", Protocol::Udp, 53, 53)],
+    };
+    filter.set_rules(&rules, start);
+    let remote = remotes()[0];
+    let query = packet(remote, own(remote), Proto::Udp, 4000, 53);
+    let answer = packet(own(remote), remote, Proto::Udp, 53, 4000);
+    assert_eq!(filter.admit(&header(&query), start), Ok(()));
+    filter.expire(at(200));
+    assert_eq!(filter.flows(), 0);
+    filter.note_outgoing(&header(&answer), at(200));
+    filter.set_rules(&PacketFilter::default(), at(201));
+    let refused = Err(DropReason::Filtered);
+    assert_eq!(filter.admit(&header(&query), at(201)), refused);
+    // However long the service goes on sending, or pauses for less than two hours.
+    filter.note_outgoing(&header(&answer), at(202));
+    filter.expire(at(7000));
+    filter.note_outgoing(&header(&answer), at(7000));
+    assert_eq!(filter.admit(&header(&query), at(14_000)), refused);
+    // A flow that we open on another port is ours.
+    let fresh = packet(own(remote), remote, Proto::Udp, 5353, 4000);
+    let reply = packet(remote, own(remote), Proto::Udp, 4000, 5353);
+    filter.note_outgoing(&header(&fresh), at(14_000));
+    assert_eq!(filter.admit(&header(&reply), at(14_000)), Ok(()));
+}
+
+#[test]
+fn a_flood_cannot_push_out_what_was_cut() {
+    let start = Instant::now();
+    let mut filter = filter(8, start);
+    let [victim, flooder, _] = remotes();
+    let both = PacketFilter {
+        rules: vec![allow("100.64.0.0/16", Protocol::Udp, 53, 53)],
+    };
+    filter.set_rules(&both, start);
+    let query = packet(victim, own(victim), Proto::Udp, 4000, 53);
+    let answer = packet(own(victim), victim, Proto::Udp, 53, 4000);
+    assert_eq!(filter.admit(&header(&query), start), Ok(()));
+    let one = PacketFilter {
+        rules: vec![allow("100.64.9.9/32", Protocol::Udp, 53, 53)],
+    };
+    filter.set_rules(&one, start);
+    let later = start + Duration::from_secs(1);
+    for port in 0..100 {
+        let bytes = packet(flooder, own(flooder), Proto::Udp, port, 53);
+        assert_eq!(filter.admit(&header(&bytes), later), Ok(()));
+    }
+    filter.note_outgoing(&header(&answer), later);
+    let refused = Err(DropReason::Filtered);
+    assert_eq!(filter.admit(&header(&query), later), refused);
+}
+
+#[test]
+fn a_half_closed_connection_may_be_quiet_and_a_closed_one_is_forgotten() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut filter = filter(10, start);
+    let remote = remotes()[0];
+    let ours = |flags| header(&packet(own(remote), remote, Proto::Tcp(flags), 4000, 80));
+    let theirs = |flags| header(&packet(remote, own(remote), Proto::Tcp(flags), 80, 4000));
+    filter.note_outgoing(&ours(SYN), start);
+    assert_eq!(filter.admit(&theirs(SYN | ACK), start), Ok(()));
+    filter.note_outgoing(&ours(ACK), start);
+    filter.note_outgoing(&ours(FIN | ACK), at(1));
+    // The other side goes on sending after our FIN.
+    assert_eq!(filter.admit(&theirs(ACK), at(2)), Ok(()));
+    assert_eq!(filter.admit(&theirs(ACK), at(600)), Ok(()));
+    assert_eq!(filter.admit(&theirs(FIN | ACK), at(601)), Ok(()));
+    filter.note_outgoing(&ours(ACK), at(601));
+    let refused = Err(DropReason::Filtered);
+    assert_eq!(filter.admit(&theirs(ACK), at(632)), refused);
 }
 
 #[test]
