@@ -73,6 +73,7 @@ impl AdminServer {
         let addr = listener
             .local_addr()
             .map_err(|source| BindError::new(config.listen, WHAT.0, WHAT.1, source))?;
+        crate::vital::register(&handles);
         Ok(Self {
             listener,
             addr,

@@ -1,15 +1,19 @@
 //! What a service is handed when it is built.
 
+use mesh_trace::Tracer;
+
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 
-/// The process's metrics and readiness, passed to every `App::build`.
+/// The process's metrics, readiness and traces, passed to every `App::build`.
 #[derive(Debug, Clone, Default)]
 pub struct Handles {
     /// Where to register metrics.
     pub metrics: Metrics,
     /// Where to say what is not ready yet.
     pub readiness: Readiness,
+    /// Makes the service's spans; off unless they are exported.
+    pub tracer: Tracer,
 }
 
 impl Handles {
@@ -20,6 +24,14 @@ impl Handles {
         Self {
             metrics: self.metrics.scoped("part", part),
             readiness: self.readiness.scoped(part),
+            tracer: self.tracer.clone(),
         }
+    }
+
+    /// The same with another tracer, for a service of its own name.
+    #[must_use]
+    pub fn traced(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 }

@@ -6,7 +6,8 @@
 //! services may live in one process, so metrics and readiness are handed around as [`Handles`]
 //! and every service gets a [`Shutdown`] of its own.
 //!
-//! What it does not do: it knows no other crate of the mesh, no identity, no wire format.
+//! What it does not do: it knows no other crate of the mesh but `mesh-trace`, no identity, no wire
+//! format.
 //!
 //! ```no_run
 //! use mesh_daemon::{ConfigArgs, Handles, Overrides, Settings, ShutdownTrigger, config, telemetry};
@@ -30,7 +31,9 @@ pub mod telemetry;
 pub mod tls;
 
 mod admin;
+mod grpc_calls;
 mod handles;
+mod latency;
 mod metrics;
 mod net;
 mod private_file;
@@ -39,10 +42,13 @@ mod secret;
 mod shutdown;
 mod state_dir;
 mod task;
+mod vital;
 
 pub use admin::{AdminConfig, AdminServer};
 pub use config::{ConfigArgs, ConfigFaults, EXIT_CONFIG, Faults, Overrides, Settings};
+pub use grpc_calls::{GrpcCalls, GrpcCallsService, GrpcMethod, WatchedBody};
 pub use handles::Handles;
+pub use latency::Latency;
 pub use metrics::Metrics;
 pub use net::{BindError, accept, bind_tcp, bind_udp};
 pub use private_file::{PrivateFileError, private_dir, read_private, write_private};

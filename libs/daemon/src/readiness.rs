@@ -86,6 +86,15 @@ impl Readiness {
         draining.into_iter().chain(waiting).collect()
     }
 
+    /// Every latch with whether it is ready, in the order they were added.
+    pub fn latches(&self) -> Vec<(String, bool)> {
+        let shared = self.lock();
+        let latches = shared.latches.iter();
+        latches
+            .map(|entry| (entry.name.clone(), entry.reason.is_none()))
+            .collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shared> {
         // INVARIANT: no code between lock and unlock can panic half way through a change.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)

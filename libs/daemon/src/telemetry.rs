@@ -7,9 +7,11 @@ use std::fmt;
 use std::io::IsTerminal as _;
 
 use serde::{Deserialize, Serialize};
-use tracing::Subscriber;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Json, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
@@ -142,10 +144,47 @@ where
         .with_ansi(color);
     let lines = match config.format {
         LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .map_event_format(WithTrace)
+            .boxed(),
     };
     let subscriber = Registry::default().with(lines.with_filter(filter));
     Ok((Box::new(subscriber), LogHandle(handle)))
+}
+
+/// JSON lines that begin with the ids of the span they were written in, when there is one.
+struct WithTrace(Format<Json>);
+
+impl<S, N> FormatEvent<S, N> for WithTrace
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(ids) = mesh_trace::current_ids() else {
+            return self.0.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.0
+            .format_event(context, Writer::new(&mut line), event)?;
+        match line.strip_prefix('{') {
+            Some(rest) => {
+                let (trace, span) = (ids.trace, ids.span);
+                write!(
+                    writer,
+                    r#"{{"trace_id":"{trace}","span_id":"{span}",{rest}"#
+                )
+            }
+            None => writer.write_str(&line),
+        }
+    }
 }
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
@@ -236,6 +275,48 @@ mod tests {
         assert_eq!(value["level"], "WARN");
         assert_eq!(value["message"], "odd");
         assert_eq!(value["node_id"], "n1");
+    }
+
+    #[tokio::test]
+    async fn a_json_line_names_the_span_it_was_written_in() {
+        // Nobody takes the spans; their ids are made all the same.
+        let exporter = mesh_trace::Exporter::to("http://127.0.0.1:9".to_owned(), None);
+        let exporter = exporter.expect("a URL");
+        let tracer = exporter.tracer("test", "").expect("a tracer");
+        let span = tracer.start(mesh_trace::Kind::Internal, "work");
+        let parent = span.parent().expect("a span").to_string();
+        let captured = Captured::default();
+        let config = LogConfig {
+            level: "info".to_owned(),
+            format: LogFormat::Json,
+        };
+        let writer = captured.clone();
+        let subscriber = subscriber(&config, move || writer.clone()).expect("a good level");
+        let _quiet = tracing::subscriber::set_default(subscriber);
+        span.scope(async { tracing::info!(answer = 42, "inside") })
+            .await;
+        tracing::info!("outside");
+        let bytes = captured.0.lock().expect("not poisoned").clone();
+        let text = String::from_utf8(bytes).expect("text");
+        let mut lines = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("one JSON line"));
+        let inside = lines.next().expect("a line");
+        let ids = format!(
+            "00-{}-{}-01",
+            text_of(&inside, "trace_id"),
+            text_of(&inside, "span_id")
+        );
+        assert_eq!(ids, parent);
+        assert_eq!(inside["answer"], 42);
+        assert_eq!(
+            lines.next().expect("a line")["trace_id"],
+            serde_json::Value::Null
+        );
+    }
+
+    fn text_of(line: &serde_json::Value, key: &str) -> String {
+        line[key].as_str().unwrap_or_default().to_owned()
     }
 
     #[test]
