@@ -35,7 +35,7 @@ pub struct NodeRow {
     pub name: NodeName,
     /// Its role.
     pub role: Role,
-    /// Who owns it. Nodes with the same owner reach each other; the empty owner is nobody.
+    /// Who owns it; what that opens is up to the rules. The empty owner is nobody.
     pub owner: String,
     /// Its overlay addresses, unique over all networks.
     pub addrs: OverlayAddrs,

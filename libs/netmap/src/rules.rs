@@ -66,24 +66,31 @@ pub trait Rules: Send {
     fn reach(&self, from: Party<'_>, to: Party<'_>) -> ServiceKinds;
 }
 
-/// What holds until a policy says otherwise: nodes of one owner reach all that each other
-/// publishes, gateways reach consoles and HTTP services, deployers reach every published service
-/// and SSH. Everything else is denied.
+/// What holds until a policy says otherwise. The role counts first, whoever owns the nodes:
+/// gateways reach consoles and HTTP services, deployers reach every published service and SSH.
+/// Workers, routers and clients of one owner reach all that each other publishes. Everything else
+/// is denied.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FixedRules;
 
 impl Rules for FixedRules {
     fn reach(&self, from: Party<'_>, to: Party<'_>) -> ServiceKinds {
-        if from.role == Role::Relay || to.role == Role::Relay {
-            return ServiceKinds::NONE;
-        }
-        if !from.owner.is_empty() && from.owner == to.owner {
-            return ServiceKinds::ALL;
-        }
-        match from.role {
-            Role::Deployer => ServiceKinds::ALL,
-            Role::Gateway => ServiceKinds::WEB,
-            Role::Worker | Role::Router | Role::Client | Role::Relay => ServiceKinds::NONE,
+        match (from.role, to.role) {
+            (_, Role::Relay) | (Role::Relay, _) => ServiceKinds::NONE,
+            (Role::Gateway, _) => ServiceKinds::WEB,
+            (Role::Deployer, _) => ServiceKinds::ALL,
+            // What a gateway or a deployer runs is not its owner's to browse.
+            (_, Role::Gateway | Role::Deployer) => ServiceKinds::NONE,
+            (
+                Role::Worker | Role::Router | Role::Client,
+                Role::Worker | Role::Router | Role::Client,
+            ) => {
+                if !from.owner.is_empty() && from.owner == to.owner {
+                    ServiceKinds::ALL
+                } else {
+                    ServiceKinds::NONE
+                }
+            }
         }
     }
 }
@@ -97,10 +104,34 @@ mod tests {
         FixedRules.reach(party(from), party(to))
     }
 
+    const ROLES: [Role; 6] = [
+        Role::Worker,
+        Role::Gateway,
+        Role::Router,
+        Role::Deployer,
+        Role::Relay,
+        Role::Client,
+    ];
+
     #[test]
     fn one_owner_reaches_all_that_is_published() {
         let all = reach((Role::Client, "anna"), (Role::Worker, "anna"));
         assert_eq!(all, ServiceKinds::ALL);
+    }
+
+    #[test]
+    fn an_owner_gives_services_of_the_mesh_no_more_and_opens_them_to_nobody() {
+        for role in ROLES {
+            for service in [Role::Gateway, Role::Deployer, Role::Relay] {
+                let own = |from, to| reach((from, "anna"), (to, "anna"));
+                let other = |from, to| reach((from, "anna"), (to, "ben"));
+                assert_eq!(own(service, role), other(service, role), "{service} {role}");
+                assert_eq!(own(role, service), other(role, service), "{role} {service}");
+            }
+        }
+        let kinds = reach((Role::Gateway, "anna"), (Role::Worker, "anna"));
+        assert_eq!(kinds, ServiceKinds::WEB);
+        assert!(reach((Role::Worker, "anna"), (Role::Deployer, "anna")).is_empty());
     }
 
     #[test]

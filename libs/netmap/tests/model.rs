@@ -170,11 +170,16 @@ fn network_id(n: u8) -> NetworkId {
 
 /// The rules once more, by hand: does `from` reach a service of this kind on `to`?
 fn may_reach(from: &NodeRow, to: &NodeRow, kind: ServiceKind) -> bool {
+    let is_plain = |node: &NodeRow| node.role != Role::Gateway && node.role != Role::Deployer;
     let same_owner = from.owner == to.owner && !from.owner.is_empty();
     let web = kind == ServiceKind::Console || kind == ServiceKind::Http;
     from.network == to.network
         && from.id != to.id
-        && (same_owner || from.role == Role::Deployer || (from.role == Role::Gateway && web))
+        && match from.role {
+            Role::Deployer => true,
+            Role::Gateway => web,
+            _ => same_owner && is_plain(from) && is_plain(to),
+        }
 }
 
 fn are_peers(a: &NodeRow, b: &NodeRow) -> bool {
