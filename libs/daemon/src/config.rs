@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::admin::AdminConfig;
+
 mod args;
 pub mod duration;
 mod faults;
@@ -36,6 +38,9 @@ pub trait Settings: Serialize + DeserializeOwned + Default {
     fn validate(&self, faults: &mut Faults) {
         let _ = faults;
     }
+
+    /// The admin endpoint, when this process has one of its own.
+    fn admin(&self) -> Option<&AdminConfig>;
 }
 
 /// Loads the settings of `service` (`traffic-gateway`: file `traffic-gateway.toml`, environment
@@ -62,6 +67,19 @@ pub fn load_from<T: Settings>(
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<T, ConfigFaults> {
     load::run(service, args, overrides, environment.into_iter().collect())
+}
+
+/// Like [`load()`], without asking whether the values make sense together or are safe: for verbs
+/// that only need to find the running service.
+///
+/// # Errors
+/// Unknown keys and values of the wrong type.
+pub fn load_unchecked<T: Settings>(
+    service: &str,
+    args: &ConfigArgs,
+    overrides: Overrides,
+) -> Result<T, ConfigFaults> {
+    load::shape(service, args, overrides, environment().collect())
 }
 
 /// Loads the settings for a `main`: prints all faults and exits with [`EXIT_CONFIG`], and serves

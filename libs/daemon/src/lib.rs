@@ -13,7 +13,11 @@
 //! use mesh_daemon::{ConfigArgs, Handles, Overrides, Settings, ShutdownTrigger, config, telemetry};
 //! # #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 //! # struct Config { log: mesh_daemon::LogConfig, shutdown: mesh_daemon::ShutdownConfig }
-//! # impl Settings for Config {}
+//! # impl Settings for Config {
+//! #     fn admin(&self) -> Option<&mesh_daemon::AdminConfig> {
+//! #         None
+//! #     }
+//! # }
 //! # async fn build_and_run(_: Config, _: Handles, _: mesh_daemon::Shutdown) {}
 //! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
 //! let config: Config = config::load_or_exit("relay", &ConfigArgs::default(), Overrides::new());
@@ -26,6 +30,7 @@
 
 pub mod build_info;
 pub mod config;
+pub mod health;
 pub mod report;
 pub mod telemetry;
 pub mod tls;
@@ -41,7 +46,9 @@ mod readiness;
 mod secret;
 mod shutdown;
 mod state_dir;
+mod systemd;
 mod task;
+mod verb;
 mod vital;
 
 pub use admin::{AdminConfig, AdminServer};
@@ -60,3 +67,4 @@ pub use shutdown::{
 pub use state_dir::default_state_dir;
 pub use task::{Task, TaskEnd, TaskOutput, Tasks};
 pub use telemetry::{LogConfig, LogFormat};
+pub use verb::ServiceVerb;

@@ -12,10 +12,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mesh_daemon::config::load_or_exit;
-use mesh_daemon::{ConfigArgs, Handles, Overrides, ShutdownTrigger, signals, telemetry};
+use mesh_daemon::{
+    ConfigArgs, Overrides, ServiceVerb, ShutdownTrigger, signals, telemetry,
+};
+use mesh_node::{JOIN_PATIENCE, first_join};
 use mesh_types::JoinToken;
 
-use crate::join::{join, joined};
+use crate::join::{JoinError, join, joined};
 use crate::{App, Config, status};
 
 /// Carries programs into the mesh: SOCKS5 and the SSH runner.
@@ -24,18 +27,24 @@ use crate::{App, Config, status};
 struct Cli {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Join with the token in this file first, unless a network was joined already; repeatable,
-    /// one for each network
-    #[arg(long, value_name = "FILE")]
-    token_file: Vec<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
     #[command(subcommand)]
     verb: Option<Verb>,
+}
+
+#[derive(Debug, Default, clap::Args)]
+struct RunArgs {
+    /// File with a join token, used while fewer networks were joined than files are given;
+    /// repeatable, one for each network
+    #[arg(long, value_name = "FILE")]
+    token_file: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Serve (what is done when no verb is given)
-    Run,
+    Run(RunArgs),
     /// Join a network; a running deploy-manager serves it within a second
     Join {
         /// File with the join token ("-": standard input)
@@ -51,16 +60,32 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Service(ServiceVerb),
+}
+
+impl Default for Verb {
+    fn default() -> Self {
+        Self::Run(RunArgs::default())
+    }
 }
 
 /// Runs the process's command line.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config: Config = load_or_exit("deploy-manager", &cli.config, Overrides::new());
-    let done = match cli.verb {
-        None | Some(Verb::Run) => run(config, &cli.token_file).await,
-        Some(Verb::Join { token_file, name }) => join_by(&config, &token_file, name).await,
-        Some(Verb::Status { json }) => show(&config.state_dir, json),
+    let flags = &cli.config;
+    let load = || load_or_exit::<Config>("deploy-manager", flags, Overrides::new());
+    let done = match cli.verb.unwrap_or_default() {
+        Verb::Service(verb) => {
+            return verb.run::<Config>("deploy-manager", flags, Overrides::new());
+        }
+        Verb::Run(args) => {
+            // Tokens before the verb count as well.
+            let token_file = [cli.run.token_file, args.token_file].concat();
+            run(load(), RunArgs { token_file }).await
+        }
+        Verb::Join { token_file, name } => join_by(&load(), &token_file, name).await,
+        Verb::Status { json } => show(&load().state_dir, json),
     };
     match done {
         Ok(code) => code,
@@ -71,18 +96,59 @@ pub async fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config, tokens: &[PathBuf]) -> anyhow::Result<ExitCode> {
+async fn run(config: Config, args: RunArgs) -> anyhow::Result<ExitCode> {
     let _log = telemetry::init(&config.log)?;
-    if joined(&config.state_dir)?.is_empty() {
-        for file in tokens {
-            join_by(&config, file, None).await?;
-        }
-    }
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
-    let app = App::build(config, Handles::default()).await?;
-    app.run(shutdown).await?;
+    let files = if args.token_file.is_empty() {
+        &config.token_file
+    } else {
+        &args.token_file
+    };
+    tokio::select! {
+        joined = first_joins(&config.state_dir, files) => joined?,
+        () = shutdown.draining() => return Ok(ExitCode::SUCCESS),
+    }
+    let (handles, traces) = telemetry::handles("deploy-manager")?;
+    let ended = App::build(config, handles).await?.run(shutdown).await;
+    traces.shutdown(mesh_trace::FLUSH).await;
+    ended?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Joins by the tokens, unless as many networks were joined before: a service starts with the same
+/// arguments each time, when its tokens were used long ago.
+async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+    if joined(state_dir)?.len() >= files.len() {
+        return Ok(());
+    }
+    for file in files {
+        let joining = async |token: JoinToken| match join(state_dir, &token, &own_name()).await {
+            Ok(enrolled) => {
+                tracing::info!(name = %enrolled.name, "joined by the token file");
+                Ok(())
+            }
+            Err(JoinError::Joined(network)) => {
+                tracing::info!(%network, "joined before; the token was not needed");
+                Ok(())
+            }
+            Err(error) => Err(anyhow::Error::from(error)),
+        };
+        let passes = |error: &anyhow::Error| match error.downcast_ref::<JoinError>() {
+            Some(JoinError::Enrol(error)) => error.may_pass(),
+            _ => false,
+        };
+        first_join(file, JOIN_PATIENCE, joining, passes).await?;
+    }
+    Ok(())
+}
+
+/// This machine's name.
+fn own_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "deploy-manager".to_owned())
 }
 
 async fn join_by(config: &Config, file: &Path, name: Option<String>) -> anyhow::Result<ExitCode> {
@@ -92,13 +158,7 @@ async fn join_by(config: &Config, file: &Path, name: Option<String>) -> anyhow::
         std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?
     };
     let token: JoinToken = text.trim().parse()?;
-    let name = match name {
-        Some(name) => name,
-        None => nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .unwrap_or_else(|| "deploy-manager".to_owned()),
-    };
+    let name = name.unwrap_or_else(own_name);
     let enrolled = join(&config.state_dir, &token, &name).await?;
     let network = enrolled
         .network

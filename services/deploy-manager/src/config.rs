@@ -17,6 +17,8 @@ const ADMIN_PORT: u16 = 9466;
 pub struct Config {
     /// Holds one identity per network, in `network-<name>`.
     pub state_dir: PathBuf,
+    /// Files with join tokens, one for each network; read while fewer networks were joined.
+    pub token_file: Vec<PathBuf>,
     /// The gRPC listener.
     pub server: ServerConfig,
     /// The SOCKS5 listeners.
@@ -99,6 +101,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: mesh_daemon::default_state_dir("deploy-manager"),
+            token_file: Vec::new(),
             server: ServerConfig::default(),
             socks: SocksConfig::default(),
             wireguard: WireguardConfig::default(),
@@ -148,6 +151,10 @@ impl Settings for Config {
         if let Some(admin) = &self.admin {
             admin.validate(faults);
         }
+    }
+
+    fn admin(&self) -> Option<&AdminConfig> {
+        self.admin.as_ref()
     }
 }
 

@@ -4,13 +4,14 @@
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
-use mesh_daemon::{Handles, ShutdownTrigger, build_info, signals, telemetry};
-use mesh_node::{EnrolOptions, StateDir, enrol};
+use mesh_daemon::{Handles, ServiceVerb, ShutdownTrigger, build_info, signals, telemetry};
+use mesh_node::{EnrolError, EnrolOptions, JOIN_PATIENCE, StateDir, enrol, first_join};
 use mesh_types::{JoinToken, Role};
 
 use crate::{App, Config};
@@ -54,13 +55,15 @@ enum Verb {
         #[arg(long, default_value = "relay")]
         hostname: String,
     },
+    #[command(flatten)]
+    Service(ServiceVerb),
 }
 
 /// Does what the arguments say.
 ///
 /// # Errors
 /// For people.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let overrides = Overrides::new()
         .set(
             "state_dir",
@@ -68,9 +71,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         )
         .set("server.listen", args.listen)
         .set("stun.listen", args.stun_listen);
-    let config: Config = load_or_exit("relay", &args.config, overrides);
+    let load = |overrides| load_or_exit::<Config>("relay", &args.config, overrides);
     match args.verb.unwrap_or(Verb::Run) {
-        Verb::Run => serve(config, args.token_file.as_deref()).await,
+        Verb::Service(verb) => return Ok(verb.run::<Config>("relay", &args.config, overrides)),
+        Verb::Run => serve(load(overrides), args.token_file.as_deref()).await?,
         Verb::Join { token, hostname } => {
             let text = match (args.token_file, token) {
                 (Some(path), _) => read_token(&path)?,
@@ -80,11 +84,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 }
                 (None, None) => bail!("give a token with --token-file FILE"),
             };
-            join(&config.state_dir, &text, hostname).await?;
+            join(
+                &load(overrides).state_dir,
+                &text.trim().parse()?,
+                hostname,
+            )
+            .await?;
             println!("joined; start the relay with: relay run");
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[expect(
@@ -102,25 +111,32 @@ async fn serve(config: Config, token_file: Option<&Path>) -> anyhow::Result<()> 
     let _log = telemetry::init(&config.log)?;
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
-    if let Some(path) = token_file {
-        let joined = StateDir::open(&config.state_dir)?.is_enrolled();
-        if !joined {
-            join(&config.state_dir, &read_token(path)?, "relay".to_owned()).await?;
+    let token_file = token_file.or(config.token_file.as_deref());
+    if let Some(path) = token_file
+        && !StateDir::open(&config.state_dir)?.is_enrolled()
+    {
+        let joining = async |token| join(&config.state_dir, &token, "relay".to_owned()).await;
+        let passes = |error: &anyhow::Error| {
+            let enrol = error.downcast_ref::<EnrolError>();
+            enrol.is_some_and(EnrolError::may_pass)
+        };
+        tokio::select! {
+            joined = first_join(path, JOIN_PATIENCE, joining, passes) => joined?,
+            () = shutdown.draining() => return Ok(()),
         }
     }
     let app = App::build(config, Handles::default()).await?;
     app.run(shutdown).await
 }
 
-async fn join(state_dir: &Path, token: &str, hostname: String) -> anyhow::Result<()> {
-    let token: JoinToken = token.trim().parse()?;
+async fn join(state_dir: &Path, token: &JoinToken, hostname: String) -> anyhow::Result<()> {
     let state = StateDir::open(state_dir)?;
     let options = EnrolOptions {
         version: build_info::VERSION.to_owned(),
         timeout: JOIN_LIMIT,
         ..EnrolOptions::new(hostname)
     };
-    let enrolled = enrol(&token, options, &state).await?;
+    let enrolled = enrol(token, options, &state).await?;
     if enrolled.role != Role::Relay {
         bail!(
             "this token is for the role {}, not for a relay: the identity in {} is now that; make \

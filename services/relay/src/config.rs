@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The relay's identity and its list of clients.
     pub state_dir: PathBuf,
+    /// File with a join token, read when the relay has not joined yet.
+    pub token_file: Option<PathBuf>,
     /// DERP over TLS.
     pub server: ServerConfig,
     /// STUN.
@@ -59,6 +61,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: mesh_daemon::default_state_dir("relay"),
+            token_file: None,
             server: ServerConfig::default(),
             stun: StunConfig::default(),
             advertise: AdvertiseConfig::default(),
@@ -104,6 +107,10 @@ impl Settings for Config {
         if let Some(admin) = &self.admin {
             admin.validate(faults);
         }
+    }
+
+    fn admin(&self) -> Option<&AdminConfig> {
+        self.admin.as_ref()
     }
 }
 

@@ -8,11 +8,13 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
-use mesh_daemon::{Handles, ShutdownTrigger, signals, telemetry};
+use mesh_daemon::{ServiceVerb, ShutdownTrigger, signals, telemetry};
+use mesh_node::{JOIN_PATIENCE, first_join};
 use mesh_types::JoinToken;
 
 use crate::control::{self, Request, Status};
@@ -51,11 +53,14 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Service(ServiceVerb),
 }
 
 #[derive(Debug, Default, ClapArgs)]
 struct RunArgs {
-    /// First join with this token, unless it was used here before; may be given several times
+    /// File with a join token, used while fewer networks were joined than files are given; may be
+    /// given several times
     #[arg(long, value_name = "FILE")]
     token_file: Vec<PathBuf>,
 }
@@ -74,39 +79,74 @@ struct JoinArgs {
 }
 
 /// Does what the arguments say; gives the exit code.
-pub async fn run(args: Args) -> anyhow::Result<u8> {
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let overrides = Overrides::new()
         .set(
             "state_dir",
             args.state_dir.as_ref().map(|dir| dir.display()),
         )
         .set("server.listen", args.listen);
-    let mut config: Config = load_or_exit("traffic-gateway", &args.config, overrides);
-    config.server.dev |= args.config.dev;
+    let flags = &args.config;
+    let load = |overrides| {
+        let mut config: Config = load_or_exit("traffic-gateway", flags, overrides);
+        config.server.dev |= flags.dev;
+        config
+    };
     match args.verb.unwrap_or(Verb::Run(args.run)) {
-        Verb::Run(args) => serve(config, args).await.map(|()| 0),
-        Verb::Join(args) => join_network(&config, args).await.map(|()| 0),
-        Verb::Status { json } => status(&config.state_dir, json).await,
+        Verb::Service(verb) => {
+            return Ok(verb.run::<Config>("traffic-gateway", flags, overrides));
+        }
+        Verb::Run(args) => serve(load(overrides), args).await?,
+        Verb::Join(args) => join_network(&load(overrides), args).await?,
+        Verb::Status { json } => return status(&load(overrides).state_dir, json).await,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(config: Config, args: RunArgs) -> anyhow::Result<()> {
     let _log = telemetry::init(&config.log)?;
-    for path in &args.token_file {
-        let token: JoinToken = read_token(path)?.parse()?;
-        match join(&config.state_dir, &token, JoinOptions::new(HOSTNAME)).await {
-            Ok(_) => {}
-            // A service starts with the same arguments each time, and with fresh tokens maybe.
-            Err(JoinError::Twice(network)) => {
-                tracing::info!(%network, "joined before; the token was not needed");
-            }
-            Err(err) => return Err(err.into()),
-        }
-    }
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
-    let app = App::build(config, Handles::default()).await?;
-    app.run(shutdown).await
+    let files = if args.token_file.is_empty() {
+        &config.token_file
+    } else {
+        &args.token_file
+    };
+    tokio::select! {
+        joined = first_joins(&config.state_dir, files) => joined?,
+        () = shutdown.draining() => return Ok(()),
+    }
+    let (handles, traces) = telemetry::handles("traffic-gateway")?;
+    let ended = App::build(config, handles).await?.run(shutdown).await;
+    traces.shutdown(mesh_trace::FLUSH).await;
+    ended
+}
+
+/// Joins by the tokens, unless as many networks were joined before: a service starts with the same
+/// arguments each time, when its tokens were used long ago.
+async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+    let joined = networks(state_dir).context("read the state directory")?;
+    if joined.len() >= files.len() {
+        return Ok(());
+    }
+    for file in files {
+        let joining = async |token: JoinToken| {
+            match join(state_dir, &token, JoinOptions::new(HOSTNAME)).await {
+                Ok(_) => Ok(()),
+                Err(JoinError::Twice(network)) => {
+                    tracing::info!(%network, "joined before; the token was not needed");
+                    Ok(())
+                }
+                Err(error) => Err(anyhow::Error::from(error)),
+            }
+        };
+        let passes = |error: &anyhow::Error| match error.downcast_ref::<JoinError>() {
+            Some(JoinError::Enrol(error)) => error.may_pass(),
+            _ => false,
+        };
+        first_join(file, JOIN_PATIENCE, joining, passes).await?;
+    }
+    Ok(())
 }
 
 async fn join_network(config: &Config, args: JoinArgs) -> anyhow::Result<()> {
@@ -147,7 +187,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Prints the status; exit code 1 when no gateway runs.
-async fn status(state_dir: &Path, json: bool) -> anyhow::Result<u8> {
+async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let Ok(answer) = control::ask(state_dir, Request::Status).await else {
         let joined = networks(state_dir).context("read the state directory")?;
         if json {
@@ -170,11 +210,11 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<u8> {
                 names.join(", ")
             );
         }
-        return Ok(1);
+        return Ok(ExitCode::FAILURE);
     };
     if json {
         println!("{}", answer.trim_end());
-        return Ok(0);
+        return Ok(ExitCode::SUCCESS);
     }
     let status: Status = serde_json::from_str(&answer).context("read the gateway's answer")?;
     println!(
@@ -197,5 +237,5 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<u8> {
             println!("  {error}");
         }
     }
-    Ok(0)
+    Ok(ExitCode::SUCCESS)
 }

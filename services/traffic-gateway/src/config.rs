@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// One directory `network-<name>` for each network, and the control socket.
     pub state_dir: PathBuf,
+    /// Files with join tokens, one for each network; read while fewer networks were joined.
+    pub token_file: Vec<PathBuf>,
     /// The public side.
     pub server: ServerConfig,
     /// How long workers may take.
@@ -119,6 +121,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: mesh_daemon::default_state_dir("traffic-gateway"),
+            token_file: Vec::new(),
             server: ServerConfig::default(),
             limits: LimitsConfig::default(),
             wireguard: WireguardConfig::default(),
@@ -225,6 +228,10 @@ impl Settings for Config {
         if let Some(admin) = &self.admin {
             admin.validate(faults);
         }
+    }
+
+    fn admin(&self) -> Option<&AdminConfig> {
+        self.admin.as_ref()
     }
 }
 

@@ -8,7 +8,7 @@ use traffic_gateway::cli;
 #[tokio::main]
 async fn main() -> ExitCode {
     match cli::run(cli::Args::parse()).await {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(err) => {
             let text = mesh_daemon::report::chain(&*err);
             #[expect(clippy::print_stderr, reason = "the last word of a command line")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use mesh_daemon::{ConfigArgs, Overrides, config as settings};
+use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb, config as settings};
 use mesh_types::ServiceName;
 
 use crate::config::Config;
@@ -12,6 +12,8 @@ use crate::config::Config;
 mod machine;
 mod membership;
 mod running;
+
+const SERVICE: &str = "worker-agent";
 
 /// Joins this machine to a mesh and keeps it there.
 #[derive(Debug, Parser)]
@@ -29,36 +31,19 @@ struct Common {
     /// Where this machine's identity is kept
     #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
-    /// Read this file instead of /etc/mesh/worker-agent.toml
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Set one key, such as log.level=debug (repeatable; wins over file and environment)
-    #[arg(long, value_name = "KEY=VALUE", global = true)]
-    set: Vec<String>,
-    /// Say whether the configuration is good, and exit
-    #[arg(long, global = true)]
-    check_config: bool,
-    /// Print the configuration in force, secrets redacted, and exit
-    #[arg(long, global = true)]
-    print_config: bool,
-    /// Accept settings that are unsafe outside of development
-    #[arg(long, global = true)]
-    dev: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 impl Common {
     /// The settings in force; faults end the process with 64.
     fn load(&self) -> Config {
-        let args = ConfigArgs {
-            config: self.config.clone(),
-            set: self.set.clone(),
-            check_config: self.check_config,
-            print_config: self.print_config,
-            dev: self.dev,
-        };
+        settings::load_or_exit(SERVICE, &self.config, self.overrides())
+    }
+
+    fn overrides(&self) -> Overrides {
         let state_dir = self.state_dir.as_ref().map(|dir| dir.display().to_string());
-        let overrides = Overrides::new().set("state_dir", state_dir);
-        settings::load_or_exit("worker-agent", &args, overrides)
+        Overrides::new().set("state_dir", state_dir)
     }
 }
 
@@ -68,7 +53,7 @@ enum Verb {
     /// Make this machine part of a network
     Join(JoinArgs),
     /// Run the agent
-    Run,
+    Run(RunArgs),
     /// Tell how the running agent is doing
     Status {
         /// Print one JSON document instead of a table
@@ -103,11 +88,23 @@ enum Verb {
     /// This machine's SSH
     #[command(subcommand)]
     Ssh(SshVerb),
+    #[command(flatten)]
+    Service(ServiceVerb),
     /// Print the completions of a shell
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Default, ClapArgs)]
+struct RunArgs {
+    /// File with a join token, used when this machine has not joined yet; - is standard input
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The name to ask for when joining; the machine's host name unless given
+    #[arg(long, value_name = "NAME", env = "MESH_HOSTNAME")]
+    hostname: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -160,7 +157,10 @@ pub async fn run(args: Args) -> ExitCode {
             print_completions(shell);
             Ok(())
         }
-        Verb::Run => running::run(common.load()).await,
+        Verb::Service(verb) => {
+            return verb.run::<Config>(SERVICE, &common.config, common.overrides());
+        }
+        Verb::Run(args) => running::run(common.load(), args).await,
         Verb::Join(join) => membership::join(&common.load(), join).await,
         Verb::Leave { force } => membership::leave(&common.load(), force).await,
         Verb::Status { json } => running::status(&common.load(), json).await,
@@ -224,8 +224,8 @@ mod tests {
             "log.level=debug",
         ]);
         let args = args.expect("parses");
-        assert_eq!(args.common.set.len(), 2);
-        assert!(matches!(args.verb, Verb::Run));
+        assert_eq!(args.common.config.set.len(), 2);
+        assert!(matches!(args.verb, Verb::Run(_)));
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
             "--print",
         ];
         let args = Args::try_parse_from(args).expect("parses");
-        assert_eq!(args.common.set, ["state_dir=/x"]);
+        assert_eq!(args.common.config.set, ["state_dir=/x"]);
         assert!(matches!(
             args.verb,
             Verb::Ssh(SshVerb::Trust { print: true, .. })

@@ -15,6 +15,8 @@ pub struct Config {
     /// Where this machine's identity is kept; absent: `/var/lib/mesh/worker-agent` for root, else
     /// `mesh/worker-agent` under the XDG data directory.
     pub state_dir: Option<PathBuf>,
+    /// File with a join token, read when this machine has not joined yet.
+    pub token_file: Option<PathBuf>,
     /// Where the coordinator is, `host:port` each; empty: as the join token said.
     pub coordinators: Vec<String>,
     /// The `[wireguard]` section.
@@ -100,6 +102,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: None,
+            token_file: None,
             coordinators: Vec::new(),
             wireguard: WireGuardConfig::default(),
             console: ConsoleConfig::default(),
@@ -177,6 +180,10 @@ impl Settings for Config {
         if let Some(admin) = &self.admin {
             admin.validate(faults);
         }
+    }
+
+    fn admin(&self) -> Option<&AdminConfig> {
+        self.admin.as_ref()
     }
 }
 

@@ -2,23 +2,23 @@
 
 use std::path::PathBuf;
 
-/// Flags about configuration, for `#[command(flatten)]`.
+/// Flags about configuration, for `#[command(flatten)]`; they may stand before or after a verb.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct ConfigArgs {
     /// Read this file instead of the service's own in /etc/mesh
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Set one key, such as log.level=debug (repeatable; wins over file and environment)
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Say whether the configuration is good, and exit
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub check_config: bool,
     /// Print the configuration in force, secrets redacted, and exit
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub print_config: bool,
     /// Accept settings that are unsafe outside of development
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub dev: bool,
 }
 

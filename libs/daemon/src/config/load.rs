@@ -18,6 +18,34 @@ pub(super) fn run<T: Settings>(
     overrides: Overrides,
     environment: Map<String, String>,
 ) -> Result<T, ConfigFaults> {
+    read(
+        service,
+        args,
+        overrides,
+        environment,
+        |settings: &T, faults| {
+            settings.validate(faults);
+        },
+    )
+}
+
+/// Only that every key is known and every value has the right type.
+pub(super) fn shape<T: Settings>(
+    service: &str,
+    args: &ConfigArgs,
+    overrides: Overrides,
+    environment: Map<String, String>,
+) -> Result<T, ConfigFaults> {
+    read(service, args, overrides, environment, |_: &T, _| {})
+}
+
+fn read<T: Settings>(
+    service: &str,
+    args: &ConfigArgs,
+    overrides: Overrides,
+    environment: Map<String, String>,
+    check: impl Fn(&T, &mut Faults),
+) -> Result<T, ConfigFaults> {
     let mut faults = Faults::new(args.dev);
     let Ok(Json::Object(known)) = serde_json::to_value(T::default()) else {
         faults.push(
@@ -41,7 +69,7 @@ pub(super) fn run<T: Settings>(
 
     match merge::<T>(&defaults, &layers) {
         Ok(settings) => {
-            settings.validate(&mut faults);
+            check(&settings, &mut faults);
             faults.into_result(service)?;
             Ok(settings)
         }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{duration, load_from, to_toml};
 use super::*;
+use crate::admin::AdminConfig;
 use crate::secret::Secret;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +77,10 @@ impl Settings for Example {
         );
         let loopback = self.server.listen.ip().is_loopback();
         faults.require_unless_dev(loopback, "server.listen", "plain HTTP on all addresses");
+    }
+
+    fn admin(&self) -> Option<&AdminConfig> {
+        None
     }
 }
 
