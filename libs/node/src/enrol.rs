@@ -57,6 +57,8 @@ pub enum EnrolErrorKind {
     Clock,
     /// The token is expired, used, revoked or unknown.
     Token,
+    /// The coordinator has too much to do just now.
+    Busy,
     /// The coordinator refused for another reason.
     Refused,
     /// The state directory is in the way.
@@ -77,6 +79,16 @@ impl EnrolError {
     /// What kind of thing went wrong.
     pub fn kind(&self) -> EnrolErrorKind {
         self.kind
+    }
+
+    /// Whether the same call may succeed a little later, with nothing done by a person.
+    pub fn may_pass(&self) -> bool {
+        use EnrolErrorKind::{Busy, Clock, Protocol, Refused, State, Token, Unreachable, WrongCa};
+
+        match self.kind {
+            Unreachable | Busy | Clock => true,
+            WrongCa | Token | Refused | State | Protocol => false,
+        }
     }
 
     fn new(kind: EnrolErrorKind, message: impl Into<String>) -> Self {
@@ -252,6 +264,7 @@ fn rpc_text(error: &RpcError) -> (EnrolError, bool) {
             let (kind, lost) = match (status.code(), grpc::word(status)) {
                 // The challenge was too old: a new one is asked for.
                 (_, "nonce-unknown") => (EnrolErrorKind::Refused, true),
+                (Code::ResourceExhausted, _) => (EnrolErrorKind::Busy, false),
                 (_, word) if word.starts_with("token-") => (EnrolErrorKind::Token, false),
                 // No word: not the coordinator's own refusal, so the answer was lost on its way.
                 (Code::Unavailable | Code::Unknown | Code::Cancelled, _) => {

@@ -12,9 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mesh_daemon::config::load_or_exit;
-use mesh_daemon::{
-    ConfigArgs, Overrides, ServiceVerb, ShutdownTrigger, signals, telemetry,
-};
+use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb, ShutdownTrigger, signals, telemetry};
 use mesh_node::{JOIN_PATIENCE, first_join};
 use mesh_types::JoinToken;
 

@@ -84,12 +84,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 }
                 (None, None) => bail!("give a token with --token-file FILE"),
             };
-            join(
-                &load(overrides).state_dir,
-                &text.trim().parse()?,
-                hostname,
-            )
-            .await?;
+            join(&load(overrides).state_dir, &text.trim().parse()?, hostname).await?;
             println!("joined; start the relay with: relay run");
         }
     }

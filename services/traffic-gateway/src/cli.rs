@@ -130,15 +130,19 @@ async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> 
         return Ok(());
     }
     for file in files {
-        let joining = async |token: JoinToken| {
-            match join(state_dir, &token, JoinOptions::new(HOSTNAME)).await {
-                Ok(_) => Ok(()),
-                Err(JoinError::Twice(network)) => {
-                    tracing::info!(%network, "joined before; the token was not needed");
-                    Ok(())
-                }
-                Err(error) => Err(anyhow::Error::from(error)),
+        let joining = async |token: JoinToken| match join(
+            state_dir,
+            &token,
+            JoinOptions::new(HOSTNAME),
+        )
+        .await
+        {
+            Ok(_) => Ok(()),
+            Err(JoinError::Twice(network)) => {
+                tracing::info!(%network, "joined before; the token was not needed");
+                Ok(())
             }
+            Err(error) => Err(anyhow::Error::from(error)),
         };
         let passes = |error: &anyhow::Error| match error.downcast_ref::<JoinError>() {
             Some(JoinError::Enrol(error)) => error.may_pass(),

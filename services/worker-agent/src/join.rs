@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use mesh_daemon::build_info;
-use mesh_node::{EnrolError, EnrolOptions, Enrolled, StateDir, StateDirError, enrol};
+use mesh_node::{
+    EnrolError, EnrolOptions, Enrolled, FirstJoinError, StateDir, StateDirError, enrol,
+};
 use mesh_types::{JoinToken, Role};
 
 /// What this machine says of itself when it joins.
@@ -38,6 +40,9 @@ pub enum JoinError {
     /// The coordinator did not let it in, or was not reached.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
+    /// There is no usable token, or waiting was in vain.
+    #[error(transparent)]
+    First(#[from] FirstJoinError),
     /// It joined, but as something that this program does not run.
     #[error(
         "this token is for the role {role}, which worker-agent does not run: the state directory \

@@ -31,10 +31,7 @@ pub(super) async fn join(config: &Config, args: JoinArgs) -> anyhow::Result<()> 
     let token = token(&args)?;
     let hostname = match &args.hostname {
         Some(name) => name.clone(),
-        None => nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .context("this machine has no usable host name: give one with --hostname NAME")?,
+        None => own_hostname()?,
     };
     let permit = args
         .permit
@@ -68,6 +65,14 @@ pub(super) async fn join(config: &Config, args: JoinArgs) -> anyhow::Result<()> 
     ));
     say("next: worker-agent run");
     Ok(())
+}
+
+/// This machine's name.
+pub(super) fn own_hostname() -> anyhow::Result<String> {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .context("this machine has no usable host name: give one with --hostname NAME")
 }
 
 /// The token, from a file, standard input, the environment or the command line.

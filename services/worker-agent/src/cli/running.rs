@@ -4,24 +4,56 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use mesh_daemon::{Handles, ShutdownTrigger, signals, telemetry};
+use mesh_daemon::{ShutdownTrigger, signals, telemetry};
+use mesh_node::{JOIN_PATIENCE, first_join};
 use mesh_types::{ServiceName, Timestamp};
 
-use super::say;
+use super::{RunArgs, membership, say};
 use crate::app::{App, change_services};
 use crate::config::Config;
-use crate::join::is_joined;
+use crate::join::{JoinError, JoinOptions, is_joined, join};
 use crate::local::{self, Answer, AskError, Reached, Request};
 use crate::services::described;
 use crate::status::{AgentStatus, render};
 
 /// `worker-agent run`
-pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+pub(super) async fn run(config: Config, args: RunArgs) -> anyhow::Result<()> {
     let _log = telemetry::init(&config.log)?;
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger).context("listen to signals")?;
-    let app = App::build(config, Handles::default()).await?;
-    app.run(shutdown).await
+    let token_file = args.token_file.or_else(|| config.token_file.clone());
+    if let Some(file) = token_file
+        && !is_joined(&config.state_dir())
+    {
+        tokio::select! {
+            joined = join_first(&config, &file, args.hostname) => joined?,
+            () = shutdown.draining() => return Ok(()),
+        }
+    }
+    let (handles, traces) = telemetry::handles("worker-agent")?;
+    let ended = App::build(config, handles).await?.run(shutdown).await;
+    traces.shutdown(mesh_trace::FLUSH).await;
+    ended
+}
+
+/// Joins by the token file, as soon as it and the coordinator are there.
+async fn join_first(config: &Config, file: &Path, hostname: Option<String>) -> anyhow::Result<()> {
+    let hostname = match hostname.filter(|name| !name.is_empty()) {
+        Some(name) => name,
+        None => membership::own_hostname()?,
+    };
+    let state_dir = config.state_dir();
+    let joining = async |token| {
+        let options = JoinOptions::new(hostname.clone());
+        join(&token, options, &state_dir).await
+    };
+    let passes = |error: &JoinError| match error {
+        JoinError::Enrol(error) => error.may_pass(),
+        _ => false,
+    };
+    let enrolled = first_join(file, JOIN_PATIENCE, joining, passes).await?;
+    tracing::info!(name = %enrolled.name, node = %enrolled.node, "joined by the token file");
+    Ok(())
 }
 
 /// `worker-agent status`
