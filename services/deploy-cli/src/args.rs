@@ -32,7 +32,7 @@ pub struct Options {
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub socks: Option<String>,
     /// File with "user:password" for a SOCKS5 listener that asks for it
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "MESH_SOCKS_AUTH_FILE")]
     pub socks_auth_file: Option<PathBuf>,
     /// The user to log in as (default: each node's own)
     #[arg(long, global = true)]
