@@ -19,6 +19,9 @@ use mesh_types::JoinToken;
 use crate::join::{JoinError, join, joined};
 use crate::{App, Config, status};
 
+/// The name to join as: not the machine's, which a worker on the same machine takes.
+const NODE_NAME: &str = "deploy-manager";
+
 /// Carries programs into the mesh: SOCKS5 and the SSH runner.
 #[derive(Debug, Parser)]
 #[command(name = "deploy-manager", version, about)]
@@ -48,9 +51,9 @@ enum Verb {
         /// File with the join token ("-": standard input)
         #[arg(long, value_name = "FILE")]
         token_file: PathBuf,
-        /// The name to join as (default: this machine's)
-        #[arg(long)]
-        name: Option<String>,
+        /// The name to join as
+        #[arg(long, default_value = NODE_NAME)]
+        name: String,
     },
     /// Show what runs and which networks were joined
     Status {
@@ -82,7 +85,7 @@ pub async fn main() -> ExitCode {
             let token_file = [cli.run.token_file, args.token_file].concat();
             run(load(), RunArgs { token_file }).await
         }
-        Verb::Join { token_file, name } => join_by(&load(), &token_file, name).await,
+        Verb::Join { token_file, name } => join_by(&load(), &token_file, &name).await,
         Verb::Status { json } => show(&load().state_dir, json),
     };
     match done {
@@ -121,7 +124,7 @@ async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> 
         return Ok(());
     }
     for file in files {
-        let joining = async |token: JoinToken| match join(state_dir, &token, &own_name()).await {
+        let joining = async |token: JoinToken| match join(state_dir, &token, NODE_NAME).await {
             Ok(enrolled) => {
                 tracing::info!(name = %enrolled.name, "joined by the token file");
                 Ok(())
@@ -141,23 +144,14 @@ async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// This machine's name.
-fn own_name() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "deploy-manager".to_owned())
-}
-
-async fn join_by(config: &Config, file: &Path, name: Option<String>) -> anyhow::Result<ExitCode> {
+async fn join_by(config: &Config, file: &Path, name: &str) -> anyhow::Result<ExitCode> {
     let text = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin()).context("read the token from standard input")?
     } else {
         std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?
     };
     let token: JoinToken = text.trim().parse()?;
-    let name = name.unwrap_or_else(own_name);
-    let enrolled = join(&config.state_dir, &token, &name).await?;
+    let enrolled = join(&config.state_dir, &token, name).await?;
     let network = enrolled
         .network
         .as_ref()
