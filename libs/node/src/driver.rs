@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 
 mod derp;
 mod endpoints;
+mod home;
 mod udp;
 mod upkeep;
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_types::RelayId;
 
-use super::derp::{self, Link, LinkState};
+use super::derp::{Link, LinkState};
+use super::home;
 use super::{Driver, UdpPort, endpoints};
 use crate::directory::Directory;
 use crate::node::{RelayFigures, RelayMode, Snapshot};
@@ -141,7 +142,7 @@ impl Driver {
             .iter()
             .map(|(id, link)| (*id, link.state()))
             .collect();
-        let home = derp::choose_home(self.home, states.iter().map(|(id, state)| (*id, state)));
+        let home = home::choose_home(self.home, states.iter().map(|(id, state)| (*id, state)));
         if home != self.home {
             self.home = home;
             self.parts.device.set_home_relay(home, now);
