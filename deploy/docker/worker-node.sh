@@ -3,10 +3,11 @@
 # depend on each other. When one of them ends, so does the container, and its restart policy
 # starts all of them again.
 #
-#   MESH_NODE_NAME           the name to ask for; without it the name that the container's network
+#   MESH_HOSTNAME            the name to ask for; without it the name that the container's network
 #                            gives it, without the project's, or else the host name
 #   MESH_TOKEN_FILE          the join token, read when this machine has not joined yet
-#   MESH_CONSOLE_PASSWORD_FILE  the password of the user "mesh" for Cockpit; without it nobody can
+#   MESH_CONSOLE_PASSWORD_FILE
+#                            the password of the user "mesh" for Cockpit; without it nobody can
 #                            log in with a password
 set -euo pipefail
 
@@ -39,7 +40,7 @@ if [ "${1:-run}" != run ]; then
 fi
 
 node_name() {
-    local name=${MESH_NODE_NAME:-} address
+    local name=${MESH_HOSTNAME:-} address
     if [ -z "$name" ]; then
         address=$(hostname -i | cut -d ' ' -f 1)
         name=$(getent -s dns hosts "$address" | awk '{ print $2; exit }') || true
@@ -60,10 +61,6 @@ fi
 rm -rf "/run/sshd.pid" && mkdir -p -m 0755 /run/sshd
 
 name=$(node_name)
-if [ ! -e "$agent_state/node.crt" ]; then
-    worker-agent join --token-file "${MESH_TOKEN_FILE:?names the file with the join token}" \
-        --hostname "$name"
-fi
 
 # --- the three programs
 children=()
@@ -75,7 +72,8 @@ stop() {
 }
 trap stop TERM INT
 
-worker-agent run &
+worker-agent run --hostname "$name" \
+    --token-file "${MESH_TOKEN_FILE:?names the file with the join token}" &
 children+=($!)
 # The path at the gateway and the network's SSH authority come with the first netmap.
 for _ in $(seq 300); do

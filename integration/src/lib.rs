@@ -9,6 +9,7 @@
 
 pub mod binaries;
 pub mod cli;
+pub mod console;
 pub mod derp;
 pub mod field;
 pub mod grpc;
@@ -20,6 +21,7 @@ pub mod socks;
 
 pub use binaries::binary;
 pub use cli::Cli;
+pub use console::Console;
 pub use field::{Field, Layout, Worker};
 pub use mesh_up::{MeshUp, MeshUpOptions, NodeReady, Ready};
 pub use server::Server;

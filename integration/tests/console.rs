@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use integration::{Field, Layout};
+use integration::{Console, Field, Layout};
 use mesh_testkit::cockpit::COCKPIT_WS;
 use mesh_testkit::{Browser, BrowserOptions, Cockpit, CurlReply, Need, TestUser, needs};
 
@@ -17,78 +17,6 @@ const NEEDED: [Need; 7] = [
 ];
 const SOON: Duration = Duration::from_secs(20);
 const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
-const SHELL: &str = "iframe[name=\"cockpit1:localhost/system\"]";
-const TERMINAL: &str = "iframe[name=\"cockpit1:localhost/system/terminal\"]";
-
-fn log_in(browser: &Browser, field: &Field, worker: &str, user: &TestUser) {
-    browser
-        .open(&field.url(&format!("/{worker}/")))
-        .expect("the login page");
-    browser
-        .wait_for("#login-user-input", SOON)
-        .expect("the user field");
-    browser
-        .fill("#login-user-input", user.name())
-        .expect("typed");
-    browser
-        .fill("#login-password-input", user.password())
-        .expect("typed");
-    browser.click("#login-button").expect("clicked");
-    expect_session(browser, worker);
-}
-
-/// The overview is there: somebody is logged in.
-fn expect_session(browser: &Browser, worker: &str) {
-    browser.leave_frames().expect("the page itself");
-    browser
-        .enter_frame(SHELL, SOON)
-        .unwrap_or_else(|error| panic!("no session at {worker}: {error:#}"));
-    browser
-        .wait_for_text("body", SOON, |text| text.contains("System information"))
-        .expect("the overview");
-    browser.leave_frames().expect("the page itself");
-}
-
-fn expect_login_page(browser: &Browser, field: &Field, worker: &str) {
-    browser.leave_frames().expect("the page itself");
-    browser
-        .open(&field.url(&format!("/{worker}/")))
-        .expect("a page");
-    browser
-        .wait_for("#login-user-input", SOON)
-        .expect("the login page");
-}
-
-/// Types a sum into the terminal and reads the answer, which comes back over the WebSocket.
-fn use_terminal(browser: &Browser, field: &Field, worker: &str) {
-    browser
-        .open(&field.url(&format!("/{worker}/system/terminal")))
-        .expect("the terminal's page");
-    browser
-        .enter_frame(TERMINAL, SOON)
-        .expect("the terminal's frame");
-    browser.wait_for(".xterm", SOON).expect("the terminal");
-    browser
-        .wait_for_text(".xterm-accessibility, .xterm-rows", SOON, |text| {
-            text.contains('$')
-        })
-        .expect("a prompt");
-    browser.click(".xterm").expect("clicked");
-    browser
-        .type_keys("echo answer-$((20+22)) from $(uname -n)\n")
-        .expect("typed");
-    let answer = format!("answer-42 from {worker}");
-    browser
-        .wait_for_text(".xterm-accessibility, .xterm-rows", SOON, |text| {
-            // A narrow terminal may break the line.
-            text.replace('\n', "").contains(&answer) || text.contains(&answer)
-        })
-        .expect("the answer");
-    browser
-        .screenshot(&format!("terminal-{worker}"))
-        .expect("screenshot");
-    browser.leave_frames().expect("the page itself");
-}
 
 #[test]
 fn a_browser_uses_two_workers_consoles_at_once() {
@@ -128,33 +56,26 @@ fn a_browser_uses_two_workers_consoles_at_once() {
             .expect("both workers on the fleet's page");
         browser.screenshot("fleet").expect("screenshot");
 
-        log_in(&browser, &field, WORKERS[0], &user);
+        let consoles = WORKERS.map(|name| Console::new(field.url("/"), name));
+        let [first, second] = &consoles;
+        first.log_in(&browser, user.name(), user.password());
         browser
             .screenshot("overview-worker-node-1")
             .expect("screenshot");
-        use_terminal(&browser, &field, WORKERS[0]);
+        first.use_terminal(&browser);
 
         // In the same browser, so with the same cookies: the second must not end the first.
-        log_in(&browser, &field, WORKERS[1], &user);
-        use_terminal(&browser, &field, WORKERS[1]);
-        for name in WORKERS {
-            browser
-                .open(&field.url(&format!("/{name}/system")))
-                .expect("a page");
-            expect_session(&browser, name);
+        second.log_in(&browser, user.name(), user.password());
+        second.use_terminal(&browser);
+        for console in &consoles {
+            console.open_session(&browser);
         }
 
         // Logging out of one leaves the other.
-        browser
-            .open(&field.url(&format!("/{}/system", WORKERS[0])))
-            .expect("a page");
-        expect_session(&browser, WORKERS[0]);
-        log_out(&browser);
-        expect_login_page(&browser, &field, WORKERS[0]);
-        browser
-            .open(&field.url(&format!("/{}/system", WORKERS[1])))
-            .expect("a page");
-        expect_session(&browser, WORKERS[1]);
+        first.open_session(&browser);
+        first.log_out(&browser);
+        first.expect_login_page(&browser);
+        second.open_session(&browser);
         browser
             .screenshot("still-logged-in-worker-node-2")
             .expect("screenshot");
@@ -171,17 +92,4 @@ fn a_browser_uses_two_workers_consoles_at_once() {
         assert!(cockpit.is_running(), "Cockpit of {name} crashed");
     }
     field.assert_logs_clean(&[]);
-}
-
-/// By Cockpit's session menu.
-fn log_out(browser: &Browser) {
-    browser.leave_frames().expect("the page itself");
-    browser.click("#toggle-menu").expect("the session menu");
-    browser
-        .wait_for("#logout", SOON)
-        .expect("the log-out entry");
-    browser.click("#logout").expect("clicked");
-    browser
-        .wait_for("#login-user-input", SOON)
-        .expect("logged out");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{codegen, docs, fuzz, lint, setup, test, tidy, workspace};
+use crate::{codegen, compose, docs, fuzz, lint, setup, test, tidy, workspace};
 
 /// Arguments of `cargo xtask ci`.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     stage("docs --check", &|| docs::run(&docs::Args { check: true }));
     stage("fuzz", &|| fuzz::run(&fuzz::Args::all(args.fuzz_seconds)));
     stage("test", &|| test::run(&test::Args::default()));
+    stage("compose", &|| compose::run(&compose::Args::ci()));
     finish(args, &stages, begun.elapsed())
 }
 

@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod ci;
 mod codegen;
+mod compose;
 mod docs;
 mod fuzz;
 mod lint;
@@ -53,6 +54,10 @@ enum Verb {
     Bench(bench::Args),
     /// Fuzz one target, or list the targets.
     Fuzz(fuzz::Args),
+    /// Build the container images and print their sizes.
+    Images(compose::ImagesArgs),
+    /// `docker compose up` of a fresh clone, real clients, and down again.
+    Compose(compose::Args),
     /// Everything .ci/run does.
     Ci(ci::Args),
 }
@@ -67,6 +72,8 @@ fn main() -> ExitCode {
         Verb::Docs(args) => docs::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Images(args) => compose::images(&args),
+        Verb::Compose(args) => compose::run(&args),
         Verb::Ci(args) => ci::run(&args),
     };
     match outcome {

@@ -81,6 +81,13 @@ const PACKAGES: &[Package] = &[
         Program("faketime"),
         "the journey with a clock that is off",
     ),
+    package("docker.io", Program("dockerd"), "the containers"),
+    package(
+        "debootstrap",
+        Program("debootstrap"),
+        "base images that are not fetched",
+    ),
+    package("python3-pip", Program("pip3"), "docker compose v2"),
     package("nginx-light", Program("nginx"), "bench gateway"),
     package("haproxy", Program("haproxy"), "bench gateway"),
     package("caddy", Program("caddy"), "bench gateway"),

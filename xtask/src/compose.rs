@@ -1,0 +1,294 @@
+//! `images` and `compose`: the container images, and `deploy/docker-compose.yml` for real.
+//!
+//! `compose` is what a person does after cloning: the unmodified file, `up --wait`, real clients,
+//! `down --volumes`. The journey over the running containers is `integration/tests/compose.rs`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{process, workspace};
+
+mod engine;
+mod local_images;
+
+use engine::Engine;
+
+/// The project's name in `docker-compose.yml`.
+const PROJECT: &str = "wonder-mesh";
+const FILE: &str = "deploy/docker-compose.yml";
+const MORE_IMAGES: &str = "deploy/docker/images.yml";
+
+/// Arguments of `cargo xtask images`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ImagesArgs {
+    /// Make stand-ins for the official base images where the engine lacks them, from Debian's
+    /// packages and this machine's Rust, instead of fetching them.
+    #[arg(long)]
+    local_images: bool,
+    /// Stop when the base images are there.
+    #[arg(long, requires = "local_images")]
+    base_only: bool,
+}
+
+/// Arguments of `cargo xtask compose`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    images: ImagesArgs,
+    /// Use the working tree, not a fresh clone of the last commit.
+    #[arg(long)]
+    working_tree: bool,
+    /// Take the images that are there.
+    #[arg(long)]
+    no_build: bool,
+    /// Leave it running when the journey is over.
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Args {
+    /// As the CI runs it.
+    pub(crate) fn ci() -> Self {
+        Self {
+            images: ImagesArgs {
+                local_images: true,
+                base_only: false,
+            },
+            ..Self::default()
+        }
+    }
+}
+
+/// Prints what took how long.
+#[derive(Default)]
+struct Times(Vec<(&'static str, Duration)>);
+
+impl Times {
+    fn step<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        println!("-- {name}");
+        let begun = Instant::now();
+        let done = work().context(name);
+        self.0.push((name, begun.elapsed()));
+        println!("-- {name}: {:.1} s", begun.elapsed().as_secs_f64());
+        done
+    }
+
+    fn print(&self) {
+        println!("\n== steps");
+        for (name, took) in &self.0 {
+            println!("{name:<28} {:>7.1} s", took.as_secs_f64());
+        }
+    }
+}
+
+/// Runs `images`.
+pub(crate) fn images(args: &ImagesArgs) -> Result<()> {
+    let mut times = Times::default();
+    let engine = times.step("container engine", || Engine::open(&artefacts()?))?;
+    let built = prepare_and_build(&engine, args, workspace::root(), &mut times);
+    times.print();
+    built?;
+    print_sizes(&engine)
+}
+
+/// Runs `compose`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut times = Times::default();
+    let done = up_and_down(args, &mut times);
+    times.print();
+    done
+}
+
+fn up_and_down(args: &Args, times: &mut Times) -> Result<()> {
+    let engine = times.step("container engine", || Engine::open(&artefacts()?))?;
+    expect_nothing(&engine).context(
+        "something of an earlier run is there; remove it with: \
+         docker compose -f deploy/docker-compose.yml down --volumes --remove-orphans",
+    )?;
+    let dir = if args.working_tree {
+        workspace::root().to_owned()
+    } else {
+        times.step("fresh clone", fresh_clone)?
+    };
+    if !args.no_build {
+        prepare_and_build(&engine, &args.images, &dir, times)?;
+        print_sizes(&engine)?;
+    }
+    let journey = times
+        .step("up --wait", || up(&engine, &dir))
+        .and_then(|()| times.step("journey", || journey(&engine, &dir)));
+    keep_logs(&engine, &dir)?;
+    if args.keep {
+        println!("left running; end it with: docker compose -f {FILE} down --volumes");
+        engine.leave_running();
+        return journey;
+    }
+    let down = times.step("down --volumes", || {
+        process::run(compose(&engine, &dir).args(["down", "--volumes", "--remove-orphans"]))?;
+        expect_nothing(&engine).context("after down --volumes")
+    });
+    journey.and(down)
+}
+
+fn up(engine: &Engine, dir: &Path) -> Result<()> {
+    process::run(compose(engine, dir).args([
+        "up",
+        "--no-build",
+        "--detach",
+        "--wait",
+        "--wait-timeout",
+        "300",
+    ]))
+}
+
+/// The journey over the running containers.
+fn journey(engine: &Engine, dir: &Path) -> Result<()> {
+    let mut command = process::cargo();
+    command.args(["test", "-p", "integration", "--test", "compose", "--"]);
+    command.args(["--ignored", "--nocapture", "--test-threads=1"]);
+    command.env("MESH_COMPOSE_FILE", dir.join(FILE));
+    engine.point(&mut command);
+    process::run_logged(&mut command, &artefacts()?.join("journey.log"))
+}
+
+/// `docker compose` on the file of `dir`, as a person would call it there.
+fn compose(engine: &Engine, dir: &Path) -> Command {
+    let mut command = engine.docker();
+    command.current_dir(dir);
+    command.args(["compose", "--file", FILE]);
+    command
+}
+
+fn prepare_and_build(
+    engine: &Engine,
+    args: &ImagesArgs,
+    dir: &Path,
+    times: &mut Times,
+) -> Result<()> {
+    if args.local_images {
+        times.step("base images", || local_images::make(engine, dir))?;
+    }
+    if args.base_only {
+        return Ok(());
+    }
+    let log = artefacts()?.join("build.log");
+    times.step("build", || {
+        let mut command = compose(engine, dir);
+        command.args(["--file", MORE_IMAGES, "--progress", "plain", "build"]);
+        command.env("MESH_REVISION", revision(dir)?);
+        quietly(&mut command, &log)
+    })
+}
+
+/// Runs a command whose output is of interest only when it fails; all of it is in `log`.
+fn quietly(command: &mut Command, log: &Path) -> Result<()> {
+    let line = process::describe(command);
+    eprintln!("+ {line} (output in {})", log.display());
+    let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    let status = command.status().with_context(|| format!("start {line}"))?;
+    if !status.success() {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(40)..] {
+            eprintln!("  {line}");
+        }
+        bail!("{line}: {status}");
+    }
+    Ok(())
+}
+
+fn artefacts() -> Result<PathBuf> {
+    let dir = workspace::target_dir().join("ci/compose");
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// The last commit, in a directory of its own.
+fn fresh_clone() -> Result<PathBuf> {
+    let dir = workspace::target_dir().join("compose/clone");
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    let mut command = Command::new("git");
+    command.args(["clone", "--quiet", "--no-hardlinks", "--depth=1"]);
+    command.arg(format!("file://{}", workspace::root().display()));
+    process::run(command.arg(&dir))?;
+    Ok(dir)
+}
+
+fn revision(dir: &Path) -> Result<String> {
+    output(
+        Command::new("git")
+            .args(["rev-parse", "HEAD"])
+            .current_dir(dir),
+    )
+}
+
+/// What a command prints on standard output, trimmed.
+fn output(command: &mut Command) -> Result<String> {
+    let line = process::describe(command);
+    let output = command
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("start {line}"))?;
+    ensure!(
+        output.status.success(),
+        "{line}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn print_sizes(engine: &Engine) -> Result<()> {
+    let mut command = engine.docker();
+    command.args([
+        "image",
+        "ls",
+        "--format",
+        "{{.Repository}}:{{.Tag}} {{.Size}}",
+    ]);
+    println!("\n== images");
+    for line in output(command.arg("wonder-mesh/*"))?.lines() {
+        let (name, size) = line.rsplit_once(' ').unwrap_or((line, ""));
+        println!("{name:<36} {size:>8}");
+    }
+    Ok(())
+}
+
+/// Every container's log, for people.
+fn keep_logs(engine: &Engine, dir: &Path) -> Result<()> {
+    let logs = fs::File::create(artefacts()?.join("containers.log"))?;
+    let mut command = compose(engine, dir);
+    command.args(["logs", "--no-color", "--timestamps"]);
+    let status = command.stdout(logs).status()?;
+    ensure!(status.success(), "docker compose logs: {status}");
+    Ok(())
+}
+
+/// No container, network or volume of the project.
+fn expect_nothing(engine: &Engine) -> Result<()> {
+    let label = format!("label=com.docker.compose.project={PROJECT}");
+    let kinds: [(&str, &[&str]); 3] = [
+        ("containers", &["ps", "--all", "--quiet"]),
+        ("networks", &["network", "ls", "--quiet"]),
+        ("volumes", &["volume", "ls", "--quiet"]),
+    ];
+    for (kind, args) in kinds {
+        let left = output(engine.docker().args(args).args(["--filter", &label]))?;
+        ensure!(
+            left.is_empty(),
+            "{kind} are left: {}",
+            left.replace('\n', " ")
+        );
+    }
+    Ok(())
+}
