@@ -51,6 +51,7 @@ const TABLE: &[(&str, &[Caller])] = &[
     ("AdminService/RenameNode", OPERATOR),
     ("AdminService/RevokeOperator", OPERATOR),
     ("AdminService/RevokeToken", OPERATOR),
+    ("AdminService/SetNode", OPERATOR),
     ("AdminService/ShowNode", OPERATOR),
     ("AdminService/Status", OPERATOR),
     ("AdminService/WatchEvents", OPERATOR),

@@ -1,4 +1,5 @@
-//! Logs: the one subscriber of the process, as text or as JSON lines, on standard error.
+//! Logs: the one subscriber of the process, as text or as JSON lines, on standard error. JSON lines
+//! name the trace and span that they were written in.
 //!
 //! Levels: ERROR means a person must act, WARN is odd but working, INFO is a change of state that
 //! a user cares about, DEBUG is for branches. Secrets are never logged.
@@ -6,6 +7,7 @@
 use std::fmt;
 use std::io::IsTerminal as _;
 
+use mesh_trace::{ExportError, Exporter};
 use serde::{Deserialize, Serialize};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Json, Writer};
@@ -14,6 +16,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
+
+use crate::handles::Handles;
 
 /// Libraries that tell too much; a directive for the same target in the level wins over these.
 ///
@@ -112,6 +116,19 @@ pub fn init(config: &LogConfig) -> Result<LogHandle, TelemetryError> {
     let (subscriber, handle) = build(&config, color, std::io::stderr)?;
     subscriber.try_init().map_err(TelemetryError::Twice)?;
     Ok(handle)
+}
+
+/// The handles of a process with one service, whose spans go to the collector that the environment
+/// names (`OTEL_EXPORTER_OTLP_ENDPOINT`), if any. [`Exporter::shutdown`] sends the last of them.
+///
+/// Must be called within a runtime.
+///
+/// # Errors
+/// When a collector is named that cannot be used.
+pub fn handles(service: &'static str) -> Result<(Handles, Exporter), ExportError> {
+    let exporter = Exporter::from_env()?;
+    let tracer = exporter.tracer(service, "")?;
+    Ok((Handles::default().traced(tracer), exporter))
 }
 
 /// A subscriber that writes elsewhere, for tests (`tracing::subscriber::with_default`).

@@ -396,6 +396,12 @@ impl Session {
             source,
         };
         let mut channel = self.handle.channel_open_session().await.map_err(lost)?;
+        if let Some(parent) = mesh_trace::current_parent() {
+            // A server that does not take it says nothing, and the command runs all the same.
+            let parent = parent.to_string();
+            let told = channel.set_env(false, crate::TRACEPARENT, parent);
+            told.await.map_err(lost)?;
+        }
         channel.exec(true, command).await.map_err(lost)?;
         let mut early = VecDeque::new();
         loop {

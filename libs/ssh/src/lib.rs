@@ -27,3 +27,7 @@ pub use client::{Credential, Exec, ExecEvent, Exit, Session, Target};
 pub use key::{Certificate, PrivateKey, PublicKey};
 pub use server::{RunAs, ServerConfig, SshServer};
 pub use work::Work;
+
+/// The environment variable that tells the agent's server which span a command belongs to (W3C
+/// Trace Context). OpenSSH's server ignores it.
+pub(crate) const TRACEPARENT: &str = "TRACEPARENT";

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use mesh_trace::Tracer;
 use mesh_types::Timestamp;
 use russh::server::{self, Auth, Handler, Msg};
 use russh::{Channel, ChannelId, MethodKind, MethodSet, Pty};
@@ -48,6 +49,8 @@ pub struct ServerConfig {
     pub run_as: RunAs,
     /// The node's name, for the log.
     pub node: String,
+    /// Makes a span of each command and shell.
+    pub tracer: Tracer,
 }
 
 /// The configuration makes no server.
@@ -82,6 +85,7 @@ struct Shared {
     run_as: RunAs,
     own: Account,
     node: String,
+    tracer: Tracer,
     trusted: RwLock<Arc<[PublicKey]>>,
 }
 
@@ -134,6 +138,7 @@ impl SshServer {
             run_as: config.run_as,
             own: Account::own(),
             node: config.node,
+            tracer: config.tracer,
             trusted: RwLock::new(Arc::from([])),
         })))
     }
@@ -352,7 +357,14 @@ impl Handler for Connection {
         let Some((account, grant)) = self.granted.clone() else {
             return Ok(());
         };
-        let task = channel::serve(channel, session.handle(), account, grant.pty);
+        let serving = channel::Serving {
+            handle: session.handle(),
+            account,
+            pty: grant.pty,
+            tracer: self.shared.tracer.clone(),
+            node: self.shared.node.clone(),
+        };
+        let task = channel::serve(channel, serving);
         if self.channels.spawn(task) {
             reply.accept().await;
         } else {
@@ -398,7 +410,7 @@ impl Handler for Connection {
         _value: &str,
         session: &mut server::Session,
     ) -> Result<(), HandlerError> {
-        if accepts_env(name) {
+        if accepts_env(name) || name == crate::TRACEPARENT {
             session.channel_success(channel)?;
         } else {
             session.channel_failure(channel)?;

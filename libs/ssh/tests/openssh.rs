@@ -271,6 +271,7 @@ async fn served() -> Served {
         host_keys: vec![PrivateKey::generate()],
         run_as: RunAs::detect(),
         node: "worker-node-1".into(),
+        tracer: mesh_trace::Tracer::off(),
     })
     .unwrap();
     server.trust(vec![ca.public_key()]);
@@ -547,6 +548,7 @@ async fn pair(source: IpAddr) -> (Session, tokio::task::JoinHandle<()>, UserCa) 
         host_keys: vec![PrivateKey::generate()],
         run_as: RunAs::detect(),
         node: "n".into(),
+        tracer: mesh_trace::Tracer::off(),
     })
     .unwrap();
     server.trust(vec![ca.public_key()]);

@@ -52,3 +52,14 @@ pub enum HeartbeatRefusal {
     #[error("malformed: its body is not a heartbeat")]
     Malformed,
 }
+
+impl HeartbeatRefusal {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [
+        Self::Replay,
+        Self::Skew,
+        Self::WrongNode,
+        Self::BadSignature,
+        Self::Malformed,
+    ];
+}

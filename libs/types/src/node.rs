@@ -122,4 +122,23 @@ impl UptimeClass {
             Self::WorkHours => "work-hours",
         }
     }
+
+    /// Every class.
+    pub const ALL: [Self; 3] = [Self::AlwaysOn, Self::OnDemand, Self::WorkHours];
+}
+
+/// The text is no uptime class.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown uptime class {0:?}: say always-on, on-demand or work-hours")]
+pub struct InvalidUptimeClass(pub String);
+
+impl FromStr for UptimeClass {
+    type Err = InvalidUptimeClass;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUptimeClass> {
+        Self::ALL
+            .into_iter()
+            .find(|class| class.as_str() == text)
+            .ok_or_else(|| InvalidUptimeClass(text.to_owned()))
+    }
 }

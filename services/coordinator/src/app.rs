@@ -117,10 +117,11 @@ impl Core {
         {
             let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
             writers.reap();
-            writers.spawn(name, async move {
+            let action = mesh_trace::in_current(async move {
                 // The caller may be gone; the action counts all the same.
                 drop(answer.send(action.await));
             });
+            writers.spawn(name, action);
         }
         answered.await.map_err(|_| Error::ShuttingDown)?
     }

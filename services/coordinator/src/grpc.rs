@@ -20,7 +20,7 @@ use mesh_api::pb::control_service_server::ControlServiceServer;
 use mesh_api::pb::gateway_service_server::GatewayServiceServer;
 use mesh_api::pb::relay_service_server::RelayServiceServer;
 use mesh_api::pb::ssh_service_server::SshServiceServer;
-use mesh_daemon::{Shutdown, Tasks};
+use mesh_daemon::{GrpcCalls, Shutdown, Tasks};
 use tower::ServiceExt as _;
 
 use crate::app::Core;
@@ -33,14 +33,16 @@ const MAX_REQUEST: usize = 256 * 1024;
 pub(crate) struct Grpc {
     pub(crate) core: Arc<Core>,
     pub(crate) shutdown: Shutdown,
+    calls: GrpcCalls,
     streams: Arc<Mutex<Tasks>>,
 }
 
 impl Grpc {
-    pub(crate) fn new(core: Arc<Core>, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(core: Arc<Core>, shutdown: Shutdown, calls: GrpcCalls) -> Self {
         Self {
             core,
             shutdown,
+            calls,
             streams: Arc::new(Mutex::new(Tasks::new())),
         }
     }
@@ -88,6 +90,7 @@ impl Grpc {
             .route_service("/mesh.v1.GatewayService/{*method}", with_body(gateway))
             .route_service("/mesh.v1.AdminService/{*method}", with_body(admin))
             .route_layer(authorise)
+            .layer(self.calls.clone())
     }
 }
 

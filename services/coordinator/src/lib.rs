@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Task, Tasks, bind_tcp, read_private};
+use mesh_daemon::{AdminServer, GrpcCalls, Handles, Latch, Shutdown, Task, Tasks, bind_tcp, read_private};
 use mesh_netmap::Event;
 use mesh_types::OperatorId;
 use tokio::sync::mpsc;
@@ -48,6 +48,7 @@ use crate::app::Core;
 use crate::app::bootstrap::{Opened, open, operator_dir};
 pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken};
 use crate::grpc::Grpc;
+use crate::grpc::auth;
 use crate::grpc::encoded::ProtoEncoder;
 use crate::serve::Server;
 
@@ -68,6 +69,7 @@ pub struct App {
     local_addr: SocketAddr,
     serving: Latch,
     store_latch: Latch,
+    calls: GrpcCalls,
 }
 
 /// The first operator's credential, as it lies in the state directory.
@@ -199,6 +201,7 @@ impl App {
             local_addr,
             serving,
             store_latch,
+            calls: auth::count_calls(&handles),
         })
     }
 
@@ -255,8 +258,9 @@ impl App {
             local_addr,
             serving,
             store_latch,
+            calls,
         } = self;
-        let grpc = Grpc::new(Arc::clone(&core), shutdown.clone());
+        let grpc = Grpc::new(Arc::clone(&core), shutdown.clone(), calls);
         let router = grpc.router().merge(http_pages::router());
         let mut serving_tasks = Tasks::new();
         serving_tasks.spawn("server", server.run(router, shutdown.clone()));
@@ -271,6 +275,10 @@ impl App {
         let keeper = Arc::clone(&core);
         maintenance.spawn("last-seen", async move {
             keeper.record_last_seen().await;
+        });
+        let keeper = Arc::clone(&core);
+        maintenance.spawn("figures", async move {
+            keeper.keep_figures().await;
         });
         let keeper = Arc::clone(&core);
         maintenance.spawn("store-trial", watch_store(keeper, store_latch));

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use coordinator::{App, Config, SystemClock, provision};
-use mesh_daemon::{Handles, ShutdownTrigger, config, signals, telemetry};
+use mesh_daemon::{ShutdownTrigger, config, signals, telemetry};
+use mesh_trace::FLUSH;
 
 use crate::args::{Args, BootstrapArgs, Command, RunArgs};
 
@@ -40,10 +41,10 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let _log = telemetry::init(&config.log)?;
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
-    App::build(config, Handles::default())
-        .await?
-        .run(shutdown)
-        .await
+    let (handles, traces) = telemetry::handles("coordinator")?;
+    let ended = App::build(config, handles).await?.run(shutdown).await;
+    traces.shutdown(FLUSH).await;
+    ended
 }
 
 async fn bootstrap(args: BootstrapArgs) -> anyhow::Result<()> {

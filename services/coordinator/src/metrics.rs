@@ -1,10 +1,14 @@
 //! The coordinator's figures.
 
 use mesh_daemon::Metrics;
+use mesh_types::heartbeat::HeartbeatRefusal;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+
+use crate::app::heartbeat::refusal_word;
+use crate::error::Error;
 
 /// A gRPC method and how the call ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -21,10 +25,23 @@ pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
 }
 
-/// A node state.
+/// A node's state and its uptime class.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Presence {
+    pub(crate) state: &'static str,
+    pub(crate) uptime: &'static str,
+}
+
+/// A relay's state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct State {
     pub(crate) state: &'static str,
+}
+
+/// An uptime class.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Uptime {
+    pub(crate) uptime: &'static str,
 }
 
 /// All figures; cloning shares them.
@@ -39,7 +56,9 @@ pub(crate) struct Figures {
     pub(crate) heartbeats: Counter,
     pub(crate) heartbeat_refusals: Family<Refusal, Counter>,
     pub(crate) sync_streams: Gauge,
-    pub(crate) nodes: Family<State, Gauge>,
+    pub(crate) nodes: Family<Presence, Gauge>,
+    pub(crate) nodes_missing: Family<Uptime, Gauge>,
+    pub(crate) relays: Family<State, Gauge>,
     pub(crate) ssh_certificates: Counter,
 }
 
@@ -47,6 +66,19 @@ impl Figures {
     /// Makes and registers them.
     pub(crate) fn register(metrics: &Metrics) -> Self {
         let figures = Self::default();
+        // A series that is there from the start can be asked for before the first refusal.
+        for refusal in HeartbeatRefusal::ALL {
+            let reason = refusal_word(refusal);
+            drop(figures.heartbeat_refusals.get_or_create(&Refusal { reason }));
+        }
+        for error in [
+            Error::TokenUnknown,
+            Error::TokenUsed,
+            Error::TokenExpired,
+        ] {
+            let (_, reason) = error.kind();
+            drop(figures.enrolment_refusals.get_or_create(&Refusal { reason }));
+        }
         let of = figures.clone();
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("mesh_coordinator");
@@ -75,7 +107,13 @@ impl Figures {
                 of.heartbeat_refusals,
             );
             registry.register("sync_streams", "Open control streams", of.sync_streams);
-            registry.register("nodes", "Nodes by state", of.nodes);
+            registry.register("nodes", "Nodes by state and uptime class", of.nodes);
+            registry.register(
+                "nodes_missing",
+                "Nodes that are offline and should not be at this hour, by uptime class",
+                of.nodes_missing,
+            );
+            registry.register("relays", "Relays by state", of.relays);
             registry.register(
                 "ssh_certificates",
                 "SSH certificates issued",

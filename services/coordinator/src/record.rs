@@ -141,6 +141,7 @@ event_kinds! {
     NodeJoined = "node-joined",
     NodeRejoined = "node-rejoined",
     NodeRenamed = "node-renamed",
+    NodeUptimeSet = "node-uptime-set",
     NodeRemoved = "node-removed",
     NodeLeft = "node-left",
     NodeOnline = "node-online",

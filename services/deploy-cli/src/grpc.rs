@@ -57,7 +57,7 @@ pub async fn run(
         }),
     };
     let channel = setting.context.deploy_manager(deploy).await?;
-    let mut client = DeployServiceClient::new(channel);
+    let mut client = DeployServiceClient::with_interceptor(channel, mesh_trace::propagate);
     let mut answers = client.exec(request).await.map_err(refused)?.into_inner();
     while let Some(answer) = answers.message().await.map_err(refused)? {
         if let Some((index, event)) = results.take(answer) {

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use mesh_ssh::report::{Report, TargetReport};
+use mesh_trace::{Exporter, FLUSH, Kind};
 
 use args::{Cli, Options, Verb};
 use output::{Live, exit_code, lines};
@@ -70,7 +71,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, context: Option<Strin
         Verb::Exec { targets, .. } if is_single(targets) => 255,
         _ => 1,
     };
-    match perform(cli, context).await {
+    match traced(cli, context).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -82,6 +83,32 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, context: Option<Strin
 /// One node was named: its output is shown as it is, and its exit code passed on.
 fn is_single(targets: &[String]) -> bool {
     matches!(targets, [target] if target != "all")
+}
+
+/// Does what is asked in a span of its own, the root of the trace, when the environment names a
+/// collector.
+async fn traced(cli: Cli, context: Option<String>) -> anyhow::Result<u8> {
+    let exporter = Exporter::from_env()?;
+    let span = match &cli.verb {
+        Verb::Status { .. } => "deploy-cli status",
+        Verb::Exec { .. } => "deploy-cli exec",
+        Verb::InstallCockpit { .. } => "deploy-cli install-cockpit",
+        // These last as long as somebody uses them, or ask nobody.
+        Verb::Nc { .. } | Verb::SshConfig { .. } | Verb::Completions { .. } => {
+            return perform(cli, context).await;
+        }
+    };
+    let span = exporter
+        .tracer("deploy-cli", "")?
+        .start(Kind::Internal, span);
+    let done = span.scope(perform(cli, context)).await;
+    match &done {
+        Ok(code) => span.set("process.exit.code", i64::from(*code)),
+        Err(_) => span.fail("not done"),
+    }
+    drop(span);
+    exporter.shutdown(FLUSH).await;
+    done
 }
 
 async fn perform(cli: Cli, context: Option<String>) -> anyhow::Result<u8> {

@@ -106,7 +106,7 @@ async fn over_socks(
     // The closure owns the last sender; the display ends when it is dropped.
     drive(fanout, move |index, connected| {
         let (plan, events) = (Arc::clone(&plan), events.clone());
-        async move { plan.one(index, connected, events).await }
+        mesh_trace::in_current(async move { plan.one(index, connected, events).await })
     })
     .await
 }

@@ -10,9 +10,10 @@ use mesh_api::pb;
 use mesh_api::pb::deploy_service_server::{DeployService, DeployServiceServer};
 use mesh_api::pb::exec_response::Event;
 use mesh_api::uri::Subject;
-use mesh_daemon::{Shutdown, Task, Tasks, accept};
+use mesh_daemon::{GrpcCalls, GrpcMethod, Handles, Shutdown, Task, Tasks, accept};
 use mesh_ssh::report::{Outcome, TargetReport};
 use mesh_ssh::{ExecEvent, Exit};
+use mesh_trace::Tracer;
 use mesh_types::{NetworkName, OperatorId};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -45,24 +46,44 @@ const STATUS_COMMAND: &str = "uname -n";
 /// At most this much of a host name is read.
 const HOSTNAME: usize = 256;
 
+/// What is served.
+const METHODS: [GrpcMethod; 2] = [
+    GrpcMethod {
+        path: "/mesh.v1.DeployService/Status",
+        endless: false,
+    },
+    GrpcMethod {
+        path: "/mesh.v1.DeployService/Exec",
+        endless: false,
+    },
+];
+
 /// Serves callers until shutdown begins; calls under way may finish.
 pub(crate) async fn serve(
     listener: TcpListener,
     members: Members,
     metrics: ServiceMetrics,
+    handles: &Handles,
     shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
     let (connections, incoming) = mpsc::channel(16);
     let handshakes = handshakes(listener, members.clone(), connections, shutdown.clone());
     let _handshakes = Task::spawn("grpc handshakes", handshakes);
+    let calls = GrpcCalls::register(handles, "mesh_deploy_manager", METHODS, |extensions| {
+        extensions
+            .get::<Caller>()
+            .is_some_and(|caller| !caller.0.is_empty())
+    });
     let service = Deploy {
         members,
         metrics,
+        tracer: handles.tracer.clone(),
         shutdown: shutdown.clone(),
     };
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .layer(calls)
         .add_service(DeployServiceServer::new(service))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(incoming).map(Ok::<_, io::Error>),
@@ -154,6 +175,7 @@ impl AsyncWrite for Connection {
 struct Deploy {
     members: Members,
     metrics: ServiceMetrics,
+    tracer: Tracer,
     shutdown: Shutdown,
 }
 
@@ -231,7 +253,10 @@ impl Deploy {
             command: command.to_owned(),
             credentials,
             time_limit: limit.map(Duration::from_millis),
+            tracer: self.tracer.clone(),
         };
+        mesh_trace::note("mesh.operator", admitted.operator.to_string());
+        mesh_trace::note("mesh.network", member.network.to_string());
         tracing::info!(
             network = %member.network,
             operator = %admitted.operator,
@@ -303,7 +328,7 @@ impl DeployService for Deploy {
         };
         Ok(Response::new(Answers {
             stream: ReceiverStream::new(stream),
-            _work: Task::spawn("grpc exec", work),
+            _work: Task::spawn("grpc exec", mesh_trace::in_current(work)),
         }))
     }
 }
@@ -410,6 +435,24 @@ impl Stream for Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_method_of_the_contract_is_counted() {
+        let proto = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../proto/mesh/v1/deploy.proto"
+        );
+        let text = std::fs::read_to_string(proto).expect("the contract");
+        let named = text.lines().filter_map(|line| {
+            let rest = line.trim().strip_prefix("rpc ")?;
+            Some(format!(
+                "/mesh.v1.DeployService/{}",
+                rest.split(['(', ' ']).next()?
+            ))
+        });
+        let named: Vec<String> = named.collect();
+        assert_eq!(named, METHODS.map(|method| method.path));
+    }
 
     #[test]
     fn an_exit_says_the_code_or_why_there_is_none() {

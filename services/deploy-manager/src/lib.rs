@@ -157,8 +157,10 @@ impl App {
             .collect();
         let members = state.members.clone();
         let metrics = state.metrics.clone();
-        let grpc = grpc::serve(listener, members, metrics, shutdown.clone());
-        let mut grpc = Task::spawn("grpc", grpc);
+        let (handles, draining) = (state.handles.clone(), shutdown.clone());
+        let mut grpc = Task::spawn("grpc", async move {
+            grpc::serve(listener, members, metrics, &handles, draining).await
+        });
         let _admin = admin.map(|admin| Task::spawn("admin", admin.run(shutdown.clone())));
         let mut tick = interval(SCAN);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -11,6 +11,7 @@ use mesh_ssh::fanout::{Connected, Fanout, drive};
 use mesh_ssh::report::{Outcome, TargetReport};
 use mesh_ssh::work::reason;
 use mesh_ssh::{Credential, ExecEvent, Work};
+use mesh_trace::{Kind, Tracer};
 use mesh_types::{Netmap, Peer, Role};
 use tokio::sync::mpsc;
 
@@ -121,6 +122,7 @@ pub(crate) struct Run {
     pub(crate) command: String,
     pub(crate) credentials: Credentials,
     pub(crate) time_limit: Option<Duration>,
+    pub(crate) tracer: Tracer,
 }
 
 impl Run {
@@ -135,7 +137,20 @@ impl Run {
         let run = self.clone();
         drive(fanout, move |index, connected| {
             let (run, target, events) = (run.clone(), targets[index].clone(), events.clone());
-            async move { run.one(index, target, connected, events).await }
+            // Each target's work runs in a task of its own.
+            mesh_trace::in_current(async move {
+                let span = run.tracer.start(Kind::Client, "ssh target");
+                if let Some(peer) = &target.peer {
+                    span.set("mesh.node", peer.name.to_string());
+                    span.set("mesh.node.id", peer.id.to_string());
+                }
+                let work = run.clone().one(index, target, connected, events);
+                let outcome = span.scope(work).await;
+                if matches!(outcome, Outcome::Failed(_)) {
+                    span.fail("no command was run to its end");
+                }
+                outcome
+            })
         })
         .await
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
-use mesh_types::{NetworkName, NodeName, Role};
+use mesh_types::{NetworkName, NodeName, Role, UptimeClass};
 
 /// Runs and manages a Wonder Mesh.
 #[derive(Debug, Parser)]
@@ -39,7 +39,7 @@ pub(crate) enum Verb {
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(TokenVerb),
-    /// List, show, rename and remove nodes
+    /// List, show, rename, set and remove nodes
     #[command(subcommand)]
     Node(NodeVerb),
     /// Make, list and delete networks
@@ -163,6 +163,10 @@ fn role(text: &str) -> Result<Role, mesh_types::node::InvalidRole> {
     text.parse()
 }
 
+fn uptime(text: &str) -> Result<UptimeClass, mesh_types::node::InvalidUptimeClass> {
+    text.parse()
+}
+
 fn lifetime(text: &str) -> Result<Duration, String> {
     crate::text::parse_duration(text)
         .filter(|span| (60..=86_400).contains(&span.as_secs()))
@@ -197,6 +201,14 @@ pub(crate) enum NodeVerb {
         node: NodeArg,
         /// Its new name
         new_name: NodeName,
+    },
+    /// Say when a node is expected to be there: its absence at other times is no alarm
+    Set {
+        #[command(flatten)]
+        node: NodeArg,
+        /// always-on, on-demand, or work-hours (Monday to Friday, 07:00 to 19:00 UTC)
+        #[arg(long, value_name = "CLASS", value_parser = uptime)]
+        uptime: UptimeClass,
     },
     /// Remove a node: its connections end within 2 s
     Remove {

@@ -47,6 +47,7 @@ pub struct App {
     socket_path: PathBuf,
     admin: Option<AdminServer>,
     latch: Latch,
+    tracer: mesh_trace::Tracer,
 }
 
 impl std::fmt::Debug for App {
@@ -89,7 +90,13 @@ impl App {
             );
         }
         let services = Services::load(&state)?;
-        let ssh = Ssh::prepare(&config.ssh, &state, enrolled.name.to_string()).await?;
+        let ssh = Ssh::prepare(
+            &config.ssh,
+            &state,
+            enrolled.name.to_string(),
+            handles.tracer.clone(),
+        )
+        .await?;
         let admin = config
             .admin
             .as_ref()
@@ -121,6 +128,7 @@ impl App {
             socket,
             admin,
             latch,
+            tracer: handles.tracer,
             config,
         })
     }
@@ -153,7 +161,7 @@ impl App {
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut tasks = Tasks::new();
         let (facts, facts_seen) = watch::channel(facts(&self.enrolled, &self.node));
-        let console = Arc::new(Console::new(&self.config.console, facts_seen));
+        let console = Arc::new(Console::new(&self.config.console, facts_seen, self.tracer));
         console.look().await;
         let mut agent = Agent {
             state: self.state,

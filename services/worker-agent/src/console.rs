@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh_daemon::Tasks;
 use mesh_node::OverlayStream;
+use mesh_trace::{TraceParent, Tracer};
 use serde::{Deserialize, Serialize};
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
@@ -77,13 +78,18 @@ pub(crate) struct Console {
     recheck: Duration,
     facts: watch::Receiver<Facts>,
     state: watch::Sender<ConsoleState>,
+    tracer: Tracer,
     /// Cockpit did not accept: look again now.
     look: Arc<Notify>,
 }
 
 impl Console {
     /// A console that shows the agent's own page until [`Console::watch`] has looked for Cockpit.
-    pub(crate) fn new(config: &ConsoleConfig, facts: watch::Receiver<Facts>) -> Self {
+    pub(crate) fn new(
+        config: &ConsoleConfig,
+        facts: watch::Receiver<Facts>,
+        tracer: Tracer,
+    ) -> Self {
         Self {
             mode: config.mode,
             cockpit: config.cockpit,
@@ -91,6 +97,7 @@ impl Console {
             recheck: config.recheck,
             facts,
             state: watch::channel(ConsoleState::Page).0,
+            tracer,
             look: Arc::new(Notify::new()),
         }
     }
@@ -183,8 +190,15 @@ impl Console {
         let answer = service_fn(|request: http::Request<hyper::body::Incoming>| {
             let facts = self.facts.borrow();
             let (method, path) = (request.method(), request.uri().path());
+            let headers = request.headers();
+            let span = self.tracer.answer("page", || TraceParent::extract(headers));
             let response: Response<String> =
-                page::respond(&facts, shown.notice(), method, path, request.headers());
+                page::respond(&facts, shown.notice(), method, path, headers);
+            if self.tracer.is_on() {
+                span.set("mesh.node", facts.name.to_string());
+                let status = i64::from(response.status().as_u16());
+                span.set("http.response.status_code", status);
+            }
             std::future::ready(Ok::<_, Infallible>(response))
         });
         let connection = hyper::server::conn::http1::Builder::new()

@@ -10,6 +10,7 @@ use std::time::Duration;
 use mesh_daemon::report;
 use mesh_node::{Node, NodeReport, OverlayStream, Published, StateDir, StateDirError, Target};
 use mesh_ssh::{PrivateKey, PublicKey, RunAs, ServerConfig, SshServer};
+use mesh_trace::Tracer;
 use mesh_types::service::SSH_PORT;
 use mesh_types::{Netmap, Service, ServiceKind};
 use tokio::net::TcpStream;
@@ -84,6 +85,7 @@ impl Ssh {
         config: &SshConfig,
         state: &StateDir,
         node: String,
+        tracer: Tracer,
     ) -> Result<Self, SshError> {
         let chosen = |own: &str| match config.user.as_str() {
             "" => own.to_owned(),
@@ -96,6 +98,7 @@ impl Ssh {
                     host_keys: vec![key],
                     run_as: RunAs::detect(),
                     node,
+                    tracer,
                 })?;
                 let facts = Facts {
                     host_keys: server.host_key_lines(),

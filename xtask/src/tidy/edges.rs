@@ -13,7 +13,7 @@ use crate::process;
 const EDGES: &[(&str, &[&str])] = &[
     ("mesh-types", &[]),
     ("mesh-trace", &[]),
-    ("mesh-api", &["mesh-trace", "mesh-types"]),
+    ("mesh-api", &["mesh-types"]),
     ("mesh-netmap", &["mesh-types"]),
     ("mesh-tunnel", &["mesh-types"]),
     ("mesh-node", &["mesh-api", "mesh-tunnel", "mesh-types"]),
@@ -38,7 +38,6 @@ const EDGES: &[(&str, &[&str])] = &[
             "mesh-api",
             "mesh-daemon",
             "mesh-node",
-            "mesh-trace",
             "mesh-tunnel",
             "mesh-types",
         ],

@@ -555,6 +555,14 @@ pub struct RenameNodeRequest {
     pub new_name: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetNodeRequest {
+    #[prost(message, optional, tag = "1")]
+    pub node: ::core::option::Option<NodeRef>,
+    /// unspecified: refused
+    #[prost(enumeration = "UptimeClass", tag = "2")]
+    pub uptime_class: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveNodeRequest {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<NodeRef>,
@@ -888,6 +896,21 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("mesh.v1.AdminService", "RenameNode"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says when a node is expected to be there.
+        pub async fn set_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetNodeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Node>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.AdminService/SetNode");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.v1.AdminService", "SetNode"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn remove_node(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveNodeRequest>,
@@ -1051,6 +1074,11 @@ pub mod admin_service_server {
         async fn rename_node(
             &self,
             request: tonic::Request<super::RenameNodeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Node>, tonic::Status>;
+        /// Says when a node is expected to be there.
+        async fn set_node(
+            &self,
+            request: tonic::Request<super::SetNodeRequest>,
         ) -> std::result::Result<tonic::Response<super::Node>, tonic::Status>;
         async fn remove_node(
             &self,
@@ -1543,6 +1571,44 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RenameNodeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.AdminService/SetNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetNodeSvc<T: AdminService>(pub Arc<T>);
+                    impl<T: AdminService> tonic::server::UnaryService<super::SetNodeRequest> for SetNodeSvc<T> {
+                        type Response = super::Node;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as AdminService>::set_node(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetNodeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -10,6 +10,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use mesh_trace::{Span, TraceParent, Tracer};
 use nix::pty::Winsize;
 use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
@@ -41,16 +42,52 @@ const END_OF_FILE: &[u8] = b"\x04";
 struct Setup {
     terminal: Option<Terminal>,
     env: BTreeMap<String, String>,
+    /// The span that the client works in; the process is not told.
+    parent: Option<TraceParent>,
 }
 
-/// Serves one channel to its end. `pty` says whether a terminal may be had.
-pub(super) async fn serve(channel: Channel<Msg>, handle: Handle, account: Account, pty: bool) {
+/// What a channel is served with.
+pub(super) struct Serving {
+    pub(super) handle: Handle,
+    pub(super) account: Account,
+    /// Whether a terminal may be had.
+    pub(super) pty: bool,
+    pub(super) tracer: Tracer,
+    pub(super) node: String,
+}
+
+/// Serves one channel to its end.
+pub(super) async fn serve(channel: Channel<Msg>, serving: Serving) {
     let id = channel.id();
     let (mut requests, output) = channel.split();
-    let Some((program, setup)) = setup(&mut requests, pty).await else {
+    let Some((program, setup)) = setup(&mut requests, serving.pty).await else {
         return;
     };
-    match Process::start(&account, &program, setup.terminal.as_ref(), &setup.env) {
+    // Neither what is run nor what it says is anybody's who reads traces.
+    let name = match program {
+        Program::Command(_) => "ssh exec",
+        Program::LoginShell => "ssh shell",
+    };
+    let span = serving.tracer.answer(name, || setup.parent);
+    if serving.tracer.is_on() {
+        span.set("mesh.node", serving.node.clone());
+        span.set("mesh.ssh.user", serving.account.name.clone());
+    }
+    let work = start((id, requests, output), &serving, &program, &setup, &span);
+    span.scope(work).await;
+}
+
+type Ends = (ChannelId, ChannelReadHalf, ChannelWriteHalf<Msg>);
+
+async fn start(
+    (id, requests, output): Ends,
+    serving: &Serving,
+    program: &Program,
+    setup: &Setup,
+    span: &Span,
+) {
+    let (handle, account) = (&serving.handle, &serving.account);
+    match Process::start(account, program, setup.terminal.as_ref(), &setup.env) {
         Ok((process, io)) => {
             tracing::debug!(user = account.name, channel = %id, "process started");
             let run = Run {
@@ -59,11 +96,17 @@ pub(super) async fn serve(channel: Channel<Msg>, handle: Handle, account: Accoun
                 output: &output,
             };
             match run.until_end(io).await {
-                Some(status) => report(&handle, id, status).await,
+                Some(status) => {
+                    if let Some(code) = status.code() {
+                        span.set("process.exit.code", i64::from(code));
+                    }
+                    report(handle, id, status).await;
+                }
                 None => return,
             }
         }
         Err(error) => {
+            span.fail("not started");
             let shell = account.shell.display();
             let text = format!("mesh: cannot start {shell}: {error}\r\n");
             drop(output.extended_data_bytes(1, text).await);
@@ -105,6 +148,13 @@ async fn setup(requests: &mut ChannelReadHalf, pty: bool) -> Option<(Program, Se
                 if let Some(terminal) = &mut setup.terminal {
                     terminal.size = window(col_width, row_height, pix_width, pix_height);
                 }
+            }
+            ChannelMsg::SetEnv {
+                variable_name,
+                variable_value,
+                ..
+            } if variable_name == crate::TRACEPARENT => {
+                setup.parent = TraceParent::parse(&variable_value);
             }
             ChannelMsg::SetEnv {
                 variable_name,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_types::{
-    Endpoint, NetworkId, NetworkName, NodeId, NodeName, NodeState, RelayId, Timestamp,
+    Endpoint, NetworkId, NetworkName, NodeId, NodeName, NodeState, RelayId, Timestamp, UptimeClass,
 };
 
 use super::enrol::secret_hash;
@@ -166,6 +166,43 @@ impl Core {
     }
 
     /// Removes a node, or a relay of this name or id; its streams end at once.
+    pub(crate) async fn node_set_uptime(
+        &self,
+        operator: &str,
+        wanted: &NodeRefText,
+        class: UptimeClass,
+    ) -> Result<NodeView, Error> {
+        let mut change = self.change(format!("operator:{operator}")).await?;
+        let node = self.node_named(wanted)?;
+        let network = self.network_of(node.network)?;
+        if node.uptime_class == class {
+            return self.view(node).await;
+        }
+        let record = NodeRecord {
+            uptime_class: class,
+            changed_version: change.txn.network_bump(node.network).await?,
+            ..NodeRecord::clone(&node)
+        };
+        change.txn.node_update(&record).await?;
+        let (was, is) = (node.uptime_class.as_str(), class.as_str());
+        change.event(
+            Some(&network.record.name),
+            EventKind::NodeUptimeSet,
+            &node.name,
+            format!("{is}, was {was}"),
+        );
+        let (before, after) = ([("uptime", was)], [("uptime", is)]);
+        change
+            .audit("node-set", format!("node:{}", node.id), &before, &after)
+            .await?;
+        let turn = change.commit().await?;
+        let id = record.id;
+        self.apply_node(record, false).await?;
+        drop(turn);
+        self.view(self.members.node(id).ok_or(Error::Removed("node"))?)
+            .await
+    }
+
     pub(crate) async fn node_remove(
         &self,
         operator: &str,

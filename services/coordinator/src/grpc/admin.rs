@@ -224,6 +224,28 @@ impl AdminService for Grpc {
         .await
     }
 
+    async fn set_node(
+        &self,
+        request: Request<pb::SetNodeRequest>,
+    ) -> Result<Response<pb::Node>, Status> {
+        let by = operator(&request)?;
+        let pb::SetNodeRequest { node, uptime_class } = request.into_inner();
+        let wanted = node_ref(node)?;
+        // What only informs may be guessed when it is read, but not when it is set.
+        let known = pb::UptimeClass::try_from(uptime_class)
+            .is_ok_and(|class| class != pb::UptimeClass::Unspecified);
+        if !known {
+            return Err(Error::Invalid("there is no such uptime class".to_owned()).into());
+        }
+        let class = enums::uptime_class(uptime_class);
+        self.act(
+            "node-set",
+            |core| async move { core.node_set_uptime(&by, &wanted, class).await },
+            view::node,
+        )
+        .await
+    }
+
     async fn remove_node(
         &self,
         request: Request<pb::RemoveNodeRequest>,

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use mesh_daemon::{GrpcCalls, GrpcMethod, Handles};
 use mesh_types::Role;
 use tonic::Status;
 
@@ -114,6 +115,10 @@ pub(crate) const METHODS: &[Method] = &[
         allow: OPERATORS,
     },
     Method {
+        path: "/mesh.v1.AdminService/SetNode",
+        allow: OPERATORS,
+    },
+    Method {
         path: "/mesh.v1.AdminService/RemoveNode",
         allow: OPERATORS,
     },
@@ -143,10 +148,29 @@ pub(crate) const METHODS: &[Method] = &[
     },
 ];
 
+/// Counts, times and traces every method of the table. A `traceparent` counts from members of the
+/// mesh only.
+pub(crate) fn count_calls(handles: &Handles) -> GrpcCalls {
+    let methods = METHODS.iter().map(|method| GrpcMethod {
+        path: method.path,
+        endless: method.is_endless(),
+    });
+    GrpcCalls::register(handles, "mesh_coordinator", methods, |extensions| {
+        let peer = extensions.get::<PeerInfo>();
+        peer.is_some_and(|peer| peer.certificate.is_some())
+    })
+}
+
 impl Method {
     /// The row of this path.
     pub(crate) fn find(path: &str) -> Option<&'static Self> {
         METHODS.iter().find(|method| method.path == path)
+    }
+
+    /// Whether a call lasts as long as its caller.
+    fn is_endless(&self) -> bool {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        name == "Sync" || name.starts_with("Watch")
     }
 
     /// Whether this method needs no certificate.
@@ -192,6 +216,7 @@ pub(crate) async fn authorise(
     };
     match checked {
         Ok(caller) => {
+            mesh_trace::note("mesh.caller", caller.kind().as_str());
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

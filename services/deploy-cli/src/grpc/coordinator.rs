@@ -13,7 +13,7 @@ use crate::target::Node;
 /// The nodes of the network.
 pub async fn nodes(coordinator: Channel, network: &NetworkName) -> anyhow::Result<Vec<Node>> {
     let network = network.to_string();
-    let answer = AdminServiceClient::new(coordinator)
+    let answer = AdminServiceClient::with_interceptor(coordinator, mesh_trace::propagate)
         .list_nodes(pb::ListNodesRequest { network })
         .await
         .map_err(refused)?;
@@ -38,7 +38,7 @@ pub async fn issue(
         targets: targets.iter().map(|id| id.as_bytes().to_vec()).collect(),
         ..pb::IssueCertificateRequest::default()
     };
-    let mut client = SshServiceClient::new(coordinator);
+    let mut client = SshServiceClient::with_interceptor(coordinator, mesh_trace::propagate);
     let answer = client.issue_certificate(request).await.map_err(refused)?;
     Ok(answer.into_inner().certificate)
 }

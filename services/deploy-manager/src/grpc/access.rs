@@ -85,7 +85,8 @@ async fn issue(
         targets,
         operator: admitted.operator.as_bytes().to_vec(),
     };
-    let mut client = SshServiceClient::new(member.node.channel());
+    let mut client =
+        SshServiceClient::with_interceptor(member.node.channel(), mesh_trace::propagate);
     let answer = client.issue_certificate(request).await.map_err(|status| {
         let text = format!(
             "no SSH certificate from the coordinator: {}",

@@ -49,6 +49,18 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             println!("{} is now {}", node.node, renamed.name);
             Ok(())
         }
+        NodeVerb::Set { node, uptime } => {
+            let request = pb::SetNodeRequest {
+                node: Some(reference(&context, &node)),
+                uptime_class: pb::UptimeClass::from(uptime).into(),
+            };
+            let set = admin.set_node(request).await?.into_inner();
+            if session.json {
+                return output::print_json("mesh.node/1", "node", json_of(&set));
+            }
+            println!("{} is expected {}", set.name, uptime.as_str());
+            Ok(())
+        }
         NodeVerb::Remove { node, yes } => {
             if !yes {
                 confirm(&format!("Remove {} and end its connections?", node.node))?;

@@ -10,6 +10,7 @@ use mesh_daemon::{
     AdminConfig, AdminServer, BindError, Handles, Shutdown, ShutdownTrigger, Task, TaskEnd,
 };
 use mesh_node::{Enrolled, Node};
+use mesh_trace::{Exporter, FLUSH};
 use mesh_types::{NetworkName, NodeName, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -42,6 +43,7 @@ pub(super) struct Running {
     pub(super) roles: Vec<RunningRole>,
     /// Owned so that it ends with this process.
     networks: Task,
+    traces: Exporter,
     pub(super) facts: Parts,
 }
 
@@ -85,11 +87,19 @@ impl Running {
     /// Starts every role. What started is stopped again when a later one fails.
     pub(super) async fn start(args: &UpArgs, state_dir: &Path) -> Result<Self> {
         let handles = Handles::default();
+        let traces = Exporter::from_env()?;
         let bind = Bind::of(args);
         let mut roles = Vec::new();
         let default = NetworkName::default_network();
 
-        let coordinator = start_coordinator(args, &bind, state_dir, &handles, &mut roles).await?;
+        let coordinator = start_coordinator(
+            args,
+            &bind,
+            state_dir,
+            traced(&handles, &traces, "coordinator", "coordinator")?,
+            &mut roles,
+        )
+        .await?;
         let mut context = first_operator(&coordinator.operator)?;
         let joiner = Joiner::new(
             context
@@ -105,13 +115,28 @@ impl Running {
             deploy_manager: state_dir.join("deploy-manager"),
         };
         members.join_all().await?;
-        let gateway = start_gateway(args, &bind, &members, &handles, &mut roles).await?;
-        let deploy = start_deploy_manager(args, &bind, &members, &handles, &mut roles).await?;
+        let gateway = start_gateway(
+            args,
+            &bind,
+            &members,
+            traced(&handles, &traces, "traffic-gateway", "traffic-gateway")?,
+            &mut roles,
+        )
+        .await?;
+        let deploy = start_deploy_manager(
+            args,
+            &bind,
+            &members,
+            traced(&handles, &traces, "deploy-manager", "deploy-manager")?,
+            &mut roles,
+        )
+        .await?;
         let mut workers = Vec::new();
         for name in WORKERS.iter().filter(|_| args.demo) {
             let dir = state_dir.join("demo").join(name);
             let enrolled = joiner.join(&dir, Role::Worker, &default, name).await?;
-            let node = start_worker(&dir, name, &handles, &mut roles).await?;
+            let part = traced(&handles, &traces, "worker-agent", name)?;
+            let node = start_worker(&dir, name, part, &mut roles).await?;
             workers.push((enrolled, node, dir));
         }
         let admin = start_admin(args, &handles, &mut roles)?;
@@ -144,6 +169,7 @@ impl Running {
         Ok(Self {
             roles,
             networks,
+            traces,
             facts,
         })
     }
@@ -160,6 +186,7 @@ impl Running {
                 tracing::info!(role = role.name, "did not finish in time and is cut");
             }
         }
+        self.traces.shutdown(FLUSH).await;
     }
 }
 
@@ -351,6 +378,17 @@ where
     });
 }
 
+/// What a role of this process is handed: its own part of the figures, and spans under the name of
+/// its own program.
+fn traced(
+    handles: &Handles,
+    traces: &Exporter,
+    program: &'static str,
+    part: &str,
+) -> Result<Handles> {
+    Ok(handles.scoped(part).traced(traces.tracer(program, part)?))
+}
+
 #[derive(Debug)]
 struct StartedCoordinator {
     addr: SocketAddr,
@@ -361,7 +399,7 @@ async fn start_coordinator(
     args: &UpArgs,
     bind: &Bind,
     state_dir: &Path,
-    handles: &Handles,
+    handles: Handles,
     roles: &mut Vec<RunningRole>,
 ) -> Result<StartedCoordinator> {
     let mut config = coordinator::Config {
@@ -373,7 +411,7 @@ async fn start_coordinator(
         config.server.advertise = vec![format!("{host}:{}", args.coordinator_port)];
     }
     config.admin = None;
-    let app = coordinator::App::build(config, handles.scoped("coordinator"))
+    let app = coordinator::App::build(config, handles)
         .await
         .map_err(|error| {
             let flags = [("--coordinator-port", args.coordinator_port)];
@@ -422,7 +460,7 @@ async fn start_gateway(
     args: &UpArgs,
     bind: &Bind,
     members: &Members,
-    handles: &Handles,
+    handles: Handles,
     roles: &mut Vec<RunningRole>,
 ) -> Result<GatewayFacts> {
     let default = NetworkName::default_network();
@@ -435,7 +473,7 @@ async fn start_gateway(
     config.admin = None;
     let state = members.gateway.join(format!("network-{default}"));
     let enrolled = enrolment(&state)?;
-    let app = traffic_gateway::App::build(config, handles.scoped("traffic-gateway"))
+    let app = traffic_gateway::App::build(config, handles)
         .await
         .map_err(|error| {
             let error = match error.downcast::<ListenError>() {
@@ -467,7 +505,7 @@ async fn start_deploy_manager(
     args: &UpArgs,
     bind: &Bind,
     members: &Members,
-    handles: &Handles,
+    handles: Handles,
     roles: &mut Vec<RunningRole>,
 ) -> Result<DeployFacts> {
     let default = NetworkName::default_network();
@@ -482,7 +520,7 @@ async fn start_deploy_manager(
     config.admin = None;
     let state = members.deploy_manager.join(format!("network-{default}"));
     let enrolled = enrolment(&state)?;
-    let app = deploy_manager::App::build(config, handles.scoped("deploy-manager"))
+    let app = deploy_manager::App::build(config, handles)
         .await
         .map_err(|error| {
             let flags = [
@@ -504,7 +542,7 @@ async fn start_deploy_manager(
 async fn start_worker(
     dir: &Path,
     name: &str,
-    handles: &Handles,
+    handles: Handles,
     roles: &mut Vec<RunningRole>,
 ) -> Result<Node> {
     let mut config = worker_agent::Config {
@@ -515,7 +553,7 @@ async fn start_worker(
     config.wireguard.listen = vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)];
     // The demo's workers are this machine: they show their own page, not its Cockpit.
     config.console.mode = worker_agent::config::ConsoleMode::Page;
-    let app = worker_agent::App::build(config, handles.scoped(name))
+    let app = worker_agent::App::build(config, handles)
         .await
         .with_context(|| format!("start {name}"))?;
     let node = app.node().clone();

@@ -136,6 +136,8 @@ pub(super) fn must_have_joined(dir: &Path) -> anyhow::Result<()> {
 mod tests {
     use mesh_node::StateDir;
 
+    use mesh_daemon::Handles;
+
     use super::*;
 
     #[tokio::test]

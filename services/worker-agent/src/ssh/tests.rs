@@ -11,7 +11,7 @@ async fn the_agents_host_key_stays_the_same() {
     let (_dir, state) = state();
     let mut seen = Vec::new();
     for _ in 0..2 {
-        let ssh = Ssh::prepare(&SshConfig::default(), &state, "w".into())
+        let ssh = Ssh::prepare(&SshConfig::default(), &state, "w".into(), Tracer::off())
             .await
             .expect("ready");
         let facts = ssh.facts();
@@ -26,7 +26,7 @@ async fn the_agents_host_key_stays_the_same() {
 async fn a_damaged_host_key_is_not_replaced_in_silence() {
     let (_dir, state) = state();
     state.write(HOST_KEY, b"nonsense").expect("written");
-    let error = Ssh::prepare(&SshConfig::default(), &state, "w".into()).await;
+    let error = Ssh::prepare(&SshConfig::default(), &state, "w".into(), Tracer::off()).await;
     let error = error.err().expect("damaged").to_string();
     assert!(error.contains("host-key accept"), "{error}");
 }
@@ -43,7 +43,7 @@ async fn sshd_is_reached_by_loopback_with_its_own_keys() {
         user: "anna".into(),
         ..SshConfig::default()
     };
-    let ssh = Ssh::prepare(&config, &state, "w".into())
+    let ssh = Ssh::prepare(&config, &state, "w".into(), Tracer::off())
         .await
         .expect("ready");
     let facts = ssh.facts();
@@ -62,7 +62,7 @@ async fn a_key_file_that_is_none_is_named() {
         host_keys: vec!["/nonexistent/key.pub".into()],
         ..SshConfig::default()
     };
-    let error = Ssh::prepare(&config, &state, "w".into())
+    let error = Ssh::prepare(&config, &state, "w".into(), Tracer::off())
         .await
         .err()
         .expect("no key");
@@ -79,7 +79,7 @@ async fn off_publishes_nothing() {
         mode: SshMode::Off,
         ..SshConfig::default()
     };
-    let ssh = Ssh::prepare(&config, &state, "w".into())
+    let ssh = Ssh::prepare(&config, &state, "w".into(), Tracer::off())
         .await
         .expect("ready");
     assert_eq!(ssh.facts(), Facts::default());
