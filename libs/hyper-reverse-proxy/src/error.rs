@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::wire::WireError;
+
 /// Any error, as hyper and tower pass them around.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -53,6 +55,29 @@ pub enum BadRequest {
     ForwardUri,
 }
 
+/// What broke in the middle of an exchange.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// The upstream closed the connection before it answered.
+    #[error("it closed the connection before it answered")]
+    Closed,
+    /// The upstream closed the connection before its response ended.
+    #[error("it closed the connection in the middle of its response")]
+    Truncated,
+    /// The connection failed.
+    #[error("the connection to it failed")]
+    Io(#[source] io::Error),
+    /// What came is not a response, or can be read in two ways.
+    #[error("its response cannot be read")]
+    Response(#[source] WireError),
+    /// The body of the request broke off on the client's side.
+    #[error("the request's body broke off")]
+    Request(#[source] BoxError),
+    /// The body of the request is not as long as it was said to be.
+    #[error("the request's body has another length than it was said to have")]
+    RequestLength,
+}
+
 /// Why there is no response from the upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -67,7 +92,7 @@ pub enum ProxyError {
     FirstByte(Duration),
     /// The upstream closed the connection or answered something that is not HTTP/1.1.
     #[error("the upstream broke off or does not speak HTTP/1.1")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] UpstreamError),
     /// The upstream switched protocols although nobody asked, or to another protocol.
     #[error("the upstream switched to a protocol that was not asked for")]
     Upgrade,

@@ -102,10 +102,15 @@ impl Scanner {
     }
 }
 
+/// Several pieces of up to so many bytes together are written as one: copying them costs less than
+/// a system call that gathers them.
+const TOGETHER: usize = 4 * 1024;
+
 /// A client's connection that is watched for requests of two lengths.
 #[derive(Debug)]
 pub struct GuardedIo<T> {
     io: T,
+    together: Vec<u8>,
     scanner: Scanner,
     framing: Framing,
 }
@@ -116,6 +121,7 @@ impl<T> GuardedIo<T> {
         let framing = Framing::default();
         let guarded = Self {
             io,
+            together: Vec::new(),
             scanner: Scanner::default(),
             framing: framing.clone(),
         };
@@ -150,11 +156,20 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for GuardedIo<T> {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let io = Pin::new(&mut this.io);
+        if bufs.iter().map(|buf| buf.len()).sum::<usize>() > TOGETHER {
+            return io.poll_write_vectored(cx, bufs);
+        }
+        this.together.clear();
+        for buf in bufs {
+            this.together.extend_from_slice(buf);
+        }
+        io.poll_write(cx, &this.together)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -35,15 +35,17 @@ pub mod framing;
 pub mod headers;
 pub mod location;
 pub mod mount;
+pub mod wire;
 
 mod body;
+mod link;
 mod pool;
 mod proxy;
 mod upgrade;
 
 pub use body::{ProxyBody, RequestBody};
 pub use connect::{Connector, TcpConnector};
-pub use error::{BadRequest, BoxError, ConnectError, ProxyError};
+pub use error::{BadRequest, BoxError, ConnectError, ProxyError, UpstreamError};
 pub use framing::{Framing, GuardedIo};
 pub use headers::{Inbound, Scheme};
 pub use mount::{InvalidPrefix, Mount};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HOST, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
@@ -14,8 +14,9 @@ use crate::connect::Connector;
 use crate::error::{BadRequest, ProxyError};
 use crate::headers::{Inbound, ResponseRules, Scheme, prepare_request, prepare_response};
 use crate::mount::Mount;
-use crate::pool::{Limits, Pool};
+use crate::pool::{Lease, Limits, Pool};
 use crate::upgrade::{Tunnels, tunnel};
+use crate::wire::ResponseHead;
 
 /// An upstream connection that was unused for longer than this may just be on its way down, so a
 /// request that can be repeated is kept for a second try.
@@ -172,8 +173,14 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
         let (mut head, body) = request.into_parts();
         let wanted = prepare_request(&mut head, inbound, &upstream.mount)?;
         let host = head.headers.get(HOST).cloned();
-        let request = Request::from_parts(head, Outgoing::new(body));
-        let (mut response, lease) = self.exchange(&upstream.target, request).await?;
+        let target = &upstream.target;
+        let (answer, lease) = self.exchange(target, head, Outgoing::new(body)).await?;
+        let mut response = Response::new(());
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = answer.headers;
+        if let Some(reason) = answer.reason {
+            response.extensions_mut().insert(reason);
+        }
         let rules = ResponseRules {
             mount: &upstream.mount,
             scheme,
@@ -183,61 +190,55 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let protocol = switched_to(response.headers(), wanted.as_ref())?;
             let client = switch.ok_or(ProxyError::Upgrade)?;
-            self.tunnels.spawn(tunnel(client, lease.into_stream()));
+            let stream = lease.into_stream().ok_or(ProxyError::Upgrade)?;
+            self.tunnels.spawn(tunnel(client, stream));
             prepare_response(response.headers_mut(), rules);
             response.headers_mut().insert(
                 http::header::CONNECTION,
                 HeaderValue::from_static("upgrade"),
             );
             response.headers_mut().insert(UPGRADE, protocol);
-            return Ok(response.map(ProxyBody::detached));
+            return Ok(response.map(|()| ProxyBody::empty()));
         }
         prepare_response(response.headers_mut(), rules);
-        Ok(response.map(|incoming| ProxyBody::new(incoming, lease)))
+        Ok(response.map(|()| ProxyBody::new(lease)))
     }
 
     /// Sends the request over a kept or a new connection.
     async fn exchange(
         &self,
         target: &C::Target,
-        mut request: Request<Outgoing<B>>,
-    ) -> Result<(Response<Incoming>, crate::pool::Lease<C, B>), ProxyError> {
+        mut head: request::Parts,
+        mut body: Outgoing<B>,
+    ) -> Result<(ResponseHead, Lease<C, B>), ProxyError> {
         let pool = &self.client.pool;
         while let Some(mut lease) = pool.take(target) {
-            let copy = (lease.idle_for() > STALE_AFTER)
-                .then(|| repeatable(&request))
-                .flatten();
-            match lease.send(request).await {
-                Ok(response) => return Ok((response, lease)),
-                Err(failed) => match (failed.request.or(copy), failed.error) {
-                    // A kept connection that breaks says nothing about the upstream.
-                    (Some(again), ProxyError::Upstream(_)) if lease.is_reused() => request = again,
-                    (_, error) => return Err(error),
-                },
+            let repeatable =
+                body.is_empty() && lease.link().idle_for() > STALE_AFTER && is_safe(&head.method);
+            match lease.send(&mut head, body).await {
+                Ok(answer) => return Ok((answer, lease)),
+                // A kept connection that breaks says nothing about the upstream.
+                Err(failed) if matches!(failed.error, ProxyError::Upstream(_)) => {
+                    body = match failed.unsent {
+                        Some(body) => body,
+                        None if repeatable && failed.unanswered => Outgoing::empty(),
+                        None => return Err(failed.error),
+                    };
+                }
+                Err(failed) => return Err(failed.error),
             }
         }
         let mut lease = pool.connect(target).await?;
-        match lease.send(request).await {
-            Ok(response) => Ok((response, lease)),
+        match lease.send(&mut head, body).await {
+            Ok(answer) => Ok((answer, lease)),
             Err(failed) => Err(failed.error),
         }
     }
 }
 
-/// A copy of a request that may be sent twice: it changes nothing (RFC 9110, 9.2.2) and has no body.
-fn repeatable<B: RequestBody>(request: &Request<Outgoing<B>>) -> Option<Request<Outgoing<B>>> {
-    let safe = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS
-    );
-    if !safe || !http_body::Body::is_end_stream(request.body()) {
-        return None;
-    }
-    let mut copy = Request::new(Outgoing::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+/// Whether a request with this method may be sent twice: it changes nothing (RFC 9110, 9.2.1).
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 /// The protocol that the upstream switched to, when it is the one asked for.

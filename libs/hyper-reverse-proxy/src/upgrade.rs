@@ -51,9 +51,8 @@ impl fmt::Debug for Tunnels {
 /// the other one open.
 pub(crate) async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(
     client: OnUpgrade,
-    upstream: impl Future<Output = (S, Bytes)>,
+    (mut upstream, early): (S, Bytes),
 ) {
-    let (mut upstream, early) = upstream.await;
     let mut client = match client.await {
         Ok(client) => TokioIo::new(client),
         Err(err) => {

@@ -1,123 +1,17 @@
 //! The proxy between a raw client and scripted upstreams on loopback.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "stage/proxy.rs"]
+mod stage;
+
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::{Request, Response};
-use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_reverse_proxy::{
-    Client, GuardedIo, Inbound, Limits, Mount, ProxyError, ReverseProxy, Scheme, TcpConnector,
-    Upstream,
-};
-use hyper_util::rt::TokioIo;
+use http::Request;
+use http_body_util::Full;
+use hyper_reverse_proxy::{Client, ProxyError, ReverseProxy, TcpConnector};
+use stage::{GET, ask, exact, head, limits, proxy_to, upstream, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .expect("in good time")
-}
-
-fn limits() -> Limits {
-    Limits {
-        connect: Duration::from_secs(2),
-        first_byte: Duration::from_millis(300),
-        ..Limits::default()
-    }
-}
-
-/// A proxy on loopback that forwards everything to `upstream`, mounted at `/w1/`.
-async fn proxy_to(upstream: SocketAddr) -> (SocketAddr, ReverseProxy<TcpConnector>) {
-    let proxy = ReverseProxy::new(Client::with_limits(TcpConnector, limits()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let addr = listener.local_addr().expect("an address");
-    let upstream = Arc::new(Upstream {
-        target: upstream,
-        mount: Mount::keep("/w1/").expect("a prefix"),
-        authority: Some(upstream.to_string().into()),
-    });
-    let serving = proxy.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, peer)) = listener.accept().await {
-            stream.set_nodelay(true).expect("nodelay");
-            let inbound = Arc::new(Inbound::new(peer.ip(), Scheme::Http, false));
-            let (proxy, upstream) = (serving.clone(), Arc::clone(&upstream));
-            let service = service_fn(move |request: Request<Incoming>| {
-                let (proxy, upstream) = (proxy.clone(), Arc::clone(&upstream));
-                let inbound = Arc::clone(&inbound);
-                async move {
-                    let answer = proxy.forward(&inbound, &upstream, request).await;
-                    Ok::<_, std::convert::Infallible>(match answer {
-                        Ok(response) => response.map(Either::Left),
-                        Err(err) => {
-                            let text = format!("{err:?}");
-                            let mut response = Response::new(Either::Right(Full::from(text)));
-                            *response.status_mut() = err.status();
-                            response
-                        }
-                    })
-                }
-            });
-            let (io, _framing) = GuardedIo::new(stream);
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(io), service)
-                .with_upgrades();
-            tokio::spawn(async move { connection.await.ok() });
-        }
-    });
-    (addr, proxy)
-}
-
-/// An upstream that runs `script` on each connection; counts the connections.
-async fn upstream<F, Fut>(script: F) -> (SocketAddr, Arc<AtomicUsize>)
-where
-    F: Fn(TcpStream) -> Fut + Send + 'static,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let addr = listener.local_addr().expect("an address");
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&count);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            counted.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(script(stream));
-        }
-    });
-    (addr, count)
-}
-
-/// Reads one message head, byte by byte, so that nothing of the body is taken.
-async fn head(stream: &mut TcpStream) -> String {
-    let mut text = Vec::new();
-    while !text.ends_with(b"\r\n\r\n") {
-        match stream.read_u8().await {
-            Ok(byte) => text.push(byte),
-            Err(_) => break,
-        }
-    }
-    String::from_utf8(text).expect("UTF-8")
-}
-
-async fn exact(stream: &mut TcpStream, len: usize) -> String {
-    let mut bytes = vec![0; len];
-    within(stream.read_exact(&mut bytes)).await.expect("a body");
-    String::from_utf8(bytes).expect("UTF-8")
-}
-
-async fn ask(stream: &mut TcpStream, text: &str) -> String {
-    stream.write_all(text.as_bytes()).await.expect("written");
-    within(head(stream)).await
-}
-
-const GET: &str = "GET /w1/a?b=c=d HTTP/1.1\r\nHost: gw:8081\r\n\r\n";
 
 #[tokio::test]
 async fn many_requests_share_one_upstream_connection() {
