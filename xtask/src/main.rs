@@ -17,11 +17,14 @@ mod bench;
 mod ci;
 mod codegen;
 mod compose;
+mod deb;
 mod docs;
 mod fuzz;
+mod k8s;
 mod lint;
 mod process;
 mod setup;
+mod systemd;
 mod test;
 mod tidy;
 mod workspace;
@@ -52,6 +55,12 @@ enum Verb {
     Docs(docs::Args),
     /// Run a benchmark in release mode; its report is target/bench/NAME.json.
     Bench(bench::Args),
+    /// Debian packages of all programs, in target/deb.
+    Deb(deb::Args),
+    /// Check the manifests in deploy/k8s.
+    K8s,
+    /// Check the units in deploy/systemd.
+    Systemd,
     /// Fuzz one target, or list the targets.
     Fuzz(fuzz::Args),
     /// Build the container images and print their sizes.
@@ -71,6 +80,9 @@ fn main() -> ExitCode {
         Verb::Codegen(args) => codegen::run(&args),
         Verb::Docs(args) => docs::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Deb(args) => deb::run(&args),
+        Verb::K8s => k8s::run(),
+        Verb::Systemd => systemd::run(),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Images(args) => compose::images(&args),
         Verb::Compose(args) => compose::run(&args),

@@ -74,7 +74,22 @@ const PACKAGES: &[Package] = &[
         Program("tmux"),
         "journeys that type into a terminal",
     ),
+    package(
+        "redis-server",
+        Program("redis-server"),
+        "the tests of the bus",
+    ),
+    package(
+        "postgresql",
+        File("/usr/lib/postgresql"),
+        "the database suites",
+    ),
     package("procps", Program("ps"), "journeys that look at processes"),
+    package(
+        "systemd",
+        Program("systemd-analyze"),
+        "checking the systemd units",
+    ),
     package("socat", Program("socat"), "journeys that move bytes"),
     package(
         "faketime",
@@ -87,7 +102,22 @@ const PACKAGES: &[Package] = &[
         Program("debootstrap"),
         "base images that are not fetched",
     ),
+    package(
+        "lintian",
+        Program("lintian"),
+        "checking the Debian packages",
+    ),
+    package(
+        "python3-venv",
+        File("/usr/lib/python3.11/ensurepip"),
+        "cargo xtask k8s",
+    ),
     package("python3-pip", Program("pip3"), "docker compose v2"),
+    package(
+        "prometheus",
+        Program("promtool"),
+        "the observability journey",
+    ),
     package("nginx-light", Program("nginx"), "bench gateway"),
     package("haproxy", Program("haproxy"), "bench gateway"),
     package("caddy", Program("caddy"), "bench gateway"),
