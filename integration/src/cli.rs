@@ -21,6 +21,7 @@ pub struct Cli {
     folder: Arc<TempDir>,
     host: Option<Host>,
     user: Option<Arc<TestUser>>,
+    env: Vec<(String, String)>,
 }
 
 impl Cli {
@@ -34,6 +35,7 @@ impl Cli {
             folder: Arc::new(folder),
             host: None,
             user: None,
+            env: Vec::new(),
         })
     }
 
@@ -52,6 +54,22 @@ impl Cli {
         }
         self.user = Some(Arc::clone(user));
         Ok(self)
+    }
+
+    /// With these variables in the environment of everything it runs.
+    #[must_use]
+    pub fn with_env(mut self, env: &[(&str, &str)]) -> Self {
+        let env = env.iter();
+        self.env
+            .extend(env.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        self
+    }
+
+    /// The variables of [`Cli::with_env`] for somebody else too.
+    #[must_use]
+    pub fn with_env_of(mut self, other: &Self) -> Self {
+        self.env.clone_from(&other.env);
+        self
     }
 
     /// The host, when it is not this machine.
@@ -101,6 +119,9 @@ impl Cli {
         }
         if let Some(user) = &self.user {
             spec = spec.user(user);
+        }
+        for (key, value) in &self.env {
+            spec = spec.env(key, value);
         }
         spec.env("HOME", self.folder.path().join("work"))
             .env("XDG_CONFIG_HOME", self.config_home())

@@ -71,13 +71,23 @@ impl Field {
     /// When something does not start.
     #[track_caller]
     pub fn with_networks(layout: Layout, user: Option<&Arc<TestUser>>, further: &[&str]) -> Self {
-        Self::try_start(layout, user, further).unwrap_or_else(|error| panic!("{error:#}"))
+        Self::try_start(layout, user, further, &[]).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// As [`Field::start`], with these variables in the environment of everything that runs.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[track_caller]
+    pub fn with_env(layout: Layout, user: Option<&Arc<TestUser>>, env: &[(&str, &str)]) -> Self {
+        Self::try_start(layout, user, &[], env).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     fn try_start(
         layout: Layout,
         user: Option<&Arc<TestUser>>,
         further: &[&str],
+        env: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let (mesh, clients) = (lab.segment(24)?, lab.segment(24)?);
@@ -93,7 +103,7 @@ impl Field {
         };
         lab.attach(&edge, &clients, Ipv4Addr::new(10, 91, 0, 2))?;
         let client = lab.host_on("client", &clients, Ipv4Addr::new(10, 91, 0, 9))?;
-        let mut operator = Cli::new()?.on(&edge);
+        let mut operator = Cli::new()?.on(&edge).with_env(env);
         if let Some(user) = user {
             operator = operator.run_by(user)?;
         }

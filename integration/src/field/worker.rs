@@ -146,7 +146,7 @@ impl Field {
             }
             Layout::Single => (self.host("core").clone(), self.addr("core")),
         };
-        let mut cli = Cli::new()?.on(&host);
+        let mut cli = Cli::new()?.on(&host).with_env_of(&self.operator);
         if let Some(user) = &self.user {
             cli = cli.run_by(user)?;
         }

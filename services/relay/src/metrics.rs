@@ -59,6 +59,15 @@ impl RelayMetrics {
             dropped: Family::default(),
             refused: Family::default(),
         };
+        // A series that is there from the start can be asked for before the first of its kind.
+        for reason in [Drop::NoReceiver, Drop::QueueFull] {
+            let none = ours.dropped.get_or_create_owned(&DropLabel { reason });
+            none.inc_by(0);
+        }
+        for reason in [Refusal::UnknownKey, Refusal::Protocol, Refusal::Slow] {
+            let none = ours.refused.get_or_create_owned(&RefusalLabel { reason });
+            none.inc_by(0);
+        }
         metrics.register(|registry| {
             registry.register(
                 "mesh_relay_forwarded_packets",
