@@ -6,6 +6,10 @@ set -eu
 umask 077
 cd /run/mesh
 
+# The volumes that bootstrap fills, for the user of our images.
+chmod 0700 tokens/*
+chown 65532:65532 tokens/*
+
 readers="postgres redis coordinator socks console"
 there=0
 for reader in $readers; do
