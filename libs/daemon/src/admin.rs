@@ -18,14 +18,16 @@ use crate::shutdown::Shutdown;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The `[admin]` section.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdminConfig {
-    /// Where `/livez`, `/readyz` and `/metrics` are served; port 0 takes any free one.
-    pub listen: SocketAddr,
-    /// Accept an address that is not loopback: the endpoint asks nobody for a password.
-    pub expose: bool,
+crate::settings! {
+    /// The `[admin]` section.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct AdminConfig {
+        /// Where `/livez`, `/readyz` and `/metrics` are served; port 0 takes any free one.
+        pub listen: SocketAddr,
+        /// Accept an address that is not loopback: the endpoint asks nobody for a password.
+        pub expose: bool,
+    }
 }
 
 impl Default for AdminConfig {
@@ -87,12 +89,13 @@ impl AdminServer {
     }
 
     /// Serves until the drain is over: while it lasts `/readyz` says 503, so that a load balancer
-    /// sends nothing more.
+    /// sends nothing more. A systemd that started the process hears the same (`Type=notify`).
     ///
     /// # Errors
     /// When the listener fails for good.
     pub async fn run(self, shutdown: Shutdown) -> io::Result<()> {
         let readiness = self.handles.readiness.clone();
+        let _systemd = crate::systemd::announce(readiness.clone(), shutdown.clone());
         let server = axum::serve(self.listener, router(self.handles)).into_future();
         let end = async {
             shutdown.draining().await;
@@ -115,7 +118,7 @@ fn router(handles: Handles) -> Router {
 }
 
 async fn readyz(State(handles): State<Handles>, headers: HeaderMap) -> Response {
-    let waiting = handles.readiness.report();
+    let (waiting, degraded) = (handles.readiness.report(), handles.readiness.degraded());
     let status = if waiting.is_empty() {
         StatusCode::OK
     } else {
@@ -125,7 +128,11 @@ async fn readyz(State(handles): State<Handles>, headers: HeaderMap) -> Response 
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok());
     if accepted.is_some_and(|accepted| accepted.contains("application/json")) {
-        let body = serde_json::json!({ "ready": waiting.is_empty(), "waiting": waiting });
+        let body = serde_json::json!({
+            "ready": waiting.is_empty(),
+            "waiting": waiting,
+            "degraded": degraded,
+        });
         return (status, Json(body)).into_response();
     }
     let mut text = String::new();
@@ -134,6 +141,9 @@ async fn readyz(State(handles): State<Handles>, headers: HeaderMap) -> Response 
     }
     if waiting.is_empty() {
         text.push_str("ok\n");
+    }
+    for part in &degraded {
+        text.push_str(&format!("{}: degraded: {}\n", part.name, part.reason));
     }
     (status, text).into_response()
 }
@@ -184,6 +194,10 @@ mod tests {
         assert!(waiting.ends_with("store: opening\n"), "{waiting}");
         let json = ask(addr, "/readyz", "application/json").await;
         assert!(json.contains("\"waiting\":[{\"name\":\"store\""), "{json}");
+        latch.degraded("slow");
+        let ready = ask(addr, "/readyz", "*/*").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        assert!(ready.ends_with("ok\nstore: degraded: slow\n"), "{ready}");
         latch.ready();
         assert!(
             ask(addr, "/readyz", "*/*")

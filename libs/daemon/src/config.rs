@@ -7,12 +7,14 @@
 //! Any key `x` has a twin `x_file`: the trimmed content of that file becomes `x`, so that secrets
 //! need not stand in the file, in the environment or in the list of processes.
 //!
-//! A settings struct derives `Serialize` and `Deserialize`, carries
+//! A settings struct stands in [`settings!`](crate::settings), which takes its doc comments for
+//! people, and derives `Serialize` and `Deserialize`, carries
 //! `#[serde(default, deny_unknown_fields)]` and has a [`Default`]; what its default serialises to
 //! is the list of known keys. Lists have a list (possibly empty) as their default, so that a
 //! comma-separated text from environment or flags is understood.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,20 +22,29 @@ use serde::de::DeserializeOwned;
 use crate::admin::AdminConfig;
 
 mod args;
+mod commented;
 pub mod duration;
+#[cfg(test)]
+mod example;
 mod faults;
+mod heal;
 mod layer;
 mod load;
 mod nearest;
+mod production;
+mod schema;
 
 pub use args::{ConfigArgs, Overrides};
+pub use commented::commented;
 pub use faults::{ConfigFaults, Faults};
+pub use heal::{HealError, Healed, heal};
+pub use schema::{Field, Form, Key, Kind, Schema, Secrecy, Section, Setting, word};
 
 /// Exit code for a faulty configuration.
 pub const EXIT_CONFIG: i32 = 64;
 
 /// What a service can be configured with.
-pub trait Settings: Serialize + DeserializeOwned + Default {
+pub trait Settings: Setting + Serialize + DeserializeOwned + Default {
     /// Adds a fault for each value that has the right type and still cannot be used.
     fn validate(&self, faults: &mut Faults) {
         let _ = faults;
@@ -90,8 +101,15 @@ pub fn load_or_exit<T: Settings>(service: &str, args: &ConfigArgs, overrides: Ov
         clippy::print_stdout,
         reason = "runs before there is a log"
     )]
-    let settings: T = match load(service, args, overrides) {
-        Ok(settings) => settings,
+    let loaded = load::run_noting(service, args, overrides, environment().collect());
+    let settings: T = match loaded {
+        Ok((settings, relaxed)) => {
+            if args.dev {
+                // One process loads once; a second load has nothing new to tell.
+                drop(RELAXED.set(relaxed));
+            }
+            settings
+        }
         Err(faults) => {
             eprintln!("error: {faults}");
             std::process::exit(EXIT_CONFIG);
@@ -106,6 +124,23 @@ pub fn load_or_exit<T: Settings>(service: &str, args: &ConfigArgs, overrides: Ov
         std::process::exit(0);
     }
     settings
+}
+
+/// What `--dev` accepted, kept from [`load_or_exit`] until the process's log is there. Both belong
+/// to the one `main`, and so does this.
+static RELAXED: OnceLock<Vec<String>> = OnceLock::new();
+
+/// Tells the log, once it is there, what `--dev` accepts.
+pub(crate) fn log_relaxed() {
+    let Some(relaxed) = RELAXED.get() else {
+        return;
+    };
+    if relaxed.is_empty() {
+        tracing::info!("--dev was given, and nothing needs it");
+    } else {
+        let list = relaxed.join("\n  ");
+        tracing::info!("--dev accepts what production refuses:\n  {list}");
+    }
 }
 
 /// The settings as TOML, secrets redacted: what `--print-config` shows.

@@ -11,8 +11,10 @@
 //!
 //! ```no_run
 //! use mesh_daemon::{ConfigArgs, Handles, Overrides, Settings, ShutdownTrigger, config, telemetry};
-//! # #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
-//! # struct Config { log: mesh_daemon::LogConfig, shutdown: mesh_daemon::ShutdownConfig }
+//! # mesh_daemon::settings! {
+//! #     #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+//! #     struct Config { log: mesh_daemon::LogConfig, shutdown: mesh_daemon::ShutdownConfig }
+//! # }
 //! # impl Settings for Config {
 //! #     fn admin(&self) -> Option<&mesh_daemon::AdminConfig> {
 //! #         None
@@ -60,7 +62,9 @@ pub use latency::Latency;
 pub use metrics::Metrics;
 pub use per_core::{BusyCounter, PerCore};
 pub use net::{BindError, accept, bind_tcp, bind_udp};
-pub use private_file::{PrivateFileError, private_dir, read_private, write_private};
+pub use private_file::{
+    PrivateFileError, private_dir, read_private, read_private_of_service, write_private,
+};
 pub use readiness::{Latch, NotReady, Readiness};
 pub use secret::Secret;
 pub use shutdown::{
@@ -69,4 +73,4 @@ pub use shutdown::{
 pub use state_dir::default_state_dir;
 pub use task::{Task, TaskEnd, TaskOutput, Tasks};
 pub use telemetry::{LogConfig, LogFormat};
-pub use verb::ServiceVerb;
+pub use verb::{ConfigVerb, ServiceVerb};

@@ -18,13 +18,15 @@ use crate::task::Task;
 /// How long a drain may take unless configured: below the 30 s that Kubernetes grants.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(25);
 
-/// The `[shutdown]` section.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShutdownConfig {
-    /// How long running requests may take to finish, such as `25s`.
-    #[serde(with = "duration")]
-    pub grace: Duration,
+crate::settings! {
+    /// The `[shutdown]` section.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct ShutdownConfig {
+        /// How long running requests may take to finish, such as `25s`.
+        #[serde(with = "duration")]
+        pub grace: Duration,
+    }
 }
 
 impl Default for ShutdownConfig {

@@ -27,25 +27,38 @@ const QUIET: &str = "boringtun=off,smoltcp=warn,russh=error,h2=warn,hyper=warn,h
     tower=warn,tonic=warn,rustls=warn,tokio_util=warn,sqlx=error,sea_orm=warn,\
     sea_orm_migration=warn,fast_socks5=warn,mio=warn,axum=warn";
 
-/// The `[log]` section.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// A level, or directives such as `info,mesh_node=debug`.
-    pub level: String,
-    /// Text for people or JSON for machines.
-    pub format: LogFormat,
+crate::settings! {
+    /// The `[log]` section.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct LogConfig {
+        /// A level, or directives such as `info,mesh_node=debug`.
+        pub level: String,
+        /// Text for people or JSON for machines.
+        pub format: LogFormat,
+    }
 }
 
-/// How a line looks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people; in colour on a terminal unless `NO_COLOR` is set.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
+crate::settings! {
+    /// How a line looks.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum LogFormat {
+        /// For people; in colour on a terminal unless `NO_COLOR` is set.
+        Text,
+        /// One JSON object per line.
+        Json,
+    }
+}
+
+impl Default for LogFormat {
+    #[expect(
+        clippy::derivable_impls,
+        reason = "settings! has no place for #[default]"
+    )]
+    fn default() -> Self {
+        Self::Text
+    }
 }
 
 impl Default for LogConfig {
@@ -115,6 +128,7 @@ pub fn init(config: &LogConfig) -> Result<LogHandle, TelemetryError> {
     let color = std::io::stderr().is_terminal() && !no_color;
     let (subscriber, handle) = build(&config, color, std::io::stderr)?;
     subscriber.try_init().map_err(TelemetryError::Twice)?;
+    crate::config::log_relaxed();
     Ok(handle)
 }
 
@@ -297,7 +311,7 @@ mod tests {
     #[tokio::test]
     async fn a_json_line_names_the_span_it_was_written_in() {
         // Nobody takes the spans; their ids are made all the same.
-        let exporter = mesh_trace::Exporter::to("http://127.0.0.1:9".to_owned(), None);
+        let exporter = Exporter::to("http://127.0.0.1:9".to_owned(), None);
         let exporter = exporter.expect("a URL");
         let tracer = exporter.tracer("test", "").expect("a tracer");
         let span = tracer.start(mesh_trace::Kind::Internal, "work");

@@ -11,6 +11,10 @@ use crate::config::{self, ConfigArgs, EXIT_CONFIG, Overrides, Settings};
 use crate::health::{self, HEALTH_LIMIT, Question, Unhealthy};
 use crate::report;
 
+mod file;
+
+pub use file::ConfigVerb;
+
 /// Verbs of every service, for `#[command(flatten)]` among a service's own.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum ServiceVerb {
@@ -20,6 +24,9 @@ pub enum ServiceVerb {
         #[arg(long)]
         live: bool,
     },
+    /// The configuration file: make it, complete it, check it
+    #[command(subcommand)]
+    Config(ConfigVerb),
 }
 
 impl ServiceVerb {
@@ -32,6 +39,7 @@ impl ServiceVerb {
     ) -> ExitCode {
         match self {
             Self::Health { live } => health::<T>(service, args, overrides, live),
+            Self::Config(verb) => verb.run::<T>(service, args, overrides),
         }
     }
 }

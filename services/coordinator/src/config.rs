@@ -1,5 +1,8 @@
 //! What the coordinator can be configured with.
 
+mod bus;
+mod store;
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -8,63 +11,85 @@ use mesh_daemon::{AdminConfig, Faults, LogConfig, Secret, Settings, ShutdownConf
 use mesh_types::addr::{DEFAULT_OVERLAY_V4, DEFAULT_OVERLAY_V6};
 use serde::{Deserialize, Serialize};
 
+pub use self::bus::{BusConfig, BusTls};
+pub(crate) use self::store::StoreUrl;
+pub use self::store::{InvalidStoreUrl, StoreConfig, StoreTls};
 use crate::rate::RateConfig;
+use crate::seal::Sealer;
 
 /// How many coordinator addresses fit into a join token.
 const MAX_ADVERTISED: usize = 8;
 
-/// The coordinator's settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Database, master key, lock and the first operator's credential; 0700.
-    pub state_dir: PathBuf,
-    /// Seals the secrets in the database: 64 hexadecimal digits, as a rule from `master_key_file`.
-    /// Empty: `master.key` in the state directory, made (0600) at the first start.
-    pub master_key: Secret,
-    /// The TLS port.
-    pub server: ServerConfig,
-    /// Overlay address ranges; a range may be widened later, never moved.
-    pub overlay: OverlayConfig,
+mesh_daemon::settings! {
+    /// The coordinator's settings.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Config {
+        /// Database, master key, lock and the first operator's credential; 0700.
+        #[setting(default = "/var/lib/mesh/coordinator for root, else mesh/coordinator in $XDG_DATA_HOME")]
+        pub state_dir: PathBuf,
+        /// Seals the secrets in the database: 64 hexadecimal digits, as a rule from `master_key_file`.
+        /// Empty: `master.key` in the state directory, made (0600) at the first start.
+        pub master_key: Secret,
+        /// The database.
+        pub store: StoreConfig,
+        /// What several coordinators share besides the database.
+        pub bus: BusConfig,
+        /// The TLS port.
+        pub server: ServerConfig,
+        /// Overlay address ranges; a range may be widened later, never moved.
+        pub overlay: OverlayConfig,
+        /// What callers may do at most.
+        pub limits: LimitsConfig,
+        /// `/livez`, `/readyz`, `/metrics`; absent: this process has them elsewhere.
+        pub admin: Option<AdminConfig>,
+        /// The log.
+        pub log: LogConfig,
+        /// How the coordinator ends.
+        pub shutdown: ShutdownConfig,
+    }
+}
+
+mesh_daemon::settings! {
+    /// The TLS port for gRPC and HTTPS.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct ServerConfig {
+        /// Where gRPC and HTTPS are served; port 0 takes any free one.
+        pub listen: SocketAddr,
+        /// `host:port` under which nodes find this coordinator, written into join tokens; 1 to 8.
+        /// Empty: the bound address, or for 0.0.0.0 the address of the default route.
+        pub advertise: Vec<String>,
+        /// The most connections at once; further ones wait.
+        pub max_connections: usize,
+    }
+}
+
+mesh_daemon::settings! {
+    /// Overlay address ranges.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct OverlayConfig {
+        /// IPv4 range.
+        #[setting(form = "IPv4 range, such as 100.64.0.0/10")]
+        pub v4: Ipv4Net,
+        /// IPv6 range.
+        #[setting(form = "IPv6 range of a /48")]
+        pub v6: Ipv6Net,
+    }
+}
+
+mesh_daemon::settings! {
     /// What callers may do at most.
-    pub limits: LimitsConfig,
-    /// `/livez`, `/readyz`, `/metrics`; absent: this process has them elsewhere.
-    pub admin: Option<AdminConfig>,
-    /// The log.
-    pub log: LogConfig,
-    /// How the coordinator ends.
-    pub shutdown: ShutdownConfig,
-}
-
-/// The TLS port for gRPC and HTTPS.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerConfig {
-    /// Where gRPC and HTTPS are served; port 0 takes any free one.
-    pub listen: SocketAddr,
-    /// `host:port` under which nodes find this coordinator, written into join tokens; 1 to 8.
-    /// Empty: the bound address, or for 0.0.0.0 the address of the default route.
-    pub advertise: Vec<String>,
-    /// The most connections at once; further ones wait.
-    pub max_connections: usize,
-}
-
-/// Overlay address ranges.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OverlayConfig {
-    /// IPv4 range.
-    pub v4: Ipv4Net,
-    /// IPv6 range.
-    pub v6: Ipv6Net,
-}
-
-/// What callers may do at most.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Calls without a certificate (Challenge, Enrol, Renew) from one source address.
-    pub anonymous: RateConfig,
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct LimitsConfig {
+        /// Calls without a certificate from one source address (for IPv6: /64): challenges, and
+        /// joins and renewals that name neither a genuine token nor a member.
+        pub anonymous: RateConfig,
+        /// Joins by one genuine token, and renewals of one member, from one source address.
+        pub known: RateConfig,
+    }
 }
 
 impl Default for Config {
@@ -72,6 +97,8 @@ impl Default for Config {
         Self {
             state_dir: mesh_daemon::default_state_dir("coordinator"),
             master_key: Secret::default(),
+            store: StoreConfig::default(),
+            bus: BusConfig::default(),
             server: ServerConfig::default(),
             overlay: OverlayConfig::default(),
             limits: LimitsConfig::default(),
@@ -105,6 +132,21 @@ impl Default for OverlayConfig {
 
 impl Settings for Config {
     fn validate(&self, faults: &mut Faults) {
+        self.store.validate(faults);
+        self.bus.validate(faults);
+        let is_beside = matches!(self.store.url.parse(), Ok(StoreUrl::Postgres(_)));
+        faults.require_unless_dev(
+            !is_beside || !self.master_key.is_empty(),
+            "master_key",
+            "with Postgres the master key comes from outside: set master_key_file to a file made \
+             with 'openssl rand -hex 32'",
+        );
+        let is_key = self.master_key.is_empty() || Sealer::from_text(self.master_key.expose()).is_ok();
+        faults.require(
+            is_key,
+            "master_key",
+            "64 hexadecimal digits are expected, as 'openssl rand -hex 32' gives them",
+        );
         let addresses = &self.server.advertise;
         faults.require(
             addresses.len() <= MAX_ADVERTISED,
@@ -123,12 +165,16 @@ impl Settings for Config {
             "server.max_connections",
             "at least one connection is needed",
         );
-        let rate = self.limits.anonymous;
-        faults.require(
-            rate.burst > 0 && rate.per_second > 0,
-            "limits.anonymous",
-            "with 0 nobody could ever join",
-        );
+        for (key, rate) in [
+            ("limits.anonymous", self.limits.anonymous),
+            ("limits.known", self.limits.known),
+        ] {
+            faults.require(
+                rate.burst > 0 && rate.per_second > 0,
+                key,
+                "with 0 nobody could ever join",
+            );
+        }
         if let Some(admin) = &self.admin {
             admin.validate(faults);
         }
@@ -217,6 +263,54 @@ mod tests {
             assert!(!addr.ip().is_unspecified());
             assert_eq!(addr.port(), 4000);
         }
+    }
+
+    fn faults(sets: &[&str]) -> Vec<String> {
+        let args = mesh_daemon::ConfigArgs {
+            config: Some("/dev/null".into()),
+            set: sets.iter().map(|set| (*set).to_owned()).collect(),
+            ..mesh_daemon::ConfigArgs::default()
+        };
+        let environment = std::iter::empty();
+        let loaded = mesh_daemon::config::load_from::<Config>(
+            "coordinator",
+            &args,
+            mesh_daemon::Overrides::new(),
+            environment,
+        );
+        let faults = loaded.err();
+        let keys = faults.iter().flat_map(|faults| faults.keys());
+        keys.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn postgres_needs_a_master_key_from_outside_and_every_key_must_be_one() {
+        let url = "store.url=postgres://mesh@127.0.0.1/mesh";
+        let key = format!("master_key={}", "0123456789abcdef".repeat(4));
+        assert_eq!(faults(&[url]), ["master_key"]);
+        assert_eq!(faults(&[url, &key]), [""; 0]);
+        assert_eq!(faults(&["master_key=abc"]).first().map(String::as_str), Some("master_key"));
+    }
+
+    #[test]
+    fn a_bus_in_the_clear_stays_on_loopback_unless_that_is_meant() {
+        for good in [
+            &["bus.redis_url=redis://127.0.0.1:7000/1"][..],
+            &["bus.redis_url=redis://redis", "bus.tls=private-network"],
+            &["bus.redis_url=rediss://redis", "bus.tls=verify-full"],
+        ] {
+            assert_eq!(faults(good), [""; 0], "{good:?}");
+        }
+        for bad in [
+            &["bus.redis_url=redis://redis"][..],
+            &["bus.redis_url=redis://redis", "bus.tls=disable"],
+            &["bus.redis_url=redis://127.0.0.1", "bus.tls=verify-full"],
+            &["bus.redis_url=rediss://redis", "bus.tls=private-network"],
+        ] {
+            assert_eq!(faults(bad), ["bus.tls"], "{bad:?}");
+        }
+        assert_eq!(faults(&["bus.redis_url=http://redis"]), ["bus.redis_url"]);
+        assert_eq!(faults(&["bus.tls=disable"]), ["bus.redis_url"]);
     }
 
     #[test]

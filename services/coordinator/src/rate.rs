@@ -1,23 +1,32 @@
-//! Rate limits per source address: token buckets with a generous burst, so that a NAT full of
-//! nodes joins at once and a loop of guesses still meets a wall. Sans-IO.
+//! Rate limits: token buckets with a generous burst, so that a NAT full of nodes joins at once and
+//! a loop of guesses still meets a wall. Sans-IO.
+//!
+//! Who names a genuine token or a member draws on that share, so strangers behind the same address
+//! lock nobody out; and each such share is one address's only, so that nobody elsewhere uses it up.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use mesh_types::TokenId;
 use serde::{Deserialize, Serialize};
 
-/// How many sources are remembered; full buckets are forgotten first.
+use crate::config::LimitsConfig;
+
+/// How many shares are remembered; full buckets are forgotten first.
 const CAPACITY: usize = 8_192;
 
-/// How much a source may do.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RateConfig {
-    /// How many calls at once.
-    pub burst: u32,
-    /// How many calls a second in the long run.
-    pub per_second: u32,
+mesh_daemon::settings! {
+    /// How much one may do.
+    #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct RateConfig {
+        /// How many calls at once.
+        pub burst: u32,
+        /// How many calls a second in the long run.
+        pub per_second: u32,
+    }
 }
 
 impl Default for RateConfig {
@@ -35,31 +44,104 @@ struct Bucket {
     at: Instant,
 }
 
-/// The buckets of all sources.
+/// From which share a call is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RateKey {
+    /// Challenges for an address.
+    Challenge(Source),
+    /// Tries of an address that name nobody we know.
+    Stranger(Source),
+    /// Joins by a genuine token.
+    Token(TokenId, Source),
+    /// Renewals of a member, by its id.
+    Member([u8; 16], Source),
+}
+
+/// An address, or for IPv6 the /64 that one customer of a provider has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Source(IpAddr);
+
+impl From<IpAddr> for Source {
+    fn from(addr: IpAddr) -> Self {
+        Self(match addr.to_canonical() {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        })
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for RateKey {
+    /// As part of a name in a shared store.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Challenge(source) => write!(f, "challenge:{source:?}"),
+            Self::Stranger(source) => write!(f, "stranger:{source:?}"),
+            Self::Token(id, source) => write!(f, "token:{id}:{source:?}"),
+            Self::Member(id, source) => {
+                write!(f, "member:{:032x}:{source:?}", u128::from_be_bytes(*id))
+            }
+        }
+    }
+}
+
+/// How much each may do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rates {
+    anonymous: RateConfig,
+    known: RateConfig,
+}
+
+impl From<&LimitsConfig> for Rates {
+    fn from(limits: &LimitsConfig) -> Self {
+        Self {
+            anonymous: limits.anonymous,
+            known: limits.known,
+        }
+    }
+}
+
+impl Rates {
+    /// The limit of this share.
+    pub(crate) fn of(&self, key: RateKey) -> RateConfig {
+        match key {
+            RateKey::Challenge(_) | RateKey::Stranger(_) => self.anonymous,
+            RateKey::Token(..) | RateKey::Member(..) => self.known,
+        }
+    }
+}
+
+/// The buckets of all shares.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    config: RateConfig,
-    buckets: HashMap<IpAddr, Bucket>,
+    rates: Rates,
+    buckets: HashMap<RateKey, Bucket>,
 }
 
 impl RateLimiter {
-    pub(crate) fn new(config: RateConfig) -> Self {
+    pub(crate) fn new(rates: Rates) -> Self {
         Self {
-            config,
+            rates,
             buckets: HashMap::new(),
         }
     }
 
-    /// Takes one call from the source's bucket, or says how long until there is one.
-    pub(crate) fn take(&mut self, source: IpAddr, now: Instant) -> Result<(), Duration> {
-        let key = aggregate(source);
+    pub(crate) fn limits(&self) -> Rates {
+        self.rates
+    }
+
+    /// Takes one call from a share, or says how long until there is one.
+    pub(crate) fn take(&mut self, key: RateKey, now: Instant) -> Result<(), Duration> {
         if self.buckets.len() >= CAPACITY && !self.buckets.contains_key(&key) {
             self.make_room(now);
         }
-        let (burst, rate) = (
-            f64::from(self.config.burst),
-            f64::from(self.config.per_second),
-        );
+        let RateConfig { burst, per_second } = self.rates.of(key);
+        let (burst, rate) = (f64::from(burst), f64::from(per_second));
         let bucket = self.buckets.entry(key).or_insert(Bucket {
             tokens: burst,
             at: now,
@@ -77,13 +159,11 @@ impl RateLimiter {
 
     /// Forgets those that are full again, else the one that was quiet longest.
     fn make_room(&mut self, now: Instant) {
-        let (burst, rate) = (
-            f64::from(self.config.burst),
-            f64::from(self.config.per_second),
-        );
-        self.buckets.retain(|_, bucket| {
+        let rates = self.rates;
+        self.buckets.retain(|key, bucket| {
+            let RateConfig { burst, per_second } = rates.of(*key);
             let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
-            bucket.tokens + passed * rate < burst
+            bucket.tokens + passed * f64::from(per_second) < f64::from(burst)
         });
         if self.buckets.len() < CAPACITY {
             return;
@@ -92,18 +172,10 @@ impl RateLimiter {
             .buckets
             .iter()
             .min_by_key(|(_, bucket)| bucket.at)
-            .map(|(ip, _)| *ip);
-        if let Some(ip) = quietest {
-            self.buckets.remove(&ip);
+            .map(|(key, _)| *key);
+        if let Some(key) = quietest {
+            self.buckets.remove(&key);
         }
-    }
-}
-
-/// One customer of an IPv6 provider has a /64 of addresses: they share a bucket.
-fn aggregate(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -112,15 +184,23 @@ mod tests {
     use super::*;
 
     fn limiter() -> (RateLimiter, Instant) {
-        let config = RateConfig {
+        let rate = RateConfig {
             burst: 10,
             per_second: 2,
         };
-        (RateLimiter::new(config), Instant::now())
+        let rates = Rates {
+            anonymous: rate,
+            known: rate,
+        };
+        (RateLimiter::new(rates), Instant::now())
     }
 
-    fn v4(n: u32) -> IpAddr {
-        std::net::Ipv4Addr::from_bits(n).into()
+    fn of(addr: IpAddr) -> RateKey {
+        RateKey::Stranger(addr.into())
+    }
+
+    fn v4(n: u32) -> RateKey {
+        of(std::net::Ipv4Addr::from_bits(n).into())
     }
 
     #[test]
@@ -144,18 +224,49 @@ mod tests {
         let (mut limiter, now) = limiter();
         for n in 0..10u16 {
             let ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, n, 0, 0, 1);
-            assert!(limiter.take(ip.into(), now).is_ok());
+            assert!(limiter.take(of(ip.into()), now).is_ok());
         }
         assert!(
             limiter
-                .take("2001:db8:0:1::ffff".parse().expect("an address"), now)
+                .take(of("2001:db8:0:1::ffff".parse().expect("an address")), now)
                 .is_err()
         );
         assert!(
             limiter
-                .take("2001:db8:0:2::1".parse().expect("an address"), now)
+                .take(of("2001:db8:0:2::1".parse().expect("an address")), now)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn strangers_behind_one_address_take_nothing_from_those_we_know() {
+        let (mut limiter, now) = limiter();
+        while limiter.take(v4(1), now).is_ok() {}
+        let source = |n: u32| Source::from(IpAddr::from(std::net::Ipv4Addr::from_bits(n)));
+        let token = TokenId::from_bytes([1; 16]);
+        assert!(limiter.take(RateKey::Challenge(source(1)), now).is_ok());
+        assert!(limiter.take(RateKey::Token(token, source(1)), now).is_ok());
+        assert!(limiter.take(RateKey::Member([1; 16], source(1)), now).is_ok());
+        // Nor can somebody elsewhere who names a member use up that member's share.
+        while limiter.take(RateKey::Member([2; 16], source(9)), now).is_ok() {}
+        assert!(limiter.take(RateKey::Member([2; 16], source(1)), now).is_ok());
+    }
+
+    #[test]
+    fn each_share_has_a_name_of_its_own() {
+        let source = Source::from("2001:db8::1".parse::<IpAddr>().expect("an address"));
+        let token = TokenId::from_bytes([1; 16]);
+        let names: std::collections::BTreeSet<String> = [
+            RateKey::Challenge(source),
+            RateKey::Stranger(source),
+            RateKey::Token(token, source),
+            RateKey::Member([1; 16], source),
+        ]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+        assert_eq!(names.len(), 4);
+        assert!(names.contains("challenge:2001:db8::"), "{names:?}");
     }
 
     #[test]

@@ -11,34 +11,39 @@ use serde::{Deserialize, Serialize};
 /// The admin endpoint's port unless configured otherwise.
 const ADMIN_PORT: u16 = 9466;
 
-/// The settings; every key has a default.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Holds one identity per network, in `network-<name>`.
-    pub state_dir: PathBuf,
-    /// Files with join tokens, one for each network; read while fewer networks were joined.
-    pub token_file: Vec<PathBuf>,
-    /// The gRPC listener.
-    pub server: ServerConfig,
-    /// The SOCKS5 listeners.
-    pub socks: SocksConfig,
-    /// The underlay sockets.
-    pub wireguard: WireguardConfig,
-    /// Health and metrics; absent in a process that has an admin endpoint already.
-    pub admin: Option<AdminConfig>,
-    /// The log.
-    pub log: LogConfig,
-    /// How it stops.
-    pub shutdown: ShutdownConfig,
+mesh_daemon::settings! {
+    /// The settings; every key has a default.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Config {
+        /// Holds one identity per network, in `network-<name>`.
+        #[setting(default = "/var/lib/mesh/deploy-manager for root, else mesh/deploy-manager in $XDG_DATA_HOME")]
+        pub state_dir: PathBuf,
+        /// Files with join tokens, one for each network; read while fewer networks were joined.
+        pub token_file: Vec<PathBuf>,
+        /// The gRPC listener.
+        pub server: ServerConfig,
+        /// The SOCKS5 listeners.
+        pub socks: SocksConfig,
+        /// The underlay sockets.
+        pub wireguard: WireguardConfig,
+        /// Health and metrics; absent in a process that has an admin endpoint already.
+        pub admin: Option<AdminConfig>,
+        /// The log.
+        pub log: LogConfig,
+        /// How it stops.
+        pub shutdown: ShutdownConfig,
+    }
 }
 
-/// The gRPC listener.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerConfig {
-    /// Where operators reach `DeployService`; port 0 takes any free one.
-    pub listen: SocketAddr,
+mesh_daemon::settings! {
+    /// The gRPC listener.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct ServerConfig {
+        /// Where operators reach `DeployService`; port 0 takes any free one.
+        pub listen: SocketAddr,
+    }
 }
 
 impl Default for ServerConfig {
@@ -49,19 +54,21 @@ impl Default for ServerConfig {
     }
 }
 
-/// The SOCKS5 listeners: one per network.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SocksConfig {
-    /// Where the network `default` is served; port 0 takes any free one.
-    pub listen: SocketAddr,
-    /// Where other networks are served, by their names; those not listed here take any free port
-    /// on the address of `listen`.
-    pub networks: BTreeMap<String, SocketAddr>,
-    /// Asked of every client when it is not empty; then any local user may connect who knows it.
-    pub user: String,
-    /// Goes with `user`.
-    pub password: Secret,
+mesh_daemon::settings! {
+    /// The SOCKS5 listeners: one per network.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct SocksConfig {
+        /// Where the network `default` is served; port 0 takes any free one.
+        pub listen: SocketAddr,
+        /// Where other networks are served, by their names; those not listed here take any free port
+        /// on the address of `listen`.
+        pub networks: BTreeMap<String, SocketAddr>,
+        /// Asked of every client when it is not empty; then any local user may connect who knows it.
+        pub user: String,
+        /// Goes with `user`.
+        pub password: Secret,
+    }
 }
 
 impl Default for SocksConfig {
@@ -88,13 +95,15 @@ impl SocksConfig {
     }
 }
 
-/// The underlay sockets.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WireguardConfig {
-    /// Where WireGuard is bound, for each network; empty: any free port on every address. A fixed
-    /// port serves one network only.
-    pub listen: Vec<SocketAddr>,
+mesh_daemon::settings! {
+    /// The underlay sockets.
+    #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct WireguardConfig {
+        /// Where WireGuard is bound, for each network; empty: any free port on every address. A fixed
+        /// port serves one network only.
+        pub listen: Vec<SocketAddr>,
+    }
 }
 
 impl Default for Config {

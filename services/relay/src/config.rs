@@ -6,55 +6,65 @@ use std::path::PathBuf;
 use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
 use serde::{Deserialize, Serialize};
 
-/// The relay's settings.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// The relay's identity and its list of clients.
-    pub state_dir: PathBuf,
-    /// File with a join token, read when the relay has not joined yet.
-    pub token_file: Option<PathBuf>,
+mesh_daemon::settings! {
+    /// The relay's settings.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Config {
+        /// The relay's identity and its list of clients.
+        #[setting(default = "/var/lib/mesh/relay for root, else mesh/relay in $XDG_DATA_HOME")]
+        pub state_dir: PathBuf,
+        /// File with a join token, read when the relay has not joined yet.
+        #[setting(secret_file)]
+        pub token_file: Option<PathBuf>,
+        /// DERP over TLS.
+        pub server: ServerConfig,
+        /// STUN.
+        pub stun: StunConfig,
+        /// Where nodes are told to find the relay.
+        pub advertise: AdvertiseConfig,
+        /// `/livez`, `/readyz`, `/metrics`; `None` when the process has an endpoint for all its roles.
+        pub admin: Option<AdminConfig>,
+        /// What is logged, and how.
+        pub log: LogConfig,
+        /// How a shutdown goes.
+        pub shutdown: ShutdownConfig,
+    }
+}
+
+mesh_daemon::settings! {
     /// DERP over TLS.
-    pub server: ServerConfig,
-    /// STUN.
-    pub stun: StunConfig,
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct ServerConfig {
+        /// Where nodes connect.
+        pub listen: SocketAddr,
+    }
+}
+
+mesh_daemon::settings! {
+    /// STUN (RFC 8489).
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct StunConfig {
+        /// Where nodes ask for their public address.
+        pub listen: SocketAddr,
+    }
+}
+
+mesh_daemon::settings! {
     /// Where nodes are told to find the relay.
-    pub advertise: AdvertiseConfig,
-    /// `/livez`, `/readyz`, `/metrics`; `None` when the process has an endpoint for all its roles.
-    pub admin: Option<AdminConfig>,
-    /// What is logged, and how.
-    pub log: LogConfig,
-    /// How a shutdown goes.
-    pub shutdown: ShutdownConfig,
-}
-
-/// DERP over TLS.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerConfig {
-    /// Where nodes connect.
-    pub listen: SocketAddr,
-}
-
-/// STUN (RFC 8489).
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StunConfig {
-    /// Where nodes ask for their public address.
-    pub listen: SocketAddr,
-}
-
-/// Where nodes are told to find the relay.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdvertiseConfig {
-    /// Host name or address; the ports are those that were bound. Without it the address that the
-    /// relay listens on, or the one from which it reaches the coordinator.
-    pub host: Option<String>,
-    /// `host:port` of DERP, tried in order; instead of `host` where a port is mapped.
-    pub derp: Vec<String>,
-    /// `host:port` of STUN; instead of `host` where a port is mapped.
-    pub stun: Vec<String>,
+    #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct AdvertiseConfig {
+        /// Host name or address; the ports are those that were bound. Without it the address that the
+        /// relay listens on, or the one from which it reaches the coordinator.
+        pub host: Option<String>,
+        /// `host:port` of DERP, tried in order; instead of `host` where a port is mapped.
+        pub derp: Vec<String>,
+        /// `host:port` of STUN; instead of `host` where a port is mapped.
+        pub stun: Vec<String>,
+    }
 }
 
 impl Default for Config {

@@ -9,73 +9,88 @@ use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
 use mesh_node::{NodeConfig, RelayMode};
 use serde::{Deserialize, Serialize};
 
-/// The gateway's settings.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// One directory `network-<name>` for each network, and the control socket.
-    pub state_dir: PathBuf,
-    /// Files with join tokens, one for each network; read while fewer networks were joined.
-    pub token_file: Vec<PathBuf>,
-    /// The public side.
-    pub server: ServerConfig,
-    /// How long workers may take.
-    pub limits: LimitsConfig,
-    /// How packets of the overlays travel.
-    pub wireguard: WireguardConfig,
-    /// `/livez`, `/readyz`, `/metrics`; `None` when the process has an endpoint for all its roles.
-    pub admin: Option<AdminConfig>,
-    /// What is logged, and how.
-    pub log: LogConfig,
-    /// How long open requests may take to finish.
-    pub shutdown: ShutdownConfig,
+mesh_daemon::settings! {
+    /// The gateway's settings.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Config {
+        /// One directory `network-<name>` for each network, and the control socket.
+        #[setting(default = "/var/lib/mesh/traffic-gateway for root, else mesh/traffic-gateway in $XDG_DATA_HOME")]
+        pub state_dir: PathBuf,
+        /// Files with join tokens, one for each network; read while fewer networks were joined.
+        pub token_file: Vec<PathBuf>,
+        /// The public side.
+        pub server: ServerConfig,
+        /// How long workers may take.
+        pub limits: LimitsConfig,
+        /// How packets of the overlays travel.
+        pub wireguard: WireguardConfig,
+        /// `/livez`, `/readyz`, `/metrics`; `None` when the process has an endpoint for all its roles.
+        pub admin: Option<AdminConfig>,
+        /// What is logged, and how.
+        pub log: LogConfig,
+        /// How long open requests may take to finish.
+        pub shutdown: ShutdownConfig,
+    }
 }
 
-/// The public side of the gateway.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerConfig {
-    /// Where browsers connect. Plain HTTP on anything but loopback needs `trusted_proxies` or
-    /// `dev`.
-    pub listen: SocketAddr,
-    /// Threads that serve requests, each with its own upstream connections; 0 is one per core.
-    pub threads: usize,
-    /// Host names that are answered besides `localhost`, loopback addresses and the bound
-    /// address: `gateway.example.org`, or with a port to allow that port only.
-    pub allowed_hosts: Vec<String>,
-    /// `<node>.<suffix>` and `<node>.<network>.<suffix>` lead to that node.
-    pub host_suffixes: Vec<String>,
-    /// Proxies of ours in front, whose `X-Forwarded-*` headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Certificate and key, when the gateway is to speak TLS itself.
-    pub tls: TlsFiles,
-    /// Accepts what is unsafe in production: plain HTTP for everybody.
-    pub dev: bool,
-    /// The longest request head that is accepted, in bytes; at least 8192.
-    pub max_head: usize,
+mesh_daemon::settings! {
+    /// The public side of the gateway.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct ServerConfig {
+        /// Where browsers connect. Plain HTTP on anything but loopback needs `trusted_proxies` or
+        /// `dev`.
+        pub listen: SocketAddr,
+        /// Threads that serve requests, each with its own upstream connections; 0 is one per core.
+        pub threads: usize,
+        /// Host names that are answered besides `localhost`, loopback addresses and the bound
+        /// address: `gateway.example.org`, or with a port to allow that port only.
+        pub allowed_hosts: Vec<String>,
+        /// `<node>.<suffix>` and `<node>.<network>.<suffix>` lead to that node.
+        pub host_suffixes: Vec<String>,
+        /// Proxies of ours in front, whose `X-Forwarded-*` headers are believed.
+        #[setting(form = "list of address ranges, such as 10.0.0.0/8")]
+        pub trusted_proxies: Vec<IpNet>,
+        /// Certificate and key, when the gateway is to speak TLS itself.
+        pub tls: TlsFiles,
+        /// Accepts what is unsafe in production: plain HTTP for everybody.
+        pub dev: bool,
+        /// The longest request head that is accepted, in bytes; at least 8192.
+        pub max_head: usize,
+        /// Client connections that may be open at a time, WebSockets included; those beyond are
+        /// answered 503, or closed when the gateway speaks TLS itself.
+        pub max_connections: usize,
+    }
 }
 
-/// Certificate and key of the public side, both or none.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TlsFiles {
-    /// PEM file with the certificate chain, own certificate first.
-    pub certificate: Option<PathBuf>,
-    /// PEM file with the private key.
-    pub key: Option<PathBuf>,
+mesh_daemon::settings! {
+    /// Certificate and key of the public side, both or none.
+    #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct TlsFiles {
+        /// PEM file with the certificate chain, own certificate first.
+        pub certificate: Option<PathBuf>,
+        /// PEM file with the private key.
+        #[setting(secret_file)]
+        pub key: Option<PathBuf>,
+    }
 }
 
-/// How packets of the overlays travel; there is one mesh node for each network.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WireguardConfig {
-    /// UDP addresses to bind; port 0 takes any free one. The default network, or else the first
-    /// one, gets the ports given here; further networks take any free port.
-    pub listen: Vec<SocketAddr>,
-    /// Further underlay addresses at which peers may try this machine.
-    pub endpoints: Vec<SocketAddr>,
-    /// Whether relays are used: `auto`, `only` or `off`.
-    pub relay: RelayMode,
+mesh_daemon::settings! {
+    /// How packets of the overlays travel; there is one mesh node for each network.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct WireguardConfig {
+        /// UDP addresses to bind; port 0 takes any free one. The default network, or else the first
+        /// one, gets the ports given here; further networks take any free port.
+        pub listen: Vec<SocketAddr>,
+        /// Further underlay addresses at which peers may try this machine.
+        pub endpoints: Vec<SocketAddr>,
+        /// Whether relays are used: `auto`, `only` or `off`.
+        #[setting(form = "\"auto\", \"only\" or \"off\"")]
+        pub relay: RelayMode,
+    }
 }
 
 impl Default for WireguardConfig {
@@ -102,19 +117,21 @@ impl WireguardConfig {
     }
 }
 
-/// How long workers may take.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// For answering a dial.
-    #[serde(with = "mesh_daemon::config::duration")]
-    pub connect: Duration,
-    /// For beginning to answer a request. A stream that has begun has no deadline.
-    #[serde(with = "mesh_daemon::config::duration")]
-    pub first_byte: Duration,
-    /// How long a connection to a worker is kept unused.
-    #[serde(with = "mesh_daemon::config::duration")]
-    pub idle: Duration,
+mesh_daemon::settings! {
+    /// How long workers may take.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct LimitsConfig {
+        /// For answering a dial.
+        #[serde(with = "mesh_daemon::config::duration")]
+        pub connect: Duration,
+        /// For beginning to answer a request. A stream that has begun has no deadline.
+        #[serde(with = "mesh_daemon::config::duration")]
+        pub first_byte: Duration,
+        /// How long a connection to a worker is kept unused.
+        #[serde(with = "mesh_daemon::config::duration")]
+        pub idle: Duration,
+    }
 }
 
 impl Default for Config {
@@ -143,6 +160,7 @@ impl Default for ServerConfig {
             tls: TlsFiles::default(),
             dev: false,
             max_head: 64 * 1024,
+            max_connections: 8192,
         }
     }
 }
@@ -190,6 +208,9 @@ impl ServerConfig {
         if self.tls.certificate.is_some() != self.tls.key.is_some() {
             let text = "TLS needs both server.tls.certificate and server.tls.key".to_owned();
             faults.push(("server.tls", text));
+        }
+        if self.max_connections == 0 {
+            faults.push(("server.max_connections", "must be at least 1".to_owned()));
         }
         if self.max_head < 8192 {
             faults.push(("server.max_head", "must be at least 8192".to_owned()));

@@ -8,94 +8,108 @@ use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
 use mesh_node::RelayMode;
 use serde::{Deserialize, Serialize};
 
-/// Everything that can be set.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Where this machine's identity is kept; absent: `/var/lib/mesh/worker-agent` for root, else
-    /// `mesh/worker-agent` under the XDG data directory.
-    pub state_dir: Option<PathBuf>,
-    /// File with a join token, read when this machine has not joined yet.
-    pub token_file: Option<PathBuf>,
-    /// Where the coordinator is, `host:port` each; empty: as the join token said.
-    pub coordinators: Vec<String>,
-    /// The `[wireguard]` section.
-    pub wireguard: WireGuardConfig,
-    /// The `[console]` section.
-    pub console: ConsoleConfig,
-    /// The `[ssh]` section.
-    pub ssh: SshConfig,
-    /// The `[admin]` section; absent in a process that has an admin endpoint already.
-    pub admin: Option<AdminConfig>,
-    /// The `[log]` section.
-    pub log: LogConfig,
-    /// The `[shutdown]` section.
-    pub shutdown: ShutdownConfig,
+mesh_daemon::settings! {
+    /// Everything that can be set.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Config {
+        /// Where this machine's identity is kept; absent: `/var/lib/mesh/worker-agent` for root, else
+        /// `mesh/worker-agent` under the XDG data directory.
+        pub state_dir: Option<PathBuf>,
+        /// File with a join token, read when this machine has not joined yet.
+        #[setting(secret_file)]
+        pub token_file: Option<PathBuf>,
+        /// Where the coordinator is, `host:port` each; empty: as the join token said.
+        pub coordinators: Vec<String>,
+        /// The `[wireguard]` section.
+        pub wireguard: WireGuardConfig,
+        /// The `[console]` section.
+        pub console: ConsoleConfig,
+        /// The `[ssh]` section.
+        pub ssh: SshConfig,
+        /// The `[admin]` section; absent in a process that has an admin endpoint already.
+        pub admin: Option<AdminConfig>,
+        /// The `[log]` section.
+        pub log: LogConfig,
+        /// The `[shutdown]` section.
+        pub shutdown: ShutdownConfig,
+    }
 }
 
-/// How packets of the overlay travel.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WireGuardConfig {
-    /// UDP addresses to bind; port 0 takes any free one.
-    pub listen: Vec<SocketAddr>,
-    /// Further underlay addresses at which peers may try this machine.
-    pub endpoints: Vec<SocketAddr>,
-    /// Whether relays are used: `auto`, `only` or `off`.
-    pub relay: RelayMode,
+mesh_daemon::settings! {
+    /// How packets of the overlay travel.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct WireGuardConfig {
+        /// UDP addresses to bind; port 0 takes any free one.
+        pub listen: Vec<SocketAddr>,
+        /// Further underlay addresses at which peers may try this machine.
+        pub endpoints: Vec<SocketAddr>,
+        /// Whether relays are used: `auto`, `only` or `off`.
+        #[setting(form = "\"auto\", \"only\" or \"off\"")]
+        pub relay: RelayMode,
+    }
 }
 
-/// What is served as this machine's console.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ConsoleConfig {
-    /// Cockpit when it answers, or always one of the two.
-    pub mode: ConsoleMode,
-    /// Where Cockpit is looked for; loopback only.
-    pub cockpit: SocketAddr,
-    /// How often it is looked for again.
-    #[serde(with = "mesh_daemon::config::duration")]
-    pub recheck: Duration,
-    /// Cockpit's own configuration, which `console configure` writes.
-    pub cockpit_conf: PathBuf,
+mesh_daemon::settings! {
+    /// What is served as this machine's console.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct ConsoleConfig {
+        /// Cockpit when it answers, or always one of the two.
+        pub mode: ConsoleMode,
+        /// Where Cockpit is looked for; loopback only.
+        pub cockpit: SocketAddr,
+        /// How often it is looked for again.
+        #[serde(with = "mesh_daemon::config::duration")]
+        pub recheck: Duration,
+        /// Cockpit's own configuration, which `console configure` writes.
+        pub cockpit_conf: PathBuf,
+    }
 }
 
-/// Which console.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ConsoleMode {
-    /// Cockpit when it answers, else the agent's own page.
-    Auto,
-    /// The agent's own page.
-    Page,
-    /// Cockpit, or a page that says that it does not answer.
-    Cockpit,
+mesh_daemon::settings! {
+    /// Which console.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum ConsoleMode {
+        /// Cockpit when it answers, else the agent's own page.
+        Auto,
+        /// The agent's own page.
+        Page,
+        /// Cockpit, or a page that says that it does not answer.
+        Cockpit,
+    }
 }
 
-/// How this machine is reached by SSH.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SshConfig {
-    /// Who answers.
-    pub mode: SshMode,
-    /// The machine's sshd; loopback only.
-    pub sshd_addr: SocketAddr,
-    /// Public key files of the machine's sshd; empty: those in `/etc/ssh`, or what it presents.
-    pub host_keys: Vec<PathBuf>,
-    /// The local user to log in as when the caller names none; empty: the agent's own.
-    pub user: String,
+mesh_daemon::settings! {
+    /// How this machine is reached by SSH.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct SshConfig {
+        /// Who answers.
+        pub mode: SshMode,
+        /// The machine's sshd; loopback only.
+        pub sshd_addr: SocketAddr,
+        /// Public key files of the machine's sshd; empty: those in `/etc/ssh`, or what it presents.
+        pub host_keys: Vec<PathBuf>,
+        /// The local user to log in as when the caller names none; empty: the agent's own.
+        pub user: String,
+    }
 }
 
-/// Who answers SSH.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SshMode {
-    /// The agent's own server.
-    Agent,
-    /// The machine's sshd.
-    Sshd,
-    /// Nobody.
-    Off,
+mesh_daemon::settings! {
+    /// Who answers SSH.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum SshMode {
+        /// The agent's own server.
+        Agent,
+        /// The machine's sshd.
+        Sshd,
+        /// Nobody.
+        Off,
+    }
 }
 
 impl Default for Config {

@@ -7,6 +7,8 @@ use std::fmt;
 pub struct Faults {
     dev: bool,
     list: Vec<Fault>,
+    /// What would be a fault without `--dev`.
+    relaxed: Vec<Fault>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +24,7 @@ impl Faults {
         Self {
             dev,
             list: Vec::new(),
+            relaxed: Vec::new(),
         }
     }
 
@@ -38,10 +41,32 @@ impl Faults {
     }
 
     /// A fault unless `safe` or `--dev` was given.
-    pub fn require_unless_dev(&mut self, safe: bool, key: &str, text: &str) {
-        if !safe && !self.dev {
-            self.push(key, format!("{text} (accepted with --dev only)"));
+    pub fn require_unless_dev(&mut self, safe: bool, key: &str, text: impl Into<String>) {
+        if !safe {
+            self.refuse_unless_dev(key, "", text);
         }
+    }
+
+    /// A fault, or with `--dev` something to be told at the start.
+    pub(super) fn refuse_unless_dev(&mut self, key: &str, origin: &str, text: impl Into<String>) {
+        let text = text.into();
+        if self.dev {
+            let fault = Fault {
+                key: key.to_owned(),
+                origin: origin.to_owned(),
+                text,
+            };
+            if !self.relaxed.contains(&fault) {
+                self.relaxed.push(fault);
+            }
+        } else {
+            self.push_at(key, origin, format!("{text} (accepted with --dev only)"));
+        }
+    }
+
+    /// One line for everything that only `--dev` accepts, for people.
+    pub(super) fn relaxed(&self) -> Vec<String> {
+        self.relaxed.iter().map(ToString::to_string).collect()
     }
 
     /// Whether `--dev` was given: values that are unsafe in production are then accepted.
@@ -109,17 +134,23 @@ impl fmt::Display for ConfigFaults {
             self.service,
             self.list.len()
         )?;
-        for Fault { key, origin, text } in &self.list {
-            f.write_str("\n  ")?;
-            match (key.is_empty(), origin.is_empty()) {
-                (false, false) => write!(f, "{key} ({origin}): ")?,
-                (false, true) => write!(f, "{key}: ")?,
-                (true, false) => write!(f, "{origin}: ")?,
-                (true, true) => {}
-            }
-            f.write_str(text)?;
+        for fault in &self.list {
+            write!(f, "\n  {fault}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, origin, text } = self;
+        match (key.is_empty(), origin.is_empty()) {
+            (false, false) => write!(f, "{key} ({origin}): ")?,
+            (false, true) => write!(f, "{key}: ")?,
+            (true, false) => write!(f, "{origin}: ")?,
+            (true, true) => {}
+        }
+        f.write_str(text)
     }
 }
 

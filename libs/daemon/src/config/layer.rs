@@ -1,10 +1,12 @@
 //! One layer: keys are checked against the known ones, `_file` twins read, lists split.
 
+use std::path::{Path, PathBuf};
+
 use config::{Map, Value, ValueKind};
 use serde_json::Value as Json;
 
 use super::faults::Faults;
-use super::nearest::nearest;
+use super::schema::Schema;
 use crate::secret::REDACTED;
 
 type Table = serde_json::Map<String, Json>;
@@ -13,18 +15,37 @@ type Table = serde_json::Map<String, Json>;
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     origin: String,
+    /// The file that the values stand in, when they stand in one.
+    file: Option<PathBuf>,
     leaves: Vec<(String, Json)>,
+    /// Keys whose value was read from a file, by their `_file` twin.
+    twins: Vec<(String, PathBuf)>,
 }
 
 impl Layer {
     /// Checks `values` against `known` (what the default settings serialise to).
-    pub(super) fn check(origin: &str, values: Table, known: &Table, faults: &mut Faults) -> Self {
+    pub(super) fn check(
+        origin: &str,
+        values: Table,
+        known: &Table,
+        schema: &Schema,
+        faults: &mut Faults,
+    ) -> Self {
         let mut layer = Self {
             origin: origin.to_owned(),
+            file: None,
             leaves: Vec::new(),
+            twins: Vec::new(),
         };
-        layer.descend("", values, known, faults);
+        layer.descend("", values, known, schema, faults);
         layer
+    }
+
+    /// The same, with the file that the values stand in.
+    #[must_use]
+    pub(super) fn in_file(mut self, file: PathBuf) -> Self {
+        self.file = Some(file);
+        self
     }
 
     /// The default settings as the lowest layer. What is absent stays absent, and a secret is
@@ -45,7 +66,9 @@ impl Layer {
         collect("", known, &mut leaves);
         Self {
             origin: "default".to_owned(),
+            file: None,
             leaves,
+            twins: Vec::new(),
         }
     }
 
@@ -57,20 +80,47 @@ impl Layer {
         &self.leaves
     }
 
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Keys with the file that their value was read from.
+    pub(super) fn twins(&self) -> &[(String, PathBuf)] {
+        &self.twins
+    }
+
+    /// The values that stand in this place themselves, not in a file of their own.
+    pub(super) fn own_leaves(&self) -> impl Iterator<Item = &(String, Json)> {
+        let is_twin = |path: &String| self.twins.iter().any(|(twin, _)| twin == path);
+        self.leaves.iter().filter(move |(path, _)| !is_twin(path))
+    }
+
     /// The layer with only one of its values.
     pub(super) fn only(&self, leaf: &(String, Json)) -> Self {
         Self {
-            origin: self.origin.clone(),
             leaves: vec![leaf.clone()],
+            ..self.clone()
         }
     }
 
-    fn descend(&mut self, prefix: &str, values: Table, known: &Table, faults: &mut Faults) {
+    /// Drops the value of a key.
+    pub(super) fn drop_leaf(&mut self, path: &str) {
+        self.leaves.retain(|(known, _)| known != path);
+    }
+
+    fn descend(
+        &mut self,
+        prefix: &str,
+        values: Table,
+        known: &Table,
+        schema: &Schema,
+        faults: &mut Faults,
+    ) {
         for (key, value) in values {
             let path = join(prefix, &key);
             match (known.get(&key), value) {
                 (Some(Json::Object(section)), Json::Object(inner)) if !section.is_empty() => {
-                    self.descend(&path, inner, section, faults);
+                    self.descend(&path, inner, section, schema, faults);
                 }
                 (Some(Json::Object(section)), _) if !section.is_empty() => {
                     faults.push_at(&path, &self.origin, "is a section, not a value");
@@ -84,7 +134,7 @@ impl Layer {
                     self.leaves.push((path, Json::Array(items)));
                 }
                 (Some(_), value) => self.leaves.push((path, value)),
-                (None, value) => self.unknown(prefix, &key, value, known, faults),
+                (None, value) => self.unknown((prefix, &key), value, known, schema, faults),
             }
         }
     }
@@ -92,10 +142,10 @@ impl Layer {
     /// A key that is not known: perhaps the `_file` twin of one that is.
     fn unknown(
         &mut self,
-        prefix: &str,
-        key: &str,
+        (prefix, key): (&str, &str),
         value: Json,
         known: &Table,
+        schema: &Schema,
         faults: &mut Faults,
     ) {
         let path = join(prefix, key);
@@ -103,10 +153,8 @@ impl Layer {
             .strip_suffix("_file")
             .filter(|twin| known.contains_key(*twin));
         let Some(twin) = twin else {
-            let offer = nearest(key, known.keys().map(String::as_str))
-                .map(|near| format!("; did you mean {}?", join(prefix, near)))
-                .unwrap_or_default();
-            faults.push_at(&path, &self.origin, format!("unknown key{offer}"));
+            let text = format!("unknown key; {}", schema.instead_of(&path));
+            faults.push_at(&path, &self.origin, text);
             return;
         };
         let Json::String(file) = value else {
@@ -123,6 +171,7 @@ impl Layer {
                         format!("set this or {target}, not both"),
                     );
                 }
+                self.twins.push((target.clone(), PathBuf::from(file)));
                 self.leaves
                     .push((target, Json::String(content.trim().to_owned())));
             }

@@ -1,6 +1,7 @@
 //! Reads the layers, lets the `config` crate merge them, and collects every fault on the way.
 
 use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use config::{Config, Environment, File, FileFormat, Map};
 use serde_json::Value as Json;
@@ -8,7 +9,8 @@ use serde_json::Value as Json;
 use super::args::{ConfigArgs, Overrides};
 use super::faults::{ConfigFaults, Faults};
 use super::layer::Layer;
-use super::{Settings, default_path, env_prefix};
+use super::schema::Schema;
+use super::{Settings, default_path, env_prefix, production};
 
 type Table = serde_json::Map<String, Json>;
 
@@ -18,15 +20,17 @@ pub(super) fn run<T: Settings>(
     overrides: Overrides,
     environment: Map<String, String>,
 ) -> Result<T, ConfigFaults> {
-    read(
-        service,
-        args,
-        overrides,
-        environment,
-        |settings: &T, faults| {
-            settings.validate(faults);
-        },
-    )
+    run_noting(service, args, overrides, environment).map(|(settings, _)| settings)
+}
+
+/// The same, with a line for each thing that only `--dev` accepts.
+pub(super) fn run_noting<T: Settings>(
+    service: &str,
+    args: &ConfigArgs,
+    overrides: Overrides,
+    environment: Map<String, String>,
+) -> Result<(T, Vec<String>), ConfigFaults> {
+    read(service, args, overrides, environment, true)
 }
 
 /// Only that every key is known and every value has the right type.
@@ -36,7 +40,7 @@ pub(super) fn shape<T: Settings>(
     overrides: Overrides,
     environment: Map<String, String>,
 ) -> Result<T, ConfigFaults> {
-    read(service, args, overrides, environment, |_: &T, _| {})
+    read(service, args, overrides, environment, false).map(|(settings, _)| settings)
 }
 
 fn read<T: Settings>(
@@ -44,8 +48,8 @@ fn read<T: Settings>(
     args: &ConfigArgs,
     overrides: Overrides,
     environment: Map<String, String>,
-    check: impl Fn(&T, &mut Faults),
-) -> Result<T, ConfigFaults> {
+    judge: bool,
+) -> Result<(T, Vec<String>), ConfigFaults> {
     let mut faults = Faults::new(args.dev);
     let Ok(Json::Object(known)) = serde_json::to_value(T::default()) else {
         faults.push(
@@ -55,23 +59,33 @@ fn read<T: Settings>(
         return Err(faults.into_result(service).expect_err("a fault was added"));
     };
 
+    let schema = Schema::of::<T>(service);
     let mut layers = Vec::new();
-    if let Some((origin, values)) = file_values(service, args, &mut faults) {
-        layers.push(Layer::check(&origin, values, &known, &mut faults));
+    if let Some((path, values)) = file_values(service, args, &mut faults) {
+        let origin = path.display().to_string();
+        let layer = Layer::check(&origin, values, &known, &schema, &mut faults);
+        layers.push(layer.in_file(path));
     }
     let values = env_values(service, environment, &mut faults);
-    layers.push(Layer::check("environment", values, &known, &mut faults));
+    let layer = Layer::check("environment", values, &known, &schema, &mut faults);
+    layers.push(layer);
     let values = flag_values(args, overrides, &mut faults);
-    layers.push(Layer::check("flag", values, &known, &mut faults));
+    layers.push(Layer::check("flag", values, &known, &schema, &mut faults));
 
     let defaults = Layer::defaults(&known);
-    report_types::<T>(&defaults, &layers, &mut faults);
+    report_types::<T>(&defaults, &mut layers, &mut faults);
+    if judge {
+        production::check(&schema, &layers, &mut faults);
+    }
 
     match merge::<T>(&defaults, &layers) {
         Ok(settings) => {
-            check(&settings, &mut faults);
+            if judge {
+                settings.validate(&mut faults);
+            }
+            let relaxed = faults.relaxed();
             faults.into_result(service)?;
-            Ok(settings)
+            Ok((settings, relaxed))
         }
         Err(error) => {
             // Each value alone was good, so this one is about several values together.
@@ -92,13 +106,14 @@ fn merge<T: Settings>(defaults: &Layer, layers: &[Layer]) -> Result<T, config::C
 }
 
 /// Tries every value alone on top of the defaults: deserialising everything at once would stop at
-/// the first value of a wrong type.
-fn report_types<T: Settings>(defaults: &Layer, layers: &[Layer], faults: &mut Faults) {
+/// the first value of a wrong type. Such values are dropped, so that the others can be judged too.
+fn report_types<T: Settings>(defaults: &Layer, layers: &mut [Layer], faults: &mut Faults) {
     for layer in layers {
-        for leaf in layer.leaves() {
-            if let Err(error) = merge::<T>(defaults, &[layer.only(leaf)]) {
+        for leaf in layer.leaves().to_vec() {
+            if let Err(error) = merge::<T>(defaults, &[layer.only(&leaf)]) {
                 let text = plain(&error, &leaf.0, layer.origin());
                 faults.push_at(&leaf.0, layer.origin(), text);
+                layer.drop_leaf(&leaf.0);
             }
         }
     }
@@ -115,7 +130,7 @@ fn plain(error: &config::ConfigError, key: &str, origin: &str) -> String {
 }
 
 /// The file's values; `None` when there is no file and none was asked for.
-fn file_values(service: &str, args: &ConfigArgs, faults: &mut Faults) -> Option<(String, Table)> {
+fn file_values(service: &str, args: &ConfigArgs, faults: &mut Faults) -> Option<(PathBuf, Table)> {
     let path = args.config.clone().unwrap_or_else(|| default_path(service));
     let origin = path.display().to_string();
     let text = match std::fs::read_to_string(&path) {
@@ -131,7 +146,7 @@ fn file_values(service: &str, args: &ConfigArgs, faults: &mut Faults) -> Option<
         .build()
         .and_then(Config::try_deserialize::<Table>);
     match parsed {
-        Ok(values) => Some((origin, values)),
+        Ok(values) => Some((path, values)),
         Err(error) => {
             faults.push_at("", &origin, error.to_string().trim().to_owned());
             None

@@ -1,88 +1,9 @@
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::super::{duration, load_from, to_toml};
+use super::super::example::{Example, Mode};
+use super::super::{load_from, to_toml};
 use super::*;
-use crate::admin::AdminConfig;
-use crate::secret::Secret;
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Example {
-    server: Server,
-    store: Store,
-    peers: Vec<String>,
-    mode: Mode,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Server {
-    listen: SocketAddr,
-    workers: u16,
-    #[serde(with = "duration")]
-    idle: Duration,
-}
-
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Store {
-    path: Option<PathBuf>,
-    password: Secret,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Mode {
-    #[default]
-    Agent,
-    Sshd,
-}
-
-impl Default for Example {
-    fn default() -> Self {
-        Self {
-            // Differs from `Server::default`: the outer default must win for keys not given.
-            server: Server {
-                workers: 7,
-                ..Server::default()
-            },
-            store: Store::default(),
-            peers: Vec::new(),
-            mode: Mode::Agent,
-        }
-    }
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
-        Self {
-            listen,
-            workers: 2,
-            idle: Duration::from_secs(30),
-        }
-    }
-}
-
-impl Settings for Example {
-    fn validate(&self, faults: &mut Faults) {
-        faults.require(
-            self.server.workers > 0,
-            "server.workers",
-            "must be at least 1",
-        );
-        let loopback = self.server.listen.ip().is_loopback();
-        faults.require_unless_dev(loopback, "server.listen", "plain HTTP on all addresses");
-    }
-
-    fn admin(&self) -> Option<&AdminConfig> {
-        None
-    }
-}
 
 struct Given {
     dir: tempfile::TempDir,
@@ -150,12 +71,12 @@ fn a_later_layer_wins_and_keys_not_given_keep_the_outer_default() {
 
 #[test]
 fn texts_from_the_environment_become_numbers_and_lists_where_those_are_wanted() {
-    let loaded = given("")
+    let mut weak = given("")
         .env("MESH_MY_EXAMPLE__SERVER__WORKERS", "12")
         .env("MESH_MY_EXAMPLE__STORE__PASSWORD", "0123")
-        .env("MESH_MY_EXAMPLE__PEERS", "a, b,")
-        .load()
-        .expect("good");
+        .env("MESH_MY_EXAMPLE__PEERS", "a, b,");
+    weak.args.dev = true;
+    let loaded = weak.load().expect("good");
     assert_eq!(loaded.server.workers, 12);
     assert_eq!(loaded.store.password.expose(), "0123");
     assert_eq!(loaded.peers, ["a", "b"]);
@@ -206,13 +127,13 @@ fn validation_adds_all_its_faults_and_dev_lifts_the_unsafe_ones() {
 fn a_secret_comes_from_its_file_and_is_never_shown() {
     let secret = given("");
     let path = secret.dir.path().join("password");
-    std::fs::write(&path, "swordfish\n").expect("a file");
+    crate::write_private(&path, b"swordfish-of-the-north\n").expect("a file");
     let variable = path.display().to_string();
     let loaded = secret
         .env("MESH_MY_EXAMPLE__STORE__PASSWORD_FILE", &variable)
         .load()
         .expect("good");
-    assert_eq!(loaded.store.password.expose(), "swordfish");
+    assert_eq!(loaded.store.password.expose(), "swordfish-of-the-north");
     let shown = to_toml(&loaded);
     assert!(shown.contains("password = \"[redacted]\""), "{shown}");
     assert!(!shown.contains("swordfish"));
@@ -249,4 +170,71 @@ fn a_file_that_was_asked_for_must_be_there_and_be_toml() {
     );
     let broken = given("listen = ").load().expect_err("broken");
     assert_eq!(broken.count(), 1);
+}
+
+/// The text of the faults of a file with this mode, and how many there are.
+fn refused(file: &str, mode: u32) -> (String, usize) {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let given = given(file);
+    let path = given.args.config.clone().expect("a file");
+    let mode = std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(path, mode).expect("ours");
+    match given.load() {
+        Ok(_) => (String::new(), 0),
+        Err(faults) => (faults.to_string(), faults.count()),
+    }
+}
+
+#[test]
+fn secrets_that_can_be_guessed_or_read_are_refused_together_with_all_other_faults() {
+    let good = "[store]\npassword = 'q8Zr1xV0bM4tYw2L'";
+    assert_eq!(refused(good, 0o640), (String::new(), 0));
+    let (text, count) = refused(good, 0o644);
+    assert_eq!(count, 1, "{text}");
+    assert!(text.contains("chmod o= "), "{text}");
+    assert!(!text.contains("q8Zr1xV0bM4tYw2L"), "{text}");
+
+    // A wrong type, an unknown key, a weak secret, an open file, and an unsafe address.
+    let bad = "[server]\nworkers = 'x'\nlisten = '0.0.0.0:1'\nidel = '1s'\n\
+               [store]\npassword = 'changeme'";
+    let (text, count) = refused(bad, 0o604);
+    assert_eq!(count, 5, "{text}");
+    for part in [
+        "has 5 faults",
+        "server.workers (",
+        "did you mean server.idle?",
+        "is made of well-known words",
+        "chmod o= ",
+        "server.listen: plain HTTP",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn a_secret_file_that_everybody_may_read_is_refused() {
+    let secret = given("");
+    let path = secret.dir.path().join("password");
+    std::fs::write(&path, "q8Zr1xV0bM4tYw2L").expect("a file");
+    let variable = path.display().to_string();
+    let faults = secret
+        .env("MESH_MY_EXAMPLE__STORE__PASSWORD_FILE", &variable)
+        .load()
+        .expect_err("open");
+    assert_eq!(faults.keys().collect::<Vec<_>>(), ["store.password_file"]);
+}
+
+#[test]
+fn with_dev_each_relaxed_setting_is_named() {
+    let given = given("[server]\nlisten = '0.0.0.0:1'\n[store]\npassword = 'secret'");
+    let dev = ConfigArgs {
+        dev: true,
+        ..given.args.clone()
+    };
+    let (_, relaxed) =
+        run_noting::<Example>("my-example", &dev, Overrides::new(), Map::new()).expect("accepted");
+    let text = relaxed.join("\n");
+    assert!(text.contains("server.listen: plain HTTP"), "{text}");
+    assert!(text.contains("store.password ("), "{text}");
 }
