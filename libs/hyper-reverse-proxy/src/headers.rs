@@ -71,6 +71,11 @@ impl Inbound {
         }
     }
 
+    /// Whether it comes from another proxy of ours.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
     /// The scheme outside for this request: the connection's, or what a trusted peer says.
     pub fn outer_scheme(&self, headers: &HeaderMap) -> Scheme {
         if !self.trusted {
@@ -244,6 +249,20 @@ pub fn prepare_request(
     inbound: &Inbound,
     mount: &Mount,
 ) -> Result<Option<HeaderValue>, BadRequest> {
+    let (upgrade, forwarded) = prepare(head, inbound, mount)?;
+    if let Some(forwarded) = forwarded {
+        forwarded.set(&mut head.headers);
+    }
+    Ok(upgrade)
+}
+
+/// [`prepare_request`], which leaves the `X-Forwarded-*` headers to be written beside the others
+/// where it can.
+pub(crate) fn prepare<'a>(
+    head: &mut request::Parts,
+    inbound: &'a Inbound,
+    mount: &'a Mount,
+) -> Result<(Option<HeaderValue>, Option<Forwarded<'a>>), BadRequest> {
     let found = Found::of(&head.headers);
     if head.method == Method::CONNECT {
         return Err(BadRequest::Target);
@@ -270,13 +289,62 @@ pub fn prepare_request(
     head.version = Version::HTTP_11;
     let scheme = inbound.outer_scheme(&head.headers);
     remove_found_hop_by_hop(&mut head.headers, found);
-    set_forwarded(&mut head.headers, found, inbound, scheme, mount);
+    let forwarded = Forwarded {
+        client: &inbound.client,
+        scheme,
+        prefix: mount.forwarded_prefix(),
+    };
+    let forwarded = if found.has(Found::FORWARDED) {
+        replace_forwarded(&mut head.headers, inbound, forwarded);
+        None
+    } else {
+        Some(forwarded)
+    };
     if let Some(protocol) = &upgrade {
         head.headers
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, protocol.clone());
     }
-    Ok(upgrade)
+    Ok((upgrade, forwarded))
+}
+
+/// Our own `X-Forwarded-*` headers, for a request that has none yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Forwarded<'a> {
+    client: &'a HeaderValue,
+    scheme: Scheme,
+    prefix: Option<&'a HeaderValue>,
+}
+
+impl<'a> Forwarded<'a> {
+    fn set(self, headers: &mut HeaderMap) {
+        headers.insert(X_FORWARDED_FOR, self.client.clone());
+        headers.insert(
+            X_FORWARDED_PROTO,
+            HeaderValue::from_static(self.scheme.as_str()),
+        );
+        if let Some(host) = headers.get(HOST).cloned() {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+        if let Some(prefix) = self.prefix {
+            headers.insert(X_FORWARDED_PREFIX, prefix.clone());
+        }
+    }
+
+    /// Names and values, for a request to `host`.
+    pub(crate) fn lines(
+        self,
+        host: Option<&'a HeaderValue>,
+    ) -> impl Iterator<Item = (HeaderName, &'a [u8])> {
+        [
+            (X_FORWARDED_FOR, Some(self.client.as_bytes())),
+            (X_FORWARDED_PROTO, Some(self.scheme.as_str().as_bytes())),
+            (X_FORWARDED_HOST, host.map(HeaderValue::as_bytes)),
+            (X_FORWARDED_PREFIX, self.prefix.map(HeaderValue::as_bytes)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
 }
 
 fn check_length(headers: &HeaderMap, found: Found) -> Result<(), BadRequest> {
@@ -340,38 +408,26 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn set_forwarded(
-    headers: &mut HeaderMap,
-    found: Found,
-    inbound: &Inbound,
-    scheme: Scheme,
-    mount: &Mount,
-) {
-    if found.has(Found::FORWARDED) {
-        // No proxy of ours writes `_`: such a name comes from the client behind it.
-        let spoofed: Vec<HeaderName> = headers
-            .keys()
-            .filter(|name| says_who_asks(name.as_str()))
-            .filter(|name| !inbound.trusted || name.as_str().contains('_'))
-            .cloned()
-            .collect();
-        for name in spoofed {
-            headers.remove(name);
-        }
+fn replace_forwarded(headers: &mut HeaderMap, inbound: &Inbound, forwarded: Forwarded<'_>) {
+    // No proxy of ours writes `_`: such a name comes from the client behind it.
+    let spoofed: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| says_who_asks(name.as_str()))
+        .filter(|name| !inbound.trusted || name.as_str().contains('_'))
+        .cloned()
+        .collect();
+    for name in spoofed {
+        headers.remove(name);
     }
-    let client = match (inbound.trusted, found.has(Found::FORWARDED)) {
-        (true, true) => continued(headers, &inbound.client),
-        _ => inbound.client.clone(),
-    };
-    headers.insert(X_FORWARDED_FOR, client);
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme.as_str()));
-    if !(inbound.trusted && headers.contains_key(X_FORWARDED_HOST))
-        && let Some(host) = headers.get(HOST).cloned()
-    {
+    // A trusted peer knows more than we do: its list is continued and its host stays.
+    let list = inbound.trusted.then(|| continued(headers, &inbound.client));
+    let host = headers.get(X_FORWARDED_HOST).cloned();
+    forwarded.set(headers);
+    if let Some(list) = list {
+        headers.insert(X_FORWARDED_FOR, list);
+    }
+    if let Some(host) = host {
         headers.insert(X_FORWARDED_HOST, host);
-    }
-    if let Some(prefix) = mount.forwarded_prefix() {
-        headers.insert(X_FORWARDED_PREFIX, prefix.clone());
     }
 }
 

@@ -17,6 +17,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::body::{Outgoing, RequestBody};
 use crate::error::{ProxyError, UpstreamError};
+use crate::headers::Forwarded;
 use crate::wire::{RequestLength, ResponseHead, ResponseReader, write_request_head};
 
 /// Bytes that one read may take: enough for an ordinary response with its head.
@@ -162,10 +163,11 @@ where
     pub(crate) async fn send(
         &mut self,
         head: &mut request::Parts,
+        forwarded: Option<Forwarded<'_>>,
         body: Outgoing<B>,
         limit: Duration,
     ) -> Result<ResponseHead, Failed<B>> {
-        self.begin(head, body).map_err(|error| Failed {
+        self.begin(head, forwarded, body).map_err(|error| Failed {
             error,
             unsent: None,
             unanswered: false,
@@ -188,12 +190,17 @@ where
         })
     }
 
-    fn begin(&mut self, head: &request::Parts, body: Outgoing<B>) -> Result<(), ProxyError> {
+    fn begin(
+        &mut self,
+        head: &request::Parts,
+        forwarded: Option<Forwarded<'_>>,
+        body: Outgoing<B>,
+    ) -> Result<(), ProxyError> {
         self.output.clear();
         self.sent = 0;
         self.begun = false;
         self.answered = false;
-        let length = write_request_head(head, body.exact_len(), &mut self.output)?;
+        let length = write_request_head(head, forwarded, body.exact_len(), &mut self.output)?;
         self.upload = body.into_inner().map(|body| Upload {
             body,
             length,

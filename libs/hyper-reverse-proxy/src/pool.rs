@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::body::{Outgoing, RequestBody};
 use crate::connect::Connector;
 use crate::error::{ConnectError, ProxyError};
+use crate::headers::Forwarded;
 use crate::link::{Failed, Link};
 use crate::wire::ResponseHead;
 
@@ -71,10 +72,11 @@ impl<C: Connector, B: RequestBody> Lease<C, B> {
     pub(crate) async fn send(
         &mut self,
         head: &mut request::Parts,
+        forwarded: Option<Forwarded<'_>>,
         body: Outgoing<B>,
     ) -> Result<ResponseHead, Failed<B>> {
         let limit = self.pool.limits.first_byte;
-        self.link.send(head, body, limit).await
+        self.link.send(head, forwarded, body, limit).await
     }
 
     /// After a protocol switch: the stream, and what was read from it beyond the response's head.

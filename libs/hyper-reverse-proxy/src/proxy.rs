@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::body::{Outgoing, ProxyBody, RequestBody};
 use crate::connect::Connector;
 use crate::error::{BadRequest, ProxyError};
-use crate::headers::{Inbound, ResponseRules, Scheme, prepare_request, prepare_response};
+use crate::headers::{Forwarded, Inbound, ResponseRules, Scheme, prepare, prepare_response};
 use crate::mount::Mount;
 use crate::pool::{Lease, Limits, Pool};
 use crate::upgrade::{Tunnels, tunnel};
@@ -171,10 +171,11 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
         let scheme = inbound.outer_scheme(request.headers());
         let switch = request.extensions_mut().remove::<OnUpgrade>();
         let (mut head, body) = request.into_parts();
-        let wanted = prepare_request(&mut head, inbound, &upstream.mount)?;
+        let (wanted, forwarded) = prepare(&mut head, inbound, &upstream.mount)?;
         let host = head.headers.get(HOST).cloned();
         let target = &upstream.target;
-        let (answer, lease) = self.exchange(target, head, Outgoing::new(body)).await?;
+        let body = Outgoing::new(body);
+        let (answer, lease) = self.exchange(target, head, forwarded, body).await?;
         let mut response = Response::new(());
         *response.status_mut() = answer.status;
         *response.headers_mut() = answer.headers;
@@ -209,13 +210,14 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
         &self,
         target: &C::Target,
         mut head: request::Parts,
+        forwarded: Option<Forwarded<'_>>,
         mut body: Outgoing<B>,
     ) -> Result<(ResponseHead, Lease<C, B>), ProxyError> {
         let pool = &self.client.pool;
         while let Some(mut lease) = pool.take(target) {
             let repeatable =
                 body.is_empty() && lease.link().idle_for() > STALE_AFTER && is_safe(&head.method);
-            match lease.send(&mut head, body).await {
+            match lease.send(&mut head, forwarded, body).await {
                 Ok(answer) => return Ok((answer, lease)),
                 // A kept connection that breaks says nothing about the upstream.
                 Err(failed) if matches!(failed.error, ProxyError::Upstream(_)) => {
@@ -229,7 +231,7 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
             }
         }
         let mut lease = pool.connect(target).await?;
-        match lease.send(&mut head, body).await {
+        match lease.send(&mut head, forwarded, body).await {
             Ok(answer) => Ok((answer, lease)),
             Err(failed) => Err(failed.error),
         }

@@ -18,13 +18,10 @@ pub use response::{Length, ResponseHead, ResponseReader};
 pub enum WireError {
     /// Not HTTP/1.0 or HTTP/1.1, or more header lines than are accepted.
     #[error("its head is not HTTP/1.1")]
-    Head(#[source] httparse::Error),
+    Head,
     /// Longer than is accepted; in bytes.
     #[error("its head is longer than {0} bytes")]
     HeadTooLong(usize),
-    /// Below 100.
-    #[error("its status is not a number between 100 and 999")]
-    Status,
     /// Both `Content-Length` and `Transfer-Encoding` (RFC 9112, 6.3).
     #[error("it has both Content-Length and Transfer-Encoding")]
     AmbiguousLength,

@@ -1,9 +1,10 @@
 //! Writes the heads of requests.
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderValue, request};
 
 use crate::error::BadRequest;
+use crate::headers::Forwarded;
 
 /// How the end of a request's body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,9 +19,11 @@ pub enum RequestLength {
 /// body has to be framed. `body` is its length as far as it is known: `Some(0)` without a body.
 ///
 /// The target is written in origin-form. A `Content-Length` among the headers is believed when the
-/// length is not known otherwise, and refused when it is known to be wrong.
+/// length is not known otherwise, and refused when it is known to be wrong. `forwarded` goes beside
+/// the head's own headers.
 pub fn write_request_head(
     head: &request::Parts,
+    forwarded: Option<Forwarded<'_>>,
     body: Option<u64>,
     output: &mut Vec<u8>,
 ) -> Result<RequestLength, BadRequest> {
@@ -28,7 +31,12 @@ pub fn write_request_head(
     for part in [head.method.as_str(), " ", target.as_str(), " HTTP/1.1\r\n"] {
         output.extend_from_slice(part.as_bytes());
     }
-    let mut declared = None;
+    let mut line = |name: &HeaderName, value: &[u8]| {
+        for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
+            output.extend_from_slice(part);
+        }
+    };
+    let (mut declared, mut host) = (None, None);
     for (name, value) in &head.headers {
         if *name == CONTENT_LENGTH {
             let length = length_of(value).ok_or(BadRequest::ContentLength)?;
@@ -38,9 +46,14 @@ pub fn write_request_head(
         } else if *name == TRANSFER_ENCODING {
             // That of another hop; ours follows.
             continue;
+        } else if *name == HOST {
+            host = Some(value);
         }
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            output.extend_from_slice(part);
+        line(name, value.as_bytes());
+    }
+    if let Some(forwarded) = forwarded {
+        for (name, value) in forwarded.lines(host) {
+            line(&name, value);
         }
     }
     let length = match (declared, body) {

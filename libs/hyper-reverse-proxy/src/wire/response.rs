@@ -1,12 +1,10 @@
 //! Reads responses: head, then body.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode};
-use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
 use super::WireError;
@@ -15,6 +13,8 @@ use super::request::length_of;
 
 /// Header lines that a response may have.
 const HEADERS: usize = 100;
+/// Header names that are remembered.
+const NAMES: usize = 24;
 /// Interim responses (1xx) that may come before the final one.
 const INTERIM: u8 = 32;
 
@@ -36,7 +36,7 @@ pub struct ResponseHead {
     pub status: StatusCode,
     /// The reason, when it is not the usual one of the status.
     pub reason: Option<ReasonPhrase>,
-    /// All headers as they came.
+    /// The headers, without a `Connection` that says nothing but `close` or `keep-alive`.
     pub headers: HeaderMap,
     /// How its body ends.
     pub length: Length,
@@ -54,6 +54,7 @@ pub struct ResponseReader {
     /// Bytes of the present head that were looked at in vain.
     seen: usize,
     spans: Vec<Span>,
+    names: Names,
     body: Body,
 }
 
@@ -80,6 +81,7 @@ impl ResponseReader {
             interim: 0,
             seen: 0,
             spans: Vec::new(),
+            names: Names::default(),
             body: Body::Exact(0),
         }
     }
@@ -141,52 +143,80 @@ impl ResponseReader {
         input: &mut BytesMut,
         headers: &mut HeaderMap,
     ) -> Result<Option<ResponseHead>, WireError> {
-        let mut lines = [const { MaybeUninit::uninit() }; HEADERS];
-        let mut parsed = httparse::Response::new(&mut []);
-        let status = ParserConfig::default()
-            .parse_response_with_uninit_headers(&mut parsed, input, &mut lines)
-            .map_err(WireError::Head)?;
-        let Status::Complete(len) = status else {
+        let Some((line, len)) = self.split(input)? else {
             return Ok(None);
         };
         if len > self.limit {
             return Err(WireError::HeadTooLong(self.limit));
         }
-        let code = parsed.code.unwrap_or_default();
-        let status = StatusCode::from_u16(code).map_err(|_| WireError::Status)?;
-        let is_http11 = parsed.version == Some(1);
-        let reason = parsed
-            .reason
-            .filter(|reason| !reason.is_empty() && Some(*reason) != status.canonical_reason())
-            .and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
-        let base = input.as_ptr() as usize;
-        let place = |text: &[u8]| {
-            let at = text.as_ptr() as usize - base;
-            at..at + text.len()
-        };
-        self.spans.clear();
-        self.spans.extend(parsed.headers.iter().map(|line| Span {
-            name: place(line.name.as_bytes()),
-            value: place(line.value),
-        }));
+        let reason = input[line.reason].trim_ascii();
+        let usual = line.status.canonical_reason().unwrap_or_default();
+        let reason = (!reason.is_empty() && reason != usual.as_bytes())
+            .then(|| ReasonPhrase::try_from(reason))
+            .transpose()
+            .map_err(|_| WireError::Head)?;
         let head = input.split_to(len).freeze();
         let mut lengths = Lengths::default();
-        for Span { name, value } in &self.spans {
-            let name = HeaderName::from_bytes(&head[name.clone()])
-                .map_err(|_| WireError::Head(httparse::Error::HeaderName))?;
+        for (at, Span { name, value }) in self.spans.iter().enumerate() {
+            let name = self.names.name(at, &head[name.clone()])?;
             let value = HeaderValue::from_maybe_shared(slice(&head, value.clone()))
-                .map_err(|_| WireError::Head(httparse::Error::HeaderValue))?;
-            lengths.note(&name, &value)?;
-            headers.append(name, value);
+                .map_err(|_| WireError::Head)?;
+            if lengths.note(&name, &value)? {
+                headers.append(name, value);
+            }
         }
-        let (length, persistent) = lengths.settle(status, is_http11, self.to_head)?;
+        let (length, persistent) = lengths.settle(line.status, line.is_http11, self.to_head)?;
         Ok(Some(ResponseHead {
-            status,
+            status: line.status,
             reason,
             headers: std::mem::take(headers),
             length,
             persistent,
         }))
+    }
+
+    /// Finds the lines of the head and its length; `None` while it is not whole. Names and values
+    /// are still to be checked.
+    fn split(&mut self, input: &[u8]) -> Result<Option<(StatusLine, usize)>, WireError> {
+        let Some((end, mut at)) = line_at(input, 0) else {
+            // What cannot become a response need not be waited for.
+            let start = input.len().min(PROTOCOL.len());
+            return if input[..start] == PROTOCOL[..start] {
+                Ok(None)
+            } else {
+                Err(WireError::Head)
+            };
+        };
+        let status = StatusLine::parse(&input[..end])?;
+        self.spans.clear();
+        loop {
+            let Some((end, next)) = line_at(input, at) else {
+                return Ok(None);
+            };
+            if end == at {
+                return Ok(Some((status, next)));
+            }
+            let line = &input[at..end];
+            // A line that begins with a blank would go on with the one before (RFC 9112, 5.2); no
+            // name has a blank in it either.
+            let colon = memchr::memchr(b':', line).ok_or(WireError::Head)?;
+            if self.spans.len() == HEADERS {
+                return Err(WireError::Head);
+            }
+            let is_blank = |b: &u8| matches!(b, b' ' | b'\t');
+            let value = &line[colon + 1..];
+            let before = value.iter().take_while(|b| is_blank(b)).count();
+            let after = value[before..]
+                .iter()
+                .rev()
+                .take_while(|b| is_blank(b))
+                .count();
+            self.spans.push(Span {
+                name: at..at + colon,
+                value: at + colon + 1 + before..end - after,
+            });
+            at = next;
+        }
     }
 
     /// The next piece of the body, never empty; `None` when there is none yet, or when the body
@@ -227,6 +257,69 @@ impl ResponseReader {
     }
 }
 
+/// What every response begins with, up to the minor version.
+const PROTOCOL: &[u8] = b"HTTP/1.";
+
+/// Where the line that begins at `at` ends, and where the next one begins. The return before the
+/// line feed may be missing (RFC 9112, 2.2).
+fn line_at(input: &[u8], at: usize) -> Option<(usize, usize)> {
+    let end = at + memchr::memchr(b'\n', &input[at..])?;
+    let bare = end > at && input[end - 1] == b'\r';
+    Some((end - usize::from(bare), end + 1))
+}
+
+/// `HTTP/1.1 200 OK` (RFC 9112, 4).
+struct StatusLine {
+    is_http11: bool,
+    status: StatusCode,
+    /// Its place in the line.
+    reason: Range<usize>,
+}
+
+impl StatusLine {
+    fn parse(line: &[u8]) -> Result<Self, WireError> {
+        let rest = line.strip_prefix(PROTOCOL).ok_or(WireError::Head)?;
+        let (is_http11, rest) = match rest {
+            [b'1', b' ', rest @ ..] => (true, rest),
+            [b'0', b' ', rest @ ..] => (false, rest),
+            _ => return Err(WireError::Head),
+        };
+        let (code, reason) = rest.split_at_checked(3).ok_or(WireError::Head)?;
+        if !matches!(reason, [] | [b' ', ..]) {
+            return Err(WireError::Head);
+        }
+        Ok(Self {
+            is_http11,
+            status: StatusCode::from_bytes(code).map_err(|_| WireError::Head)?,
+            reason: line.len() - reason.len()..line.len(),
+        })
+    }
+}
+
+/// The header names of the response before, by their order: an upstream uses the same ones again,
+/// and comparing them takes less than looking them up.
+#[derive(Debug, Default)]
+struct Names(Vec<(Box<[u8]>, HeaderName)>);
+
+impl Names {
+    /// The name of the header line at this place.
+    fn name(&mut self, at: usize, text: &[u8]) -> Result<HeaderName, WireError> {
+        if let Some((known, name)) = self.0.get(at)
+            && **known == *text
+        {
+            return Ok(name.clone());
+        }
+        let name = HeaderName::from_bytes(text).map_err(|_| WireError::Head)?;
+        let entry = (text.into(), name.clone());
+        if at < self.0.len() {
+            self.0[at] = entry;
+        } else if at == self.0.len() && at < NAMES {
+            self.0.push(entry);
+        }
+        Ok(name)
+    }
+}
+
 fn slice(head: &Bytes, range: Range<usize>) -> Bytes {
     if range.is_empty() {
         Bytes::new()
@@ -245,7 +338,8 @@ struct Lengths {
 }
 
 impl Lengths {
-    fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), WireError> {
+    /// Takes in one header line. Whether it says anything to others than this hop.
+    fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<bool, WireError> {
         match *name {
             CONTENT_LENGTH => {
                 let length = length_of(value).ok_or(WireError::ContentLength)?;
@@ -261,15 +355,20 @@ impl Lengths {
                 self.chunked = true;
             }
             CONNECTION => {
+                let mut is_plain = true;
                 for token in value.as_bytes().split(|&b| b == b',') {
                     let token = token.trim_ascii();
-                    self.close |= token.eq_ignore_ascii_case(b"close");
-                    self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    let close = token.eq_ignore_ascii_case(b"close");
+                    let keep_alive = token.eq_ignore_ascii_case(b"keep-alive");
+                    self.close |= close;
+                    self.keep_alive |= keep_alive;
+                    is_plain &= close || keep_alive;
                 }
+                return Ok(!is_plain);
             }
             _ => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     /// RFC 9112, 6.3 and 9.3.
