@@ -3,6 +3,7 @@
 //! `compose` is what a person does after cloning: the unmodified file, `up --wait`, real clients,
 //! `down --volumes`. The journey over the running containers is `integration/tests/compose.rs`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +16,7 @@ use crate::{process, workspace};
 mod engine;
 mod local_images;
 
-use engine::Engine;
+pub(crate) use engine::Engine;
 
 /// The project's name in `docker-compose.yml`.
 const PROJECT: &str = "wonder-mesh";
@@ -109,6 +110,7 @@ fn up_and_down(args: &Args, times: &mut Times) -> Result<()> {
         "something of an earlier run is there; remove it with: \
          docker compose -f deploy/docker-compose.yml down --volumes --remove-orphans",
     )?;
+    let volumes = volumes(&engine)?;
     let dir = if args.working_tree {
         workspace::root().to_owned()
     } else {
@@ -129,7 +131,17 @@ fn up_and_down(args: &Args, times: &mut Times) -> Result<()> {
     }
     let down = times.step("down --volumes", || {
         process::run(compose(&engine, &dir).args(["down", "--volumes", "--remove-orphans"]))?;
-        expect_nothing(&engine).context("after down --volumes")
+        expect_nothing(&engine).context("after down --volumes")?;
+        let left: Vec<String> = self::volumes(&engine)?
+            .difference(&volumes)
+            .cloned()
+            .collect();
+        ensure!(
+            left.is_empty(),
+            "volumes without a name are left: {}",
+            left.join(" ")
+        );
+        Ok(())
     });
     journey.and(down)
 }
@@ -272,6 +284,12 @@ fn keep_logs(engine: &Engine, dir: &Path) -> Result<()> {
     let status = command.stdout(logs).status()?;
     ensure!(status.success(), "docker compose logs: {status}");
     Ok(())
+}
+
+/// All volumes of the engine, also those that carry no label.
+fn volumes(engine: &Engine) -> Result<BTreeSet<String>> {
+    let listed = output(engine.docker().args(["volume", "ls", "--quiet"]))?;
+    Ok(listed.lines().map(str::to_owned).collect())
 }
 
 /// No container, network or volume of the project.
