@@ -76,6 +76,21 @@ pub struct Label {
     value: String,
 }
 
+impl Label {
+    /// A label of these two.
+    pub fn new(of: &str, with: &str) -> Result<Self, InvalidLabel> {
+        Ok(Self {
+            key: key(of)?,
+            value: value(with)?,
+        })
+    }
+
+    /// Its key and its value.
+    pub fn into_pair(self) -> (String, String) {
+        (self.key, self.value)
+    }
+}
+
 impl FromStr for Label {
     type Err = InvalidLabel;
 
@@ -83,10 +98,7 @@ impl FromStr for Label {
         let Some((k, v)) = text.split_once('=') else {
             return Err(InvalidLabel::NoValue(shown(text)));
         };
-        Ok(Self {
-            key: key(k)?,
-            value: value(v)?,
-        })
+        Self::new(k, v)
     }
 }
 

@@ -29,7 +29,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{MutexGuard, broadcast};
 
 pub(crate) use self::enrol::{Enrolled, Enrolment, ProvenKey};
-pub(crate) use self::node::{NodeRefText, NodeView};
+pub(crate) use self::node::{NodeRefText, NodeSettings, NodeView};
 pub(crate) use self::renew::Renewal;
 pub(crate) use self::report::Party;
 pub(crate) use self::ssh::SshRequest;

@@ -1,8 +1,8 @@
 //! What the coordinator remembers, as plain values: the form between store, use-cases and memory.
 
 use mesh_types::{
-    DiscoPublicKey, IdentityPublicKey, NetworkId, NetworkName, NodeId, NodeName, OperatorId,
-    OverlayAddrs, RelayId, Role, Service, Timestamp, TokenId, UptimeClass, WgPublicKey,
+    DiscoPublicKey, IdentityPublicKey, Labels, NetworkId, NetworkName, NodeId, NodeName,
+    OperatorId, OverlayAddrs, RelayId, Role, Service, Timestamp, TokenId, UptimeClass, WgPublicKey,
 };
 
 /// A network.
@@ -52,6 +52,7 @@ pub(crate) struct NodeRecord {
     pub(crate) disco_key: DiscoPublicKey,
     pub(crate) addrs: OverlayAddrs,
     pub(crate) uptime_class: UptimeClass,
+    pub(crate) labels: Labels,
     pub(crate) version: String,
     pub(crate) created_at: Timestamp,
     pub(crate) last_seen: Option<Timestamp>,
@@ -141,7 +142,7 @@ event_kinds! {
     NodeJoined = "node-joined",
     NodeRejoined = "node-rejoined",
     NodeRenamed = "node-renamed",
-    NodeUptimeSet = "node-uptime-set",
+    NodeSet = "node-set",
     NodeRemoved = "node-removed",
     NodeLeft = "node-left",
     NodeOnline = "node-online",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use mesh_types::Selector;
 use zeroize::Zeroizing;
 
 /// Runs commands on the nodes of a mesh.
@@ -93,28 +94,43 @@ pub enum Via {
     Grpc,
 }
 
+/// Whom to do it to.
+#[derive(Debug, Args)]
+pub struct Targets {
+    /// Node names, overlay addresses, or "all"
+    #[arg(required_unless_present = "selector", value_name = "TARGET")]
+    pub named: Vec<String>,
+    /// Also every worker whose labels match: KEY=VALUE, KEY!=VALUE, KEY or !KEY, joined by commas
+    #[arg(long, short = 'l', value_name = "SELECTOR")]
+    pub selector: Option<Selector>,
+}
+
+impl Targets {
+    /// Whether one node was named: its output is shown as it is, and its exit code passed on.
+    pub fn is_single(&self) -> bool {
+        self.selector.is_none() && matches!(self.named.as_slice(), [name] if name != "all")
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Log in and ask each target its host name
     Status {
-        /// Node names, overlay addresses, or "all"
-        #[arg(required = true, value_name = "TARGET")]
-        targets: Vec<String>,
+        #[command(flatten)]
+        targets: Targets,
     },
     /// Run one command on each target
     Exec {
         /// The command line, run by the user's shell
         command: String,
-        /// Node names, overlay addresses, or "all"
-        #[arg(required = true, value_name = "TARGET")]
-        targets: Vec<String>,
+        #[command(flatten)]
+        targets: Targets,
     },
     /// Install Cockpit from the machine's own packages, and set it up for the gateway
     InstallCockpit {
-        /// Node names, overlay addresses, or "all"
-        #[arg(required = true, value_name = "TARGET")]
-        targets: Vec<String>,
+        #[command(flatten)]
+        targets: Targets,
     },
     /// Connect standard input and output to a port of a node (for ssh's ProxyCommand)
     Nc {
@@ -171,7 +187,23 @@ mod tests {
         for line in ["--user root status a b", "status --user root a b"] {
             let cli = parse(line).unwrap();
             assert_eq!(cli.options.user.as_deref(), Some("root"));
-            assert!(matches!(cli.verb, Verb::Status { targets } if targets == ["a", "b"]));
+            assert!(matches!(cli.verb, Verb::Status { targets } if targets.named == ["a", "b"]));
+        }
+    }
+
+    #[test]
+    fn a_selector_stands_for_targets() {
+        for line in [
+            "status -l env=prod",
+            "exec ls --selector env=prod,!gpu",
+            "exec ls -l gpu a",
+        ] {
+            let cli = parse(line).unwrap();
+            let (Verb::Status { targets } | Verb::Exec { targets, .. }) = cli.verb else {
+                panic!("{line}");
+            };
+            assert!(targets.selector.is_some(), "{line}");
+            assert!(!targets.is_single(), "{line}");
         }
     }
 
@@ -180,6 +212,7 @@ mod tests {
         for line in [
             "status",
             "exec ls",
+            "status --selector a=b=c",
             "--port 0 status a",
             "--timeout 0s status a",
             "--timeout 1y status a",

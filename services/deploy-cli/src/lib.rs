@@ -24,7 +24,7 @@ use clap::{CommandFactory as _, Parser as _};
 use mesh_ssh::report::{Report, TargetReport};
 use mesh_trace::{Exporter, FLUSH, Kind};
 
-use args::{Cli, Options, Verb};
+use args::{Cli, Options, Targets, Verb};
 use output::{Live, exit_code, lines};
 use run::{Done, Job, fill_status};
 use setting::Setting;
@@ -68,7 +68,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, context: Option<Strin
         }
     };
     let failed = match &cli.verb {
-        Verb::Exec { targets, .. } if is_single(targets) => 255,
+        Verb::Exec { targets, .. } if targets.is_single() => 255,
         _ => 1,
     };
     match traced(cli, context).await {
@@ -78,11 +78,6 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, context: Option<Strin
             ExitCode::from(failed)
         }
     }
-}
-
-/// One node was named: its output is shown as it is, and its exit code passed on.
-fn is_single(targets: &[String]) -> bool {
-    matches!(targets, [target] if target != "all")
 }
 
 /// Does what is asked in a span of its own, the root of the trace, when the environment names a
@@ -133,7 +128,7 @@ async fn perform(cli: Cli, context: Option<String>) -> anyhow::Result<u8> {
     }
 }
 
-async fn status(setting: &Setting, options: &Options, targets: &[String]) -> anyhow::Result<u8> {
+async fn status(setting: &Setting, options: &Options, targets: &Targets) -> anyhow::Result<u8> {
     let job = Job {
         command: STATUS_COMMAND,
         targets,
@@ -151,9 +146,9 @@ async fn exec(
     setting: &Setting,
     options: &Options,
     command: &str,
-    targets: &[String],
+    targets: &Targets,
 ) -> anyhow::Result<u8> {
-    let single = is_single(targets);
+    let single = targets.is_single();
     let job = Job {
         command,
         targets,
@@ -182,7 +177,7 @@ async fn exec(
 async fn install_cockpit(
     setting: &Setting,
     options: &Options,
-    targets: &[String],
+    targets: &Targets,
 ) -> anyhow::Result<u8> {
     let job = Job {
         command: cockpit::SCRIPT,

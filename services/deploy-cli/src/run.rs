@@ -12,7 +12,7 @@ use mesh_ssh::{ExecEvent, Target, Work};
 use mesh_types::NodeId;
 use tokio::sync::mpsc;
 
-use crate::args::{Options, Via};
+use crate::args::{Options, Targets, Via};
 use crate::grpc;
 use crate::output::{Display, Live};
 use crate::setting::{Credentials, Method, Setting};
@@ -25,7 +25,7 @@ const EVENTS: usize = 256;
 /// What to run on whom.
 pub struct Job<'a> {
     pub command: &'a str,
-    pub targets: &'a [String],
+    pub targets: &'a Targets,
     pub live: Live,
     /// When the caller gave none.
     pub default_timeout: Option<Duration>,
@@ -42,7 +42,12 @@ pub async fn run(setting: &Setting, options: &Options, job: &Job<'_>) -> anyhow:
     let method = Method::from_options(options)?;
     let coordinator = setting.coordinator().await?;
     let nodes = setting.nodes(coordinator.clone()).await?;
-    let chosen = choose(job.targets, &nodes, setting.network.as_str())?;
+    let chosen = choose(
+        &job.targets.named,
+        job.targets.selector.as_ref(),
+        &nodes,
+        setting.network.as_str(),
+    )?;
     let labels: Vec<String> = chosen.iter().map(|target| target.label.clone()).collect();
     let timeout = options.timeout.or(job.default_timeout);
     let (events, mut shown) = mpsc::channel(EVENTS);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use mesh_ssh::PublicKey;
-use mesh_types::{NodeId, OverlayAddrs};
+use mesh_types::{Labels, NodeId, OverlayAddrs, Selector};
 
 /// A node as far as this program needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Node {
     pub user: String,
     /// Path prefix of its console at the gateway.
     pub console_prefix: String,
+    /// What operators labelled it with.
+    pub labels: Labels,
 }
 
 /// A target: what was typed, and the node it means, if there is one.
@@ -34,38 +36,53 @@ pub struct Chosen {
     pub node: Option<Node>,
 }
 
-/// Finds the nodes for `patterns` in `network`'s `nodes`; each node at most once, in the order
-/// given. Fails only when "all" finds nothing.
-pub fn choose(patterns: &[String], nodes: &[Node], network: &str) -> anyhow::Result<Vec<Chosen>> {
+/// Finds the nodes for `patterns` in `network`'s `nodes`, and after them the workers that `selector`
+/// chooses, by name; each node at most once, in the order given. Fails only when "all" or the
+/// selector finds nothing.
+pub fn choose(
+    patterns: &[String],
+    selector: Option<&Selector>,
+    nodes: &[Node],
+    network: &str,
+) -> anyhow::Result<Vec<Chosen>> {
     let mut chosen = Vec::new();
     let mut seen = BTreeSet::new();
-    for pattern in patterns {
-        if pattern == "all" {
-            let mut workers: Vec<&Node> = nodes.iter().filter(|node| node.is_worker).collect();
-            workers.sort_by(|a, b| a.name.cmp(&b.name));
-            anyhow::ensure!(
-                !workers.is_empty(),
-                "network {network} has no workers yet; make a token with: \
-                 mesh token create --role worker --network {network}"
-            );
-            for node in workers {
-                if seen.insert(node.name.clone()) {
-                    chosen.push(Chosen {
-                        label: node.name.clone(),
-                        node: Some(node.clone()),
-                    });
-                }
-            }
-            continue;
-        }
-        let node = find(pattern, nodes, network);
-        let key = node.map_or(pattern, |node| &node.name);
-        if seen.insert(key.clone()) {
+    let mut add = |label: &str, node: Option<&Node>| {
+        let key = node.map_or(label, |node| &node.name);
+        if seen.insert(key.to_owned()) {
             chosen.push(Chosen {
-                label: pattern.clone(),
+                label: label.to_owned(),
                 node: node.cloned(),
             });
         }
+    };
+    let mut workers: Vec<&Node> = nodes.iter().filter(|node| node.is_worker).collect();
+    workers.sort_by(|a, b| a.name.cmp(&b.name));
+    for pattern in patterns {
+        if pattern != "all" {
+            add(pattern, find(pattern, nodes, network));
+            continue;
+        }
+        anyhow::ensure!(
+            !workers.is_empty(),
+            "network {network} has no workers yet; make a token with: \
+             mesh token create --role worker --network {network}"
+        );
+        for node in &workers {
+            add(&node.name, Some(node));
+        }
+    }
+    if let Some(selector) = selector {
+        let mut any = false;
+        for node in workers.iter().filter(|node| selector.matches(&node.labels)) {
+            add(&node.name, Some(node));
+            any = true;
+        }
+        anyhow::ensure!(
+            any,
+            "no worker of network {network} has labels that match {selector}; see what they have \
+             with: mesh node list, and label one with: mesh node set NODE --label KEY=VALUE"
+        );
     }
     Ok(chosen)
 }
@@ -101,6 +118,7 @@ pub(crate) mod tests {
             host_keys: Vec::new(),
             user: "deploy".to_owned(),
             console_prefix: format!("/{name}/"),
+            labels: Labels::default(),
         }
     }
 
@@ -114,7 +132,7 @@ pub(crate) mod tests {
 
     fn labels(patterns: &[&str]) -> Vec<(String, Option<String>)> {
         let patterns: Vec<String> = patterns.iter().map(|&p| p.to_owned()).collect();
-        choose(&patterns, &fleet(), "default")
+        choose(&patterns, None, &fleet(), "default")
             .unwrap()
             .into_iter()
             .map(|chosen| (chosen.label, chosen.node.map(|node| node.name)))
@@ -155,7 +173,28 @@ pub(crate) mod tests {
             .map(|(l, _)| l)
             .collect();
         assert_eq!(names, ["100.64.0.2", "web-1"]);
-        let error = choose(&["all".to_owned()], &[], "default").unwrap_err();
+        let error = choose(&["all".to_owned()], None, &[], "default").unwrap_err();
         assert!(error.to_string().contains("mesh token create"), "{error}");
+    }
+
+    #[test]
+    fn a_selector_adds_the_workers_that_match_after_those_named() {
+        let mut fleet = fleet();
+        for node in &mut fleet {
+            node.labels.set("env=prod".parse().unwrap()).unwrap();
+        }
+        let prod: Selector = "env=prod".parse().unwrap();
+        let names = |patterns: &[String], selector: &Selector| -> Vec<String> {
+            choose(patterns, Some(selector), &fleet, "default")
+                .unwrap()
+                .into_iter()
+                .map(|chosen| chosen.label)
+                .collect()
+        };
+        assert_eq!(names(&[], &prod), ["web-1", "web-2"]);
+        assert_eq!(names(&["web-2".to_owned()], &prod), ["web-2", "web-1"]);
+        let none = "env=test".parse().unwrap();
+        let error = choose(&["web-1".to_owned()], Some(&none), &fleet, "default").unwrap_err();
+        assert!(error.to_string().contains("match env=test"), "{error}");
     }
 }

@@ -521,6 +521,9 @@ pub struct Node {
     pub home_relay: ::prost::alloc::vec::Vec<u8>,
     #[prost(string, tag = "20")]
     pub console_prefix: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "21")]
+    pub labels:
+        ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {
@@ -554,13 +557,19 @@ pub struct RenameNodeRequest {
     #[prost(string, tag = "2")]
     pub new_name: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetNodeRequest {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<NodeRef>,
-    /// unspecified: refused
+    /// unspecified: stays
     #[prost(enumeration = "UptimeClass", tag = "2")]
     pub uptime_class: i32,
+    #[prost(map = "string, string", tag = "3")]
+    pub set_labels:
+        ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    /// keys
+    #[prost(string, repeated, tag = "4")]
+    pub remove_labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveNodeRequest {

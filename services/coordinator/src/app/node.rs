@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_types::{
-    Endpoint, NetworkId, NetworkName, NodeId, NodeName, NodeState, RelayId, Timestamp, UptimeClass,
+    Endpoint, Label, NetworkId, NetworkName, NodeId, NodeName, NodeState, RelayId, Timestamp,
+    UptimeClass,
 };
 
 use super::enrol::secret_hash;
@@ -24,6 +25,15 @@ const SEE: &str = "'mesh node list'";
 pub(crate) struct NodeRefText {
     pub(crate) network: String,
     pub(crate) name: String,
+}
+
+/// What operators change of a node; what is not named stays.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeSettings {
+    pub(crate) uptime_class: Option<UptimeClass>,
+    pub(crate) set_labels: Vec<Label>,
+    /// Keys; taken off before the others are set.
+    pub(crate) remove_labels: Vec<String>,
 }
 
 /// A node with its volatile facts.
@@ -165,33 +175,56 @@ impl Core {
             .await
     }
 
-    /// Removes a node, or a relay of this name or id; its streams end at once.
-    pub(crate) async fn node_set_uptime(
+    /// Changes what operators say of a node.
+    pub(crate) async fn node_set(
         &self,
         operator: &str,
         wanted: &NodeRefText,
-        class: UptimeClass,
+        settings: NodeSettings,
     ) -> Result<NodeView, Error> {
         let mut change = self.change(format!("operator:{operator}")).await?;
         let node = self.node_named(wanted)?;
         let network = self.network_of(node.network)?;
-        if node.uptime_class == class {
+        let uptime_class = settings.uptime_class.unwrap_or(node.uptime_class);
+        let mut labels = node.labels.clone();
+        for key in &settings.remove_labels {
+            labels.remove(key);
+        }
+        for label in settings.set_labels {
+            labels
+                .set(label)
+                .map_err(|error| Error::Invalid(error.to_string()))?;
+        }
+        if node.uptime_class == uptime_class && node.labels == labels {
             return self.view(node).await;
         }
         let record = NodeRecord {
-            uptime_class: class,
+            uptime_class,
+            labels,
             changed_version: change.txn.network_bump(node.network).await?,
             ..NodeRecord::clone(&node)
         };
         change.txn.node_update(&record).await?;
-        let (was, is) = (node.uptime_class.as_str(), class.as_str());
+        let shown = |record: &NodeRecord| {
+            let labels = record.labels.to_string();
+            [
+                ("uptime", record.uptime_class.as_str().to_owned()),
+                ("labels", labels),
+            ]
+        };
+        let (before, after) = (shown(&node), shown(&record));
+        let detail = before.iter().zip(&after).filter(|(was, is)| was != is);
+        let detail: Vec<String> = detail
+            .map(|((what, was), (_, is))| format!("{what} {is:?}, was {was:?}"))
+            .collect();
         change.event(
             Some(&network.record.name),
-            EventKind::NodeUptimeSet,
+            EventKind::NodeSet,
             &node.name,
-            format!("{is}, was {was}"),
+            detail.join("; "),
         );
-        let (before, after) = ([("uptime", was)], [("uptime", is)]);
+        let before = before.each_ref().map(|(what, text)| (*what, text.as_str()));
+        let after = after.each_ref().map(|(what, text)| (*what, text.as_str()));
         change
             .audit("node-set", format!("node:{}", node.id), &before, &after)
             .await?;
@@ -203,6 +236,7 @@ impl Core {
             .await
     }
 
+    /// Removes a node, or a relay of this name or id; its streams end at once.
     pub(crate) async fn node_remove(
         &self,
         operator: &str,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use mesh_api::model::enums;
 use mesh_api::pb;
 use mesh_api::pb::admin_service_server::AdminService;
-use mesh_types::{NetworkId, TokenId};
+use mesh_types::label::InvalidLabel;
+use mesh_types::{Label, NetworkId, TokenId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -14,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::Grpc;
 use super::auth::caller;
 use super::view;
-use crate::app::{Core, NewToken, NodeRefText};
+use crate::app::{Core, NewToken, NodeRefText, NodeSettings};
 use crate::caller::Caller;
 use crate::error::Error;
 
@@ -229,18 +230,12 @@ impl AdminService for Grpc {
         request: Request<pb::SetNodeRequest>,
     ) -> Result<Response<pb::Node>, Status> {
         let by = operator(&request)?;
-        let pb::SetNodeRequest { node, uptime_class } = request.into_inner();
-        let wanted = node_ref(node)?;
-        // What only informs may be guessed when it is read, but not when it is set.
-        let known = pb::UptimeClass::try_from(uptime_class)
-            .is_ok_and(|class| class != pb::UptimeClass::Unspecified);
-        if !known {
-            return Err(Error::Invalid("there is no such uptime class".to_owned()).into());
-        }
-        let class = enums::uptime_class(uptime_class);
+        let request = request.into_inner();
+        let settings = node_settings(&request)?;
+        let wanted = node_ref(request.node)?;
         self.act(
             "node-set",
-            |core| async move { core.node_set_uptime(&by, &wanted, class).await },
+            |core| async move { core.node_set(&by, &wanted, settings).await },
             view::node,
         )
         .await
@@ -398,4 +393,29 @@ impl Grpc {
         let now = self.core.members.operator(operator.id);
         now.is_some_and(|operator| operator.revoked_at.is_none())
     }
+}
+
+fn node_settings(request: &pb::SetNodeRequest) -> Result<NodeSettings, Error> {
+    let invalid = |error: InvalidLabel| Error::Invalid(error.to_string());
+    // What only informs may be guessed when it is read, but not when it is set.
+    let uptime_class = match pb::UptimeClass::try_from(request.uptime_class) {
+        Ok(pb::UptimeClass::Unspecified) => None,
+        Ok(class) => Some(enums::uptime_class(class.into())),
+        Err(_) => {
+            return Err(Error::Invalid("there is no such uptime class".to_owned()));
+        }
+    };
+    let set_labels = request
+        .set_labels
+        .iter()
+        .map(|(key, value)| Label::new(key, value).map_err(invalid))
+        .collect::<Result<Vec<_>, _>>()?;
+    if uptime_class.is_none() && set_labels.is_empty() && request.remove_labels.is_empty() {
+        return Err(Error::Invalid("nothing to set was named".to_owned()));
+    }
+    Ok(NodeSettings {
+        uptime_class,
+        set_labels,
+        remove_labels: request.remove_labels.clone(),
+    })
 }

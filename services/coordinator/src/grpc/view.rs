@@ -118,6 +118,11 @@ pub(super) fn node(view: NodeView) -> pb::Node {
             .map(Vec::from)
             .unwrap_or_default(),
         console_prefix: console_prefix(&network, &record.name),
+        labels: record
+            .labels
+            .iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
     }
 }
 

@@ -92,6 +92,8 @@ entity!(node, "node", {
     pub permit_hash: Option<Vec<u8>>,
     pub permit_expires_at: Option<i64>,
     pub changed_version: i64,
+    /// JSON.
+    pub labels: String,
 });
 
 entity!(tombstone, "tombstone", {

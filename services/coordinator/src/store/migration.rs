@@ -11,7 +11,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(FirstLight)]
+        vec![Box::new(FirstLight), Box::new(NodeLabels)]
     }
 }
 
@@ -228,6 +228,34 @@ impl MigrationTrait for FirstLight {
             manager.create_index(index).await?;
         }
         Ok(())
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// Labels of nodes.
+struct NodeLabels;
+
+impl MigrationName for NodeLabels {
+    fn name(&self) -> &'static str {
+        "m20261121_000002_node_labels"
+    }
+}
+
+#[expect(
+    elided_lifetimes_in_paths,
+    reason = "the trait's own signature elides it"
+)]
+#[async_trait::async_trait]
+impl MigrationTrait for NodeLabels {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let labels = Table::alter()
+            .table(Alias::new("node"))
+            .add_column(text("labels").default("{}"))
+            .to_owned();
+        manager.alter_table(labels).await
     }
 
     fn use_transaction(&self) -> Option<bool> {

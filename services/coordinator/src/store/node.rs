@@ -54,6 +54,7 @@ fn columns(record: &NodeRecord) -> node::ActiveModel {
         permit_hash: sea_orm::ActiveValue::NotSet,
         permit_expires_at: sea_orm::ActiveValue::NotSet,
         changed_version: Set(signed(record.changed_version)),
+        labels: Set(to_json(&record.labels)),
     }
 }
 
@@ -79,6 +80,7 @@ fn record(row: node::Model, keys: Vec<host_key::Model>) -> Result<NodeRecord, St
             v6: Ipv6Addr::from(v6),
         },
         uptime_class,
+        labels: at("labels").json(&row.labels)?,
         version: row.version,
         created_at: time(row.created_at),
         last_seen: row.last_seen.map(time),

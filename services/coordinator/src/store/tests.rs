@@ -2,8 +2,9 @@
 
 use mesh_api::identity::Identity;
 use mesh_types::{
-    DiscoPublicKey, IdentityPublicKey, NetworkId, NetworkName, NodeId, OperatorId, OverlayAddrs,
-    RelayId, Role, Service, ServiceKind, Timestamp, TokenId, UptimeClass, WgPublicKey,
+    DiscoPublicKey, IdentityPublicKey, Labels, NetworkId, NetworkName, NodeId, OperatorId,
+    OverlayAddrs, RelayId, Role, Service, ServiceKind, Timestamp, TokenId, UptimeClass,
+    WgPublicKey,
 };
 use sea_orm::{ConnectionTrait as _, EntityTrait as _};
 use tempfile::TempDir;
@@ -37,6 +38,12 @@ fn network(n: u8) -> NetworkRecord {
     }
 }
 
+fn labels() -> Labels {
+    let mut labels = Labels::default();
+    labels.set("env=prod".parse().unwrap()).unwrap();
+    labels
+}
+
 fn node(n: u8, network: NetworkId) -> NodeRecord {
     let name = |text: &str| text.parse().expect("a name");
     NodeRecord {
@@ -55,6 +62,7 @@ fn node(n: u8, network: NetworkId) -> NodeRecord {
         uptime_class: UptimeClass::WorkHours,
         version: "0.1.0".into(),
         created_at: NOW,
+        labels: labels(),
         last_seen: None,
         certificate_not_after: NOW,
         services: vec![

@@ -317,3 +317,42 @@ async fn ssh_certificates_are_short_and_bound_to_the_deployers_addresses() {
         3
     );
 }
+
+#[tokio::test]
+async fn nodes_are_labelled_and_it_lasts() {
+    let mesh = Mesh::start().await;
+    mesh.joined(pb::Role::Worker, "worker").await;
+    let mut admin = mesh.admin().await;
+    let set = |labels: &[(&str, &str)], remove: &[&str]| pb::SetNodeRequest {
+        node: node_ref("", "worker"),
+        set_labels: labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        remove_labels: remove.iter().map(|&key| key.to_owned()).collect(),
+        ..pb::SetNodeRequest::default()
+    };
+    for bad in [
+        set(&[], &[]),
+        set(&[("", "x")], &[]),
+        set(&[("env", "a b")], &[]),
+    ] {
+        assert_eq!(refused(admin.set_node(bad).await), "invalid");
+    }
+    let labelled = admin
+        .set_node(set(&[("env", "prod"), ("gpu", "")], &[]))
+        .await
+        .expect("sets")
+        .into_inner();
+    assert_eq!(labelled.uptime_class(), pb::UptimeClass::AlwaysOn);
+    let changed = admin
+        .set_node(set(&[("env", "test")], &["gpu", "unknown"]))
+        .await
+        .expect("sets")
+        .into_inner();
+    let one = [("env".to_owned(), "test".to_owned())].into();
+    assert_eq!(changed.labels, one);
+    let (dir, clock) = mesh.stop().await;
+    let mesh = Mesh::start_in(dir, clock).await;
+    assert_eq!(mesh.nodes().await[0].labels, one);
+}

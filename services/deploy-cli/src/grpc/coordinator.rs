@@ -1,11 +1,13 @@
 //! What this program asks the coordinator.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
 use mesh_api::pb;
 use mesh_api::pb::admin_service_client::AdminServiceClient;
 use mesh_api::pb::ssh_service_client::SshServiceClient;
 use mesh_ssh::PublicKey;
-use mesh_types::{NetworkName, NodeId, OverlayAddrs};
+use mesh_types::{Labels, NetworkName, NodeId, OverlayAddrs};
 use tonic::transport::Channel;
 
 use crate::target::Node;
@@ -71,6 +73,7 @@ impl TryFrom<pb::Node> for Node {
             name: node.name,
             user: node.ssh_user,
             console_prefix: node.console_prefix,
+            labels: Labels::try_from(BTreeMap::from_iter(node.labels))?,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! `mesh node`.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::{Result, bail};
@@ -8,7 +9,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use mesh_api::context::Context;
 use mesh_api::model::enums;
 use mesh_api::pb;
-use mesh_types::{NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass};
+use mesh_types::{Label, Labels, NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass};
 use serde_json::json;
 
 use super::{Session, network_or};
@@ -21,6 +22,7 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
         NodeVerb::List {
             network,
             all_networks,
+            selector,
         } => {
             let network = if all_networks {
                 String::new()
@@ -28,7 +30,14 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
                 network_or(&context, network)
             };
             let request = pb::ListNodesRequest { network };
-            let nodes = admin.list_nodes(request).await?.into_inner().nodes;
+            let mut nodes = admin.list_nodes(request).await?.into_inner().nodes;
+            if let Some(selector) = &selector {
+                nodes.retain(|node| selector.matches(&labels(node)));
+                if nodes.is_empty() && !session.json {
+                    println!("No node has labels that match {selector}.");
+                    return Ok(());
+                }
+            }
             list(session, &nodes)
         }
         NodeVerb::Show(node) => {
@@ -49,16 +58,28 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             println!("{} is now {}", node.node, renamed.name);
             Ok(())
         }
-        NodeVerb::Set { node, uptime } => {
+        NodeVerb::Set {
+            node,
+            uptime,
+            label,
+            unlabel,
+        } => {
+            let uptime_class = uptime.map(pb::UptimeClass::from).unwrap_or_default();
             let request = pb::SetNodeRequest {
                 node: Some(reference(&context, &node)),
-                uptime_class: pb::UptimeClass::from(uptime).into(),
+                uptime_class: uptime_class.into(),
+                set_labels: label.into_iter().map(Label::into_pair).collect(),
+                remove_labels: unlabel,
             };
             let set = admin.set_node(request).await?.into_inner();
             if session.json {
                 return output::print_json("mesh.node/1", "node", json_of(&set));
             }
-            println!("{} is expected {}", set.name, uptime.as_str());
+            let class: UptimeClass = enums::uptime_class(set.uptime_class);
+            match labels(&set) {
+                none if none.is_empty() => println!("{} is expected {}", set.name, class.as_str()),
+                labels => println!("{} is expected {}; {labels}", set.name, class.as_str()),
+            }
             Ok(())
         }
         NodeVerb::Remove { node, yes } => {
@@ -144,11 +165,12 @@ fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
             output::state(enums::node_state(node.state), coloured),
             address(node),
             node.owner.clone(),
+            labels(node).to_string(),
             seen,
         ]
     });
     let head = [
-        "NAME", "NETWORK", "ROLE", "STATE", "ADDRESS", "OWNER", "SEEN",
+        "NAME", "NETWORK", "ROLE", "STATE", "ADDRESS", "OWNER", "LABELS", "SEEN",
     ];
     println!("{}", output::table(head, rows.collect()));
     Ok(())
@@ -176,6 +198,7 @@ fn show(session: &Session, node: &pb::Node) -> Result<()> {
         ["network".to_owned(), node.network.clone()],
         ["role".to_owned(), role(node)],
         ["owner".to_owned(), node.owner.clone()],
+        ["labels".to_owned(), labels(node).to_string()],
         [
             "state".to_owned(),
             output::state(enums::node_state(node.state), coloured),
@@ -211,6 +234,12 @@ fn show(session: &Session, node: &pb::Node) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// None when the coordinator's are not what this version takes for labels.
+fn labels(node: &pb::Node) -> Labels {
+    let labels: BTreeMap<_, _> = node.labels.clone().into_iter().collect();
+    Labels::try_from(labels).unwrap_or_default()
 }
 
 fn id(node: &pb::Node) -> String {
@@ -268,6 +297,7 @@ fn json_of(node: &pb::Node) -> serde_json::Value {
         "owner": node.owner,
         "state": enums::node_state(node.state),
         "uptime_class": class.as_str(),
+        "labels": labels(node),
         "addrs": addrs(node).map(|addrs| vec![addrs.v4.to_string(), addrs.v6.to_string()]),
         "endpoints": endpoints(node),
         "home_relay": relay(node),

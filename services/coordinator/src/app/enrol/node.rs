@@ -2,7 +2,7 @@
 
 use mesh_api::uri::Subject;
 use mesh_types::route::console_prefix;
-use mesh_types::{DiscoPublicKey, IdentityPublicKey, NodeId, UptimeClass, WgPublicKey};
+use mesh_types::{DiscoPublicKey, IdentityPublicKey, Labels, NodeId, UptimeClass, WgPublicKey};
 
 use super::super::{Change, Core, usable_name};
 use super::{Enrolled, Enrolment, Keys, admits, secret_hash, short, wished_name};
@@ -124,6 +124,7 @@ impl Core {
                 disco_key,
                 addrs: reservation.addrs,
                 uptime_class: UptimeClass::default(),
+                labels: Labels::default(),
                 version: short(&request.version),
                 created_at: now,
                 last_seen: None,
