@@ -41,7 +41,10 @@ pub struct App {
 impl App {
     /// Binds every listener and starts a mesh node for each network that was joined.
     pub async fn build(config: Config, handles: Handles) -> anyhow::Result<Self> {
-        let faults = config.server.faults(config.server.dev);
+        let mut faults = config.server.faults();
+        if !config.server.dev {
+            faults.extend(config.server.dangers());
+        }
         if let Some((key, text)) = faults.first() {
             bail!("{key}: {text}");
         }
@@ -55,7 +58,7 @@ impl App {
             Some(admin) => Some(bind_admin(admin, &handles)?),
             None => None,
         };
-        let metrics = GatewayMetrics::new(&handles.metrics);
+        let metrics = GatewayMetrics::new(&handles.metrics).traced(handles.tracer.clone());
         let networks = Networks::new(config.state_dir.clone(), config.wireguard.node(), handles);
         networks.scan().await?;
         Ok(Self {

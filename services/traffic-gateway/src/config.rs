@@ -39,8 +39,8 @@ mesh_daemon::settings! {
     #[derive(Debug, Clone, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub struct ServerConfig {
-        /// Where browsers connect. Plain HTTP on anything but loopback needs `trusted_proxies` or
-        /// `dev`.
+        /// Where browsers connect. Anything but loopback needs `tls`, a proxy of ours in front
+        /// (`trusted_proxies`), or `published_on_loopback`: plain HTTP shows passwords to others.
         pub listen: SocketAddr,
         /// Threads that serve requests, each with its own upstream connections; 0 is one per core.
         pub threads: usize,
@@ -54,7 +54,13 @@ mesh_daemon::settings! {
         pub trusted_proxies: Vec<IpNet>,
         /// Certificate and key, when the gateway is to speak TLS itself.
         pub tls: TlsFiles,
-        /// Accepts what is unsafe in production: plain HTTP for everybody.
+        /// In a container: `listen` is reached only through a port that is published on this
+        /// machine's loopback, such as `127.0.0.1:8081:8081`. Plain HTTP is then answered, but only
+        /// to private addresses and only for `localhost` and loopback addresses as host name, so
+        /// that a port which is published for everybody by mistake answers nobody.
+        pub published_on_loopback: bool,
+        /// Set by `--dev`: plain HTTP for everybody.
+        #[serde(skip)]
         pub dev: bool,
         /// The longest request head that is accepted, in bytes; at least 8192.
         pub max_head: usize,
@@ -158,6 +164,7 @@ impl Default for ServerConfig {
             host_suffixes: vec!["localhost".to_owned()],
             trusted_proxies: Vec::new(),
             tls: TlsFiles::default(),
+            published_on_loopback: false,
             dev: false,
             max_head: 64 * 1024,
             max_connections: 8192,
@@ -190,21 +197,42 @@ impl ServerConfig {
     /// Whether plain HTTP is nothing for `peer`: from anywhere but loopback and the proxies of
     /// ours it sends passwords in the clear.
     pub(crate) fn refuses_plain(&self, peer: IpAddr) -> bool {
-        !self.dev && !peer.to_canonical().is_loopback() && !self.trusts(peer)
+        let peer = peer.to_canonical();
+        let mapped = self.published_on_loopback && is_private(peer);
+        !self.dev && !peer.is_loopback() && !mapped && !self.trusts(peer)
+    }
+
+    /// What only `--dev` accepts, as (key, text).
+    pub(crate) fn dangers(&self) -> Vec<(&'static str, String)> {
+        let mut dangers = Vec::new();
+        if self.has_tls() || self.listen.ip().is_loopback() {
+            return dangers;
+        }
+        if self.trusted_proxies.is_empty() && !self.published_on_loopback {
+            let text = format!(
+                "plain HTTP on {} would send passwords in the clear: set server.tls.certificate \
+                 and server.tls.key, name the proxy in front in server.trusted_proxies, or in a \
+                 container whose port is published on loopback set server.published_on_loopback",
+                self.listen
+            );
+            dangers.push(("server.listen", text));
+        }
+        let named = self
+            .host_suffixes
+            .iter()
+            .any(|suffix| suffix.trim() != "localhost");
+        if self.published_on_loopback && (named || !self.allowed_hosts.is_empty()) {
+            let text = "other names than localhost would be served in the clear: take \
+                        server.allowed_hosts and server.host_suffixes away, or set \
+                        server.tls.certificate and server.tls.key";
+            dangers.push(("server.published_on_loopback", text.to_owned()));
+        }
+        dangers
     }
 
     /// What is wrong, as (key, text).
-    pub(crate) fn faults(&self, is_dev: bool) -> Vec<(&'static str, String)> {
+    pub(crate) fn faults(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
-        let open = !self.listen.ip().is_loopback() && !self.has_tls();
-        if open && self.trusted_proxies.is_empty() && !is_dev && !self.dev {
-            let text = format!(
-                "plain HTTP on {} would send passwords in the clear: set server.tls, name the \
-                 proxy in front in server.trusted_proxies, or give --dev",
-                self.listen
-            );
-            faults.push(("server.listen", text));
-        }
         if self.tls.certificate.is_some() != self.tls.key.is_some() {
             let text = "TLS needs both server.tls.certificate and server.tls.key".to_owned();
             faults.push(("server.tls", text));
@@ -234,10 +262,21 @@ impl ServerConfig {
     }
 }
 
+/// Whether an address is one that no router of the internet knows.
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
 impl Settings for Config {
     fn validate(&self, faults: &mut Faults) {
-        for (key, text) in self.server.faults(faults.is_dev()) {
+        for (key, text) in self.server.faults() {
             faults.push(key, text);
+        }
+        for (key, text) in self.server.dangers() {
+            faults.require_unless_dev(false, key, text);
         }
         for (key, limit) in [
             ("limits.connect", self.limits.connect),
@@ -269,13 +308,12 @@ mod tests {
 
     #[test]
     fn plain_http_for_everybody_has_to_be_asked_for() {
-        assert!(server("127.0.0.1:80").faults(false).is_empty());
-        assert!(server("[::1]:80").faults(false).is_empty());
-        assert_eq!(server("0.0.0.0:80").faults(false)[0].0, "server.listen");
-        assert!(server("0.0.0.0:80").faults(true).is_empty());
+        assert!(server("127.0.0.1:80").dangers().is_empty());
+        assert!(server("[::1]:80").dangers().is_empty());
+        assert_eq!(server("0.0.0.0:80").dangers()[0].0, "server.listen");
         let mut behind = server("0.0.0.0:80");
         behind.trusted_proxies = vec!["10.0.0.0/8".parse().expect("a net")];
-        assert!(behind.faults(false).is_empty());
+        assert!(behind.dangers().is_empty());
         assert!(behind.trusts([10, 1, 2, 3].into()));
         assert!(!behind.trusts([11, 1, 2, 3].into()));
         for (peer, refused) in [
@@ -294,9 +332,32 @@ mod tests {
         assert!(!behind.refuses_plain([11, 1, 2, 3].into()));
         let mut tls = server("0.0.0.0:443");
         tls.tls.certificate = Some("c".into());
-        assert_eq!(tls.faults(false)[0].0, "server.tls");
+        assert_eq!(tls.faults()[0].0, "server.tls");
         tls.tls.key = Some("k".into());
-        assert!(tls.faults(false).is_empty());
+        assert!(tls.faults().is_empty() && tls.dangers().is_empty());
+    }
+
+    #[test]
+    fn a_port_published_on_loopback_serves_private_addresses_and_loopback_names_only() {
+        let mut mapped = server("0.0.0.0:8081");
+        mapped.published_on_loopback = true;
+        assert!(mapped.dangers().is_empty());
+        for (peer, refused) in [
+            ("172.18.0.1", false),
+            ("::ffff:172.18.0.1", false),
+            ("fd00::1", false),
+            ("127.0.0.1", false),
+            ("203.0.113.7", true),
+            ("2001:db8::1", true),
+        ] {
+            let peer = peer.parse().expect("an address");
+            assert_eq!(mapped.refuses_plain(peer), refused, "{peer}");
+        }
+        mapped.allowed_hosts = vec!["gateway.example.org".into()];
+        assert_eq!(mapped.dangers()[0].0, "server.published_on_loopback");
+        mapped.allowed_hosts.clear();
+        mapped.host_suffixes = vec!["mesh.example.org".into()];
+        assert_eq!(mapped.dangers()[0].0, "server.published_on_loopback");
     }
 
     #[test]
@@ -304,6 +365,6 @@ mod tests {
         let mut bad = server("127.0.0.1:80");
         bad.allowed_hosts = vec!["http://x".into(), String::new(), "ok.example:81".into()];
         bad.host_suffixes = vec![".example".into(), "example".into()];
-        assert_eq!(bad.faults(false).len(), 3);
+        assert_eq!(bad.faults().len(), 3);
     }
 }

@@ -8,6 +8,7 @@
 //! It dials nothing but addresses of the route table, and never an address that is taken from a
 //! request. It does not log in anybody: each console asks for its own user.
 
+mod admission;
 pub mod answer;
 pub mod app;
 pub mod cli;

@@ -47,6 +47,19 @@ pub fn plain_http() -> Problem {
     }
 }
 
+/// As many clients are connected as may be.
+pub fn full() -> Problem {
+    Problem {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        word: "full",
+        title: "Too many connections".into(),
+        message: "This gateway has as many connections open as it may.".into(),
+        advice: "Try again in a moment. If this lasts, raise 'server.max_connections' in the \
+                 gateway's configuration."
+            .into(),
+    }
+}
+
 /// The request can be read in two ways, or in none.
 pub fn bad_request(fault: BadRequest) -> Problem {
     Problem {
@@ -70,7 +83,7 @@ pub fn method() -> Problem {
 }
 
 /// The request leads nowhere; `None` for a request that leads somewhere.
-pub fn unresolved(resolved: &Resolved) -> Option<Problem> {
+pub fn unresolved(resolved: &Resolved<'_>) -> Option<Problem> {
     let (word, title, message, advice) = match resolved {
         Resolved::Forward { .. } | Resolved::Redirect(_) | Resolved::Fleet => return None,
         Resolved::UnknownPath => (
@@ -221,6 +234,7 @@ mod tests {
             state,
             shared: upstream(),
             own: upstream(),
+            figures: Default::default(),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{HOST, LOCATION, ORIGIN, TRANSFER_ENCODING};
@@ -11,6 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_reverse_proxy::headers::wanted_upgrade;
 use hyper_reverse_proxy::{BadRequest, Connector, Framing, Inbound, ProxyError, ReverseProxy};
+use mesh_trace::TraceParent;
 use mesh_types::ServiceKind;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,9 @@ use crate::pages::{self, Form, Problem};
 use crate::problems;
 use crate::request_id::{RequestIds, X_REQUEST_ID};
 use crate::route_table::{Destination, Resolved, RouteTable, Target};
+
+/// Goes with a `traceparent` (W3C Trace Context, section 3.3).
+const TRACESTATE: &str = "tracestate";
 
 /// What all cores share.
 #[derive(Debug, Clone)]
@@ -45,17 +50,30 @@ pub struct Shared {
 pub struct Visitor {
     /// Who it is, for the workers.
     pub inbound: Inbound,
-    /// Whether it is refused: plain HTTP from a machine that is no proxy of ours.
-    pub refused: bool,
+    /// Why all it asks for is refused, if it is.
+    pub refused: Option<Refused>,
     /// Our address that it came in at.
     pub local: Option<IpAddr>,
     /// Whether requests of two lengths were seen on it; HTTP/2 cannot have them.
     pub framing: Option<Framing>,
 }
 
+/// Why a whole connection is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Plain HTTP from a machine that is no proxy of ours; it may ask for `/health` only.
+    Plain,
+    /// There are as many connections as there may be.
+    Full,
+}
+
+/// The route table as one core holds it. Its own count of references, which no other core writes.
+type Routes = Arc<Arc<RouteTable>>;
+
 /// The gateway as one core sees it: shared knowledge, upstream connections of its own.
 #[derive(Debug)]
 pub struct Gateway<C: Connector<Target = Target>> {
+    routes: Mutex<(watch::Receiver<Arc<RouteTable>>, Routes)>,
     shared: Shared,
     proxy: ReverseProxy<C>,
     ids: RequestIds,
@@ -64,7 +82,10 @@ pub struct Gateway<C: Connector<Target = Target>> {
 impl<C: Connector<Target = Target>> Gateway<C> {
     /// A gateway over `proxy`.
     pub fn new(shared: Shared, proxy: ReverseProxy<C>) -> Self {
+        let mut table = shared.table.clone();
+        let routes = Arc::new(Arc::clone(&table.borrow_and_update()));
         Self {
+            routes: Mutex::new((table, routes)),
             shared,
             proxy,
             ids: RequestIds::default(),
@@ -81,9 +102,20 @@ impl<C: Connector<Target = Target>> Gateway<C> {
         &self.shared
     }
 
+    /// The routes as they are now.
+    fn routes(&self) -> Routes {
+        let mut held = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (table, routes) = &mut *held;
+        // Without a sender there is nothing new either.
+        if table.has_changed().unwrap_or(false) {
+            *routes = Arc::new(Arc::clone(&table.borrow_and_update()));
+        }
+        Arc::clone(routes)
+    }
+
     /// Closes upstream connections that are too old or that no route leads to any more.
     pub fn sweep(&self) {
-        let table = Arc::clone(&self.shared.table.borrow());
+        let table = self.routes();
         self.proxy.client().sweep(|target| table.leads_to(target));
     }
 
@@ -94,9 +126,50 @@ impl<C: Connector<Target = Target>> Gateway<C> {
         request: Request<Incoming>,
     ) -> Response<Answer<C>> {
         let id = self.ids.take_over(request.headers().get(X_REQUEST_ID));
-        let mut response = self.answer(visitor, request, &id).await;
+        let mut response = if self.shared.metrics.tracer.is_on() {
+            // Boxed, so that requests are no larger where nothing is traced.
+            Box::pin(self.answer_traced(visitor, request, &id)).await
+        } else {
+            self.answer(visitor, request, &id).await
+        };
         self.shared.metrics.answered(response.status());
         response.headers_mut().insert(X_REQUEST_ID, id);
+        response
+    }
+
+    /// [`Gateway::answer`] in a span. What a stranger says of traces is not believed, and not
+    /// handed on.
+    async fn answer_traced(
+        &self,
+        visitor: &Visitor,
+        mut request: Request<Incoming>,
+        id: &HeaderValue,
+    ) -> Response<Answer<C>> {
+        let trusted = visitor.inbound.is_trusted();
+        let span = self.shared.metrics.tracer.answer("gateway request", || {
+            trusted
+                .then(|| TraceParent::extract(request.headers()))
+                .flatten()
+        });
+        span.set("http.request.method", request.method().to_string());
+        span.set(
+            "mesh.request_id",
+            id.to_str().unwrap_or_default().to_owned(),
+        );
+        if !trusted {
+            request.headers_mut().remove(TRACESTATE);
+        }
+        let response = span
+            .scope(async {
+                mesh_trace::inject(request.headers_mut());
+                self.answer(visitor, request, id).await
+            })
+            .await;
+        let status = response.status();
+        span.set("http.response.status_code", i64::from(status.as_u16()));
+        if status.is_server_error() {
+            span.fail("server error");
+        }
         response
     }
 
@@ -115,13 +188,17 @@ impl<C: Connector<Target = Target>> Gateway<C> {
             let problem = problems::bad_request(BadRequest::AmbiguousLength);
             return closing(refusal(&problem, &request, id));
         }
+        if visitor.refused == Some(Refused::Full) {
+            return closing(refusal(&problems::full(), &request, id));
+        }
         if request.uri().path() == "/health" {
             return health(&request, id);
         }
-        if visitor.refused {
+        if visitor.refused.is_some() {
             return closing(refusal(&problems::plain_http(), &request, id));
         }
-        let resolved = match self.resolve(visitor, &request) {
+        let table = self.routes();
+        let resolved = match self.resolve(visitor, &request, &table) {
             Ok(resolved) => resolved,
             Err(problem) => return refusal(&problem, &request, id),
         };
@@ -137,7 +214,7 @@ impl<C: Connector<Target = Target>> Gateway<C> {
                     );
                 }
                 request.headers_mut().insert(X_REQUEST_ID, id.clone());
-                self.forward(visitor, &destination, own, request, id).await
+                self.forward(visitor, destination, own, request, id).await
             }
             Step::Go(Resolved::Redirect(path)) => {
                 redirect(StatusCode::PERMANENT_REDIRECT, &path, &request)
@@ -151,7 +228,12 @@ impl<C: Connector<Target = Target>> Gateway<C> {
     }
 
     /// Where the request goes, once its host name and its origin have been looked at.
-    fn resolve(&self, visitor: &Visitor, request: &Request<Incoming>) -> Result<Step, Problem> {
+    fn resolve<'t>(
+        &self,
+        visitor: &Visitor,
+        request: &Request<Incoming>,
+        table: &'t RouteTable,
+    ) -> Result<Step<'t>, Problem> {
         let host = host_of(request).ok_or_else(|| problems::bad_request(BadRequest::Host))?;
         let kind = self.shared.hosts.classify(host, visitor.local);
         if kind == HostKind::Unknown {
@@ -168,7 +250,6 @@ impl<C: Connector<Target = Target>> Gateway<C> {
             return Err(problems::foreign_origin());
         }
         let path = request.uri().path();
-        let table = self.shared.table.borrow();
         Ok(match kind {
             HostKind::Node(node) => Step::Go(table.resolve(Some(&node), path)),
             HostKind::Gateway | HostKind::Unknown => match path {
@@ -182,7 +263,7 @@ impl<C: Connector<Target = Target>> Gateway<C> {
     async fn forward(
         &self,
         visitor: &Visitor,
-        destination: &Arc<Destination>,
+        destination: &Destination,
         own: bool,
         mut request: Request<Incoming>,
         id: &HeaderValue,
@@ -196,11 +277,22 @@ impl<C: Connector<Target = Target>> Gateway<C> {
             &destination.shared
         };
         let form = Form::wanted(request.headers());
-        match self
+        let metrics = &self.shared.metrics;
+        if metrics.tracer.is_on() {
+            mesh_trace::note("mesh.network", destination.network.to_string());
+            mesh_trace::note("mesh.node", destination.node.to_string());
+            mesh_trace::note("mesh.service", destination.service.to_string());
+        }
+        let figures = destination
+            .figures
+            .get_or_init(|| metrics.route(&destination.network, &destination.node));
+        let started = Instant::now();
+        let forwarded = self
             .proxy
             .forward(&visitor.inbound, upstream, request)
-            .await
-        {
+            .await;
+        let took = started.elapsed();
+        let response = match forwarded {
             Ok(response) => {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     self.shared.metrics.tunnels.inc();
@@ -224,7 +316,9 @@ impl<C: Connector<Target = Target>> Gateway<C> {
                 }
                 own_page(problems::upstream(&error, destination).response(form, id))
             }
-        }
+        };
+        figures.answered(response.status(), took);
+        response
     }
 
     fn fleet(&self, visitor: &Visitor, request: &Request<Incoming>) -> Response<Answer<C>> {
@@ -237,9 +331,9 @@ impl<C: Connector<Target = Target>> Gateway<C> {
     }
 }
 
-enum Step {
+enum Step<'t> {
     Events,
-    Go(Resolved),
+    Go(Resolved<'t>),
 }
 
 /// The host that the client asks for, with its port.

@@ -11,11 +11,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hyper_reverse_proxy::{Mount, Upstream};
 use mesh_types::route::{Route, console_prefix};
 use mesh_types::{NetworkName, NodeId, NodeName, NodeState, ServiceKind, ServiceName};
+
+use crate::metrics::RouteFigures;
 
 /// Which of the gateway's networks an address is dialled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +49,8 @@ pub struct Destination {
     pub shared: Upstream<Target>,
     /// Under an origin of its own, for paths without the prefix.
     pub own: Upstream<Target>,
+    /// Where its requests are counted, once there was one.
+    pub(crate) figures: OnceLock<RouteFigures>,
 }
 
 /// One node with all it offers.
@@ -69,13 +73,14 @@ pub struct NodeHost {
     pub network: Option<String>,
 }
 
-/// What becomes of a request.
+/// What becomes of a request. Borrows from the table: counting references to what all cores share
+/// would make them wait for each other.
 #[derive(Debug, Clone)]
-pub enum Resolved {
+pub enum Resolved<'t> {
     /// It goes to a worker. `own` says that the path has no prefix.
     Forward {
         /// Where.
-        destination: Arc<Destination>,
+        destination: &'t Destination,
         /// By an origin of its own, and without the prefix in its path.
         own: bool,
     },
@@ -185,14 +190,14 @@ impl RouteTable {
     }
 
     /// Where a request for `path` goes; `host` is the node that its host name names.
-    pub fn resolve(&self, host: Option<&NodeHost>, path: &str) -> Resolved {
+    pub fn resolve(&self, host: Option<&NodeHost>, path: &str) -> Resolved<'_> {
         match host {
             Some(host) => self.resolve_host(host, path),
             None => self.resolve_path(path),
         }
     }
 
-    fn resolve_path(&self, path: &str) -> Resolved {
+    fn resolve_path(&self, path: &str) -> Resolved<'_> {
         let Some(rest) = path.strip_prefix('/') else {
             return Resolved::UnknownPath;
         };
@@ -214,7 +219,11 @@ impl RouteTable {
                 None => Resolved::UnknownNetwork(network.to_owned()),
             };
         }
-        match self.network(NetworkName::default_network().as_str()) {
+        match self
+            .networks
+            .values()
+            .find(|routes| routes.name.is_default())
+        {
             Some(routes) => routes.resolve(rest, path),
             None => {
                 let node = rest.split('/').next().unwrap_or_default();
@@ -223,7 +232,7 @@ impl RouteTable {
         }
     }
 
-    fn resolve_host(&self, host: &NodeHost, path: &str) -> Resolved {
+    fn resolve_host(&self, host: &NodeHost, path: &str) -> Resolved<'_> {
         let default = NetworkName::default_network();
         let network = host.network.as_deref().unwrap_or(default.as_str());
         let Some(routes) = self.network(network) else {
@@ -240,7 +249,7 @@ impl RouteTable {
         }
         match &entry.console {
             Some(destination) => Resolved::Forward {
-                destination: Arc::clone(destination),
+                destination,
                 own: true,
             },
             None => Resolved::NoConsole(entry.route.name.clone()),
@@ -261,9 +270,9 @@ fn order(route: &Route) -> (bool, &NetworkName, &NodeName) {
 
 impl NetworkRoutes {
     /// `rest` is `path` from the node's name on.
-    fn resolve(&self, rest: &str, path: &str) -> Resolved {
-        let (name, below) = match rest.split_once('/') {
-            Some((name, below)) => (name, Some(below)),
+    fn resolve(&self, rest: &str, path: &str) -> Resolved<'_> {
+        let (name, below) = match rest.bytes().position(|b| b == b'/') {
+            Some(end) => (&rest[..end], Some(&rest[end + 1..])),
             None => (rest, None),
         };
         match (self.by_name.get(name), below) {
@@ -311,6 +320,7 @@ impl Entry {
                 state: route.state,
                 shared: upstream(shared),
                 own: upstream(own),
+                figures: OnceLock::new(),
             });
             if service.kind == ServiceKind::Console {
                 console = Some(destination);
@@ -341,7 +351,7 @@ impl Entry {
     }
 
     /// `below` is `path` after the prefix.
-    fn resolve(&self, below: &str, path: &str) -> Resolved {
+    fn resolve(&self, below: &str, path: &str) -> Resolved<'_> {
         if let Some(rest) = below.strip_prefix("s/") {
             let (name, inside) = match rest.split_once('/') {
                 Some((name, _)) => (name, true),
@@ -367,9 +377,9 @@ impl Entry {
     }
 }
 
-fn forward(destination: &Arc<Destination>) -> Resolved {
+fn forward(destination: &Destination) -> Resolved<'_> {
     Resolved::Forward {
-        destination: Arc::clone(destination),
+        destination,
         own: false,
     }
 }

@@ -1,13 +1,19 @@
 //! The cores: one thread each, with a runtime, a listener and upstream connections of its own.
 //!
 //! The listeners share one port (`SO_REUSEPORT`), so the kernel spreads connections and no core
-//! ever waits for another one.
+//! ever waits for another one. What it spreads unevenly is put right once, when a connection comes
+//! in (see [`crate::admission`]).
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hyper::server::conn::http1::UpgradeableConnection;
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_reverse_proxy::{Client, Connector, GuardedIo, Inbound, Limits, ReverseProxy, Scheme};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,8 +25,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admitted, Door, Handed, Place, Placed};
 use crate::config::ServerConfig;
-use crate::proxy::{Gateway, Shared, Visitor};
+use crate::proxy::{Gateway, Refused, Shared, Visitor};
 use crate::route_table::Target;
 
 /// How long a client may take for the head of a request, and how long a connection may wait for
@@ -28,6 +35,10 @@ use crate::route_table::Target;
 const HEAD_LIMIT: Duration = Duration::from_secs(75);
 /// How often unused upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(10);
+/// Connections beyond the limit that one core answers at a time, to say so; more are just closed.
+const TURNED_AWAY: usize = 64;
+/// How long such an answer may take.
+const TURN_AWAY_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -118,13 +129,15 @@ impl Cores {
         C: Connector<Target = Target> + Clone,
     {
         let mut ends = JoinSet::new();
-        for (at, socket) in listeners.sockets.into_iter().enumerate() {
+        let limit = config.server.max_connections;
+        let doors = Door::open(listeners.sockets.len(), limit, &shared.metrics);
+        for (at, (socket, door)) in listeners.sockets.into_iter().zip(doors).enumerate() {
             let (config, shared) = (config.clone(), shared.clone());
             let (told, end) = oneshot::channel();
             std::thread::Builder::new()
                 .name(format!("gateway-{at}"))
                 .spawn(move || {
-                    let result = run_core(socket, config, shared);
+                    let result = run_core(socket, door, config, shared);
                     // Nobody is left to be told when the gateway was dropped.
                     drop(told.send(result));
                 })?;
@@ -156,6 +169,7 @@ impl Cores {
 
 fn run_core<C>(
     socket: std::net::TcpListener,
+    door: Door,
     config: CoreConfig<C>,
     shared: Shared,
 ) -> io::Result<()>
@@ -167,13 +181,23 @@ where
         .build()?;
     runtime.block_on(async move {
         let listener = TcpListener::from_std(socket)?;
-        serve(listener, config, shared).await;
+        serve_door(listener, door, config, shared).await;
         Ok(())
     })
 }
 
-/// One core: accepts until it is stopped, then lets open requests finish.
+/// One core by itself, on the runtime that this is called on: accepts until it is stopped, then
+/// lets open requests finish.
 pub async fn serve<C>(listener: TcpListener, config: CoreConfig<C>, shared: Shared)
+where
+    C: Connector<Target = Target>,
+{
+    let door = Door::open(1, config.server.max_connections, &shared.metrics).pop();
+    let door = door.expect("as many doors as cores");
+    serve_door(listener, door, config, shared).await;
+}
+
+async fn serve_door<C>(listener: TcpListener, mut door: Door, config: CoreConfig<C>, shared: Shared)
 where
     C: Connector<Target = Target>,
 {
@@ -183,22 +207,43 @@ where
         gateway: Gateway::new(shared, ReverseProxy::new(client)),
         server: config.server,
         tls: config.tls,
+        stop: Stop::default(),
     });
     let mut connections = JoinSet::new();
+    let mut turned_away = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            (stream, peer) = mesh_daemon::accept(&listener) => {
-                let (core, stop) = (Arc::clone(&core), stop.clone());
-                connections.spawn(core.connection(stream, peer, stop));
+            (stream, peer) = mesh_daemon::accept(&listener) => match door.admit(stream, peer) {
+                Ok(Admitted::Here(stream, place)) => {
+                    connections.spawn(Arc::clone(&core).connection(stream, peer, place));
+                }
+                Ok(Admitted::Elsewhere) => {}
+                Ok(Admitted::Full(stream)) => {
+                    // A handshake costs more than anything else here, so none for an answer.
+                    if core.tls.is_none() && turned_away.len() < TURNED_AWAY {
+                        turned_away.spawn(Arc::clone(&core).turn_away(stream, peer));
+                    }
+                }
+                Err(err) => tracing::debug!(error = %err, "a connection was lost"),
+            },
+            Some(Handed { stream, peer, place }) = door.handed() => {
+                match TcpStream::from_std(stream) {
+                    Ok(stream) => {
+                        connections.spawn(Arc::clone(&core).connection(stream, peer, place));
+                    }
+                    Err(err) => tracing::debug!(error = %err, "a connection was lost"),
+                }
             }
             Some(end) = connections.join_next() => log_panic(end),
+            Some(end) = turned_away.join_next() => log_panic(end),
             _ = sweep.tick() => core.gateway.sweep(),
             () = stop.cancelled() => break,
         }
     }
-    drop(listener);
+    drop((listener, door, turned_away));
+    core.stop.now();
     let drained = async {
         while let Some(end) = connections.join_next().await {
             log_panic(end);
@@ -208,6 +253,45 @@ where
         tracing::info!(open = connections.len(), "requests cut off at shutdown");
     }
     core.gateway.proxy().close_tunnels();
+}
+
+/// Tells the connections of one core to end.
+///
+/// A connection looks at a plain flag whenever it has something to do, and asks the token once,
+/// which then wakes it: asking takes locks, and asking one token from all cores would make them
+/// wait for each other with every request.
+#[derive(Debug, Default)]
+struct Stop {
+    said: AtomicBool,
+    token: CancellationToken,
+}
+
+impl Stop {
+    fn now(&self) {
+        self.said.store(true, Ordering::Relaxed);
+        self.token.cancel();
+    }
+
+    /// Runs `connection`, after `end` was called with it once this stops.
+    async fn end<F: Future>(&self, connection: F, end: impl FnOnce(Pin<&mut F>)) -> F::Output {
+        let mut connection = pin!(connection);
+        let mut stopped = pin!(self.token.cancelled());
+        let mut end = Some(end);
+        // INVARIANT: a task keeps its waker, so the one that was left with the token stays good.
+        let mut asked = false;
+        poll_fn(|cx| {
+            if end.is_some() && (!asked || self.said.load(Ordering::Relaxed)) {
+                asked = true;
+                if stopped.as_mut().poll(cx).is_ready()
+                    && let Some(end) = end.take()
+                {
+                    end(connection.as_mut());
+                }
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
+    }
 }
 
 fn log_panic(end: Result<(), tokio::task::JoinError>) {
@@ -222,49 +306,58 @@ struct Core<C: Connector<Target = Target>> {
     gateway: Gateway<C>,
     server: Arc<ServerConfig>,
     tls: Option<Arc<TlsConfig>>,
+    stop: Stop,
 }
 
 impl<C: Connector<Target = Target>> Core<C> {
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        stop: CancellationToken,
-    ) {
-        let open = &self.gateway.shared().metrics.connections;
-        open.inc();
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
         let local = stream
             .local_addr()
             .ok()
             .map(|addr| addr.ip().to_canonical());
         let visitor = |scheme| self.visitor(peer.ip(), local, scheme);
         match &self.tls {
-            None => self.http1(stream, visitor(Scheme::Http), stop).await,
+            None => {
+                self.http1(Placed::new(stream, place), visitor(Scheme::Http))
+                    .await
+            }
             Some(config) => match mesh_daemon::tls::handshake(config, stream).await {
                 Ok(stream) => {
                     let h2 = stream.get_ref().1.alpn_protocol() == Some(mesh_daemon::tls::ALPN_H2);
+                    let stream = Placed::new(stream, place);
                     if h2 {
-                        self.http2(stream, visitor(Scheme::Https), stop).await;
+                        self.http2(stream, visitor(Scheme::Https)).await;
                     } else {
-                        self.http1(stream, visitor(Scheme::Https), stop).await;
+                        self.http1(stream, visitor(Scheme::Https)).await;
                     }
                 }
                 Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
             },
         }
-        open.dec();
+    }
+
+    /// Answers that there are too many connections already, and no more than that.
+    async fn turn_away(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let mut visitor = self.visitor(peer.ip(), None, Scheme::Http);
+        visitor.refused = Some(Refused::Full);
+        let told = self.http1(stream, visitor);
+        if tokio::time::timeout(TURN_AWAY_LIMIT, told).await.is_err() {
+            tracing::debug!("a client was told nothing in time");
+        }
     }
 
     fn visitor(&self, peer: IpAddr, local: Option<IpAddr>, scheme: Scheme) -> Visitor {
         Visitor {
             inbound: Inbound::new(peer, scheme, self.server.trusts(peer)),
-            refused: scheme == Scheme::Http && self.server.refuses_plain(peer),
-            local,
+            refused: (scheme == Scheme::Http && self.server.refuses_plain(peer))
+                .then_some(Refused::Plain),
+            // Nobody reaches a mapped port by the container's own address.
+            local: local.filter(|_| !self.server.published_on_loopback),
             framing: None,
         }
     }
 
-    async fn http1<S>(&self, stream: S, mut visitor: Visitor, stop: CancellationToken)
+    async fn http1<S>(&self, stream: S, mut visitor: Visitor)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -274,26 +367,17 @@ impl<C: Connector<Target = Target>> Core<C> {
         let service = service_fn(async |request| {
             Ok::<_, std::convert::Infallible>(self.gateway.serve(visitor, request).await)
         });
-        let mut connection = std::pin::pin!(
-            hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_LIMIT)
-                .max_header_size(self.server.max_head)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades()
-        );
-        let end = tokio::select! {
-            biased;
-            end = connection.as_mut() => end,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        log_end(end);
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_LIMIT)
+            .max_header_size(self.server.max_head)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let end = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
+        log_end(self.stop.end(connection, end).await);
     }
 
-    async fn http2<S>(self: &Arc<Self>, stream: S, visitor: Visitor, stop: CancellationToken)
+    async fn http2<S>(self: &Arc<Self>, stream: S, visitor: Visitor)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -303,22 +387,13 @@ impl<C: Connector<Target = Target>> Core<C> {
             async move { Ok::<_, std::convert::Infallible>(core.gateway.serve(&visitor, request).await) }
         });
         // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.
-        let mut connection = std::pin::pin!(
-            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(Some(HEAD_LIMIT))
-                .max_header_list_size(u32::try_from(self.server.max_head).unwrap_or(u32::MAX))
-                .serve_connection(TokioIo::new(stream), service)
-        );
-        let end = tokio::select! {
-            biased;
-            end = connection.as_mut() => end,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        log_end(end);
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(HEAD_LIMIT))
+            .max_header_list_size(u32::try_from(self.server.max_head).unwrap_or(u32::MAX))
+            .serve_connection(TokioIo::new(stream), service);
+        let end = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
+        log_end(self.stop.end(connection, end).await);
     }
 }
 
@@ -375,6 +450,7 @@ mod tests {
             gateway: Gateway::new(shared, ReverseProxy::new(client)),
             server: Arc::new(server),
             tls: None,
+            stop: Stop::default(),
         }
     }
 
@@ -387,7 +463,7 @@ mod tests {
         );
         client.write_all(text.as_bytes()).await.expect("written");
         let visitor = core.visitor(peer, None, scheme);
-        core.http1(server, visitor, CancellationToken::new()).await;
+        core.http1(server, visitor).await;
         let mut all = String::new();
         client.read_to_string(&mut all).await.expect("read");
         all

@@ -350,3 +350,46 @@ async fn under_tls_cookies_are_secure_and_both_protocols_work() {
         "one kept connection serves both"
     );
 }
+
+#[tokio::test]
+async fn beyond_the_limit_connections_are_told_so_and_a_websocket_counts_until_its_end() {
+    let worker = Worker::start(cockpit).await;
+    let stage = Stage::small(&[("w", &worker)], 2).await;
+    let mut socket = stage
+        .send(
+            "GET /w/cockpit/socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        )
+        .await;
+    assert_eq!(Reply::head(&mut socket).await.status, 101);
+    let ask = "GET /w/ HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut kept = stage.send(ask).await;
+    assert_eq!(Reply::read(&mut kept).await.status, 200);
+
+    // A third one is told, whatever it asks for, and closed.
+    for path in ["/w/", "/health"] {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let mut third = stage.send(&text).await;
+        let mut all = String::new();
+        stage::within(third.read_to_string(&mut all))
+            .await
+            .expect("until the end");
+        assert!(all.starts_with("HTTP/1.1 503 "), "{all}");
+        assert!(all.contains("server.max_connections"), "{all}");
+    }
+
+    // Those that are in are served on.
+    kept.write_all(ask.as_bytes()).await.expect("written");
+    assert_eq!(Reply::read(&mut kept).await.status, 200);
+    socket.write_all(b"echo").await.expect("written");
+    stage::read_until(&mut socket, "echo").await;
+
+    // The WebSocket's place is free once it has ended.
+    drop(socket);
+    stage::within(async {
+        while stage.get("/w/").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

@@ -248,17 +248,27 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn start(workers: &[(&str, &Worker)]) -> Self {
-        Self::build(workers, None).await
+        Self::build(workers, None, ServerConfig::default()).await
+    }
+
+    /// One that takes so many connections at a time.
+    pub(crate) async fn small(workers: &[(&str, &Worker)], max_connections: usize) -> Self {
+        let server = ServerConfig {
+            max_connections,
+            ..ServerConfig::default()
+        };
+        Self::build(workers, None, server).await
     }
 
     pub(crate) async fn tls(workers: &[(&str, &Worker)]) -> Self {
         let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a key");
-        Self::build(workers, Some(key)).await
+        Self::build(workers, Some(key), ServerConfig::default()).await
     }
 
     async fn build(
         workers: &[(&str, &Worker)],
         tls: Option<rcgen::CertifiedKey<rcgen::KeyPair>>,
+        server: ServerConfig,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let addr = listener.local_addr().expect("an address");
@@ -310,7 +320,7 @@ impl Stage {
                 first_byte: Duration::from_millis(400),
                 ..Limits::default()
             },
-            server: Arc::new(ServerConfig::default()),
+            server: Arc::new(server),
             tls,
             grace: Duration::from_secs(5),
         };

@@ -51,7 +51,7 @@ fn table() -> RouteTable {
     table
 }
 
-fn word(resolved: &Resolved) -> String {
+fn word(resolved: &Resolved<'_>) -> String {
     match resolved {
         Resolved::Forward { destination, own } => {
             let upstream = if *own {
