@@ -22,9 +22,11 @@ struct Entry {
     name: String,
     /// Why not; `None` when ready.
     reason: Option<String>,
+    /// Ready, but not as it should be: why.
+    worse: Option<String>,
 }
 
-/// One thing that is not ready.
+/// One thing that is not ready, or worse than it should be.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct NotReady {
     /// Which part, such as `coordinator/store`.
@@ -43,6 +45,7 @@ impl Readiness {
             id,
             name: format!("{}{name}", self.prefix),
             reason: Some(reason.to_owned()),
+            worse: None,
         });
         Latch {
             id,
@@ -86,6 +89,19 @@ impl Readiness {
         draining.into_iter().chain(waiting).collect()
     }
 
+    /// What is ready and yet worse than it should be, in the order it was added.
+    pub fn degraded(&self) -> Vec<NotReady> {
+        let shared = self.lock();
+        let worse = shared.latches.iter().filter_map(|entry| {
+            let reason = entry.worse.clone()?;
+            Some(NotReady {
+                name: entry.name.clone(),
+                reason,
+            })
+        });
+        worse.collect()
+    }
+
     /// Every latch with whether it is ready, in the order they were added.
     pub fn latches(&self) -> Vec<(String, bool)> {
         let shared = self.lock();
@@ -117,18 +133,24 @@ pub struct Latch {
 impl Latch {
     /// It is ready.
     pub fn ready(&self) {
-        self.update(None);
+        self.update(None, None);
+    }
+
+    /// It is ready, though something that it can do without fails: what.
+    pub fn degraded(&self, reason: &str) {
+        self.update(None, Some(reason.to_owned()));
     }
 
     /// It is not ready (any more), and why.
     pub fn not_ready(&self, reason: &str) {
-        self.update(Some(reason.to_owned()));
+        self.update(Some(reason.to_owned()), None);
     }
 
-    fn update(&self, reason: Option<String>) {
+    fn update(&self, reason: Option<String>, worse: Option<String>) {
         let mut shared = self.readiness.lock();
         if let Some(entry) = shared.latches.iter_mut().find(|entry| entry.id == self.id) {
             entry.reason = reason;
+            entry.worse = worse;
         }
     }
 }
@@ -168,6 +190,17 @@ mod tests {
         assert_eq!(readiness.report()[0].name, "coordinator/store");
         drop(store);
         assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn what_one_can_do_without_keeps_nobody_from_being_ready() {
+        let readiness = Readiness::default();
+        let bus = readiness.latch("bus", "not tried yet");
+        bus.degraded("Redis does not answer");
+        assert!(readiness.is_ready());
+        assert_eq!(readiness.degraded()[0].name, "bus");
+        bus.ready();
+        assert_eq!(readiness.degraded(), []);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub mod lab;
 pub mod log;
 pub mod need;
 pub mod port;
+pub mod postgres;
+pub mod redis;
 pub mod sshd;
 pub mod user;
 
@@ -37,5 +39,7 @@ pub use lab::{Blocked, Host, Lab, Segment};
 pub use log::{Line, Log, Stream};
 pub use need::{Need, needs};
 pub use port::{free_tcp_port, free_udp_port};
+pub use postgres::{POSTGRES_PASSWORD, POSTGRES_USER, Postgres, PostgresOptions};
+pub use redis::{REDIS_PASSWORD, Redis, RedisOptions};
 pub use sshd::{Sshd, SshdOptions};
 pub use user::TestUser;

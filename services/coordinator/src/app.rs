@@ -6,11 +6,14 @@
 
 pub(crate) mod bootstrap;
 pub(crate) mod challenge;
+mod deferred;
 mod enrol;
 mod event;
+mod genuine;
 pub(crate) mod heartbeat;
 mod network;
 mod node;
+mod notice;
 mod operator;
 mod presence;
 pub(crate) mod provision;
@@ -22,9 +25,10 @@ mod token;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use mesh_netmap::{NodeRow, RelayRow};
-use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp};
+use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp, TokenId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{MutexGuard, broadcast};
 
@@ -37,17 +41,24 @@ pub(crate) use self::status::{NetworkFigures, RelayView, Status};
 pub(crate) use self::token::NewToken;
 
 use self::challenge::{Challenge, Challenges};
+use self::genuine::GenuineTokens;
 use self::heartbeat::RefusalEvents;
+use crate::bus::{self, Bus};
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::members::{Members, NetworkInfo};
 use crate::metrics::Figures;
 use crate::netmap::Netmap;
-use crate::rate::RateLimiter;
+use crate::rate::{RateKey, Source};
 use crate::record::{AuditEntry, EventKind, EventRecord, NodeRecord, RelayRecord};
 use crate::seal::Sealer;
 use crate::store::{Store, Txn};
+
+/// How often a change is tried while the database gives way to other transactions.
+const TRIES: u32 = 6;
+/// About how long to wait before the second try; each further pause is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 /// Everything that use-cases need.
 #[derive(Debug)]
@@ -63,10 +74,14 @@ pub(crate) struct Core {
     /// Whose turn it is to change things.
     turn: tokio::sync::Mutex<()>,
     challenges: Mutex<Challenges>,
-    rates: Mutex<RateLimiter>,
+    pub(crate) bus: Arc<dyn Bus>,
+    /// Tokens whose secret somebody knew lately.
+    genuine: Mutex<GenuineTokens>,
     refusals: Mutex<RefusalEvents>,
     feed: broadcast::Sender<Arc<EventRecord>>,
     writers: Mutex<mesh_daemon::Tasks>,
+    /// Notes for the audit that wait for the store.
+    deferred: Mutex<Vec<deferred::Note>>,
     /// Set when the port is bound.
     advertised: OnceLock<Vec<String>>,
     started_at: Timestamp,
@@ -80,6 +95,8 @@ pub(crate) struct Change<'a> {
     now: Timestamp,
     actor: String,
     events: Vec<EventRecord>,
+    /// The networks changed, for the other coordinators.
+    versions: Vec<bus::Change>,
     turn: MutexGuard<'a, ()>,
 }
 
@@ -126,9 +143,33 @@ impl Core {
         answered.await.map_err(|_| Error::ShuttingDown)?
     }
 
+    /// Does an action, and does it again after a short random pause while the database gives way to
+    /// somebody else's transaction. Nothing of an action that ends so has happened.
+    pub(crate) async fn again<T, F>(&self, mut action: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..TRIES {
+            match action().await {
+                Err(Error::StoreConflict) => {}
+                outcome => return outcome,
+            }
+            let jitter = f64::from(u16::from_be_bytes(self.random()?)) / f64::from(u16::MAX);
+            tokio::time::sleep(pause.mul_f64(0.5 + jitter)).await;
+            pause *= 2;
+        }
+        action().await
+    }
+
     /// Waits for the turn and begins a change in the name of `actor`.
     async fn change(&self, actor: impl Into<String>) -> Result<Change<'_>, Error> {
-        let turn = self.turn.lock().await;
+        let mut refusal = self.store.watch();
+        let turn = tokio::select! {
+            turn = self.turn.lock() => turn,
+            // Whose turn it is may wait for the database; nobody else waits along.
+            reason = refusal.refused() => return Err(Error::StoreUnavailable(reason)),
+        };
         let txn = self.store.write().await?;
         let now = self.now();
         Ok(Change {
@@ -137,6 +178,7 @@ impl Core {
             now,
             actor: actor.into(),
             events: Vec::new(),
+            versions: Vec::new(),
             turn,
         })
     }
@@ -154,13 +196,43 @@ impl Core {
         Ok((now.as_unix_millis(), self.random()?))
     }
 
-    /// Takes one anonymous call from the source's share.
-    pub(crate) fn admit_anonymous(&self, source: IpAddr) -> Result<(), Error> {
-        let now = tokio::time::Instant::now().into_std();
-        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        rates
-            .take(source, now)
-            .map_err(|wait| Error::RateLimited(wait.as_secs() + 1))
+    /// Takes one call from a share.
+    async fn take(&self, key: RateKey) -> Result<(), Error> {
+        let taken = self.bus.take(key).await;
+        taken.map_err(|wait| Error::RateLimited(wait.as_secs() + 1))
+    }
+
+    /// Lets one challenge through to this address, or says when.
+    pub(crate) async fn admit_challenge(&self, from: IpAddr) -> Result<(), Error> {
+        self.take(RateKey::Challenge(from.into())).await
+    }
+
+    /// Lets a join through that names this token, or says when.
+    pub(crate) async fn admit_enrolment(&self, from: IpAddr, token: TokenId) -> Result<(), Error> {
+        let source = Source::from(from);
+        let is_genuine = self.genuine_tokens().contains(token);
+        self.take(if is_genuine {
+            RateKey::Token(token, source)
+        } else {
+            RateKey::Stranger(source)
+        })
+        .await
+    }
+
+    /// Lets a renewal through that names this member, or says when.
+    pub(crate) async fn admit_renewal(&self, from: IpAddr, id: [u8; 16]) -> Result<(), Error> {
+        let source = Source::from(from);
+        let is_member = self.members.by_id(&id).is_some();
+        self.take(if is_member {
+            RateKey::Member(id, source)
+        } else {
+            RateKey::Stranger(source)
+        })
+        .await
+    }
+
+    fn genuine_tokens(&self) -> std::sync::MutexGuard<'_, GenuineTokens> {
+        self.genuine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A fresh one-use nonce.
@@ -222,18 +294,26 @@ impl Core {
     }
 
     /// Waits for the use-cases under way, then closes the store.
-    pub(crate) async fn close(&self, limit: std::time::Duration) {
+    pub(crate) async fn close(&self, limit: Duration) {
         let mut writers =
             std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
         let left = writers.join_all(limit).await;
         if left > 0 {
             tracing::warn!(left, "changes were still under way at the end");
         }
+        self.write_deferred().await;
         self.store.close().await;
     }
 }
 
 impl Change<'_> {
+    /// Raises a network's version; the other coordinators hear of it after the commit.
+    async fn bump(&mut self, network: NetworkId) -> Result<u64, Error> {
+        let version = self.txn.network_bump(network).await?;
+        self.versions.push(bus::Change { network, version });
+        Ok(version)
+    }
+
     /// Notes an event; it is stored with the change and told after the commit.
     fn event(
         &mut self,
@@ -287,6 +367,9 @@ impl<'a> Change<'a> {
             event.id = self.txn.event_create(event).await?;
         }
         self.txn.commit().await?;
+        for change in self.versions {
+            self.core.bus.announce(change);
+        }
         for event in self.events {
             // Nobody may be listening.
             drop(self.core.feed.send(Arc::new(event)));

@@ -10,7 +10,12 @@ use mesh_types::Role;
 
 /// The control plane of a Wonder Mesh: networks, join tokens, identities, netmaps.
 #[derive(Debug, Parser)]
-#[command(name = "coordinator", version, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "coordinator",
+    version,
+    long_version = mesh_daemon::build_info::long_version(),
+    args_conflicts_with_subcommands = true
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,

@@ -141,7 +141,8 @@ impl Settings for Config {
             "with Postgres the master key comes from outside: set master_key_file to a file made \
              with 'openssl rand -hex 32'",
         );
-        let is_key = self.master_key.is_empty() || Sealer::from_text(self.master_key.expose()).is_ok();
+        let is_key =
+            self.master_key.is_empty() || Sealer::from_text(self.master_key.expose()).is_ok();
         faults.require(
             is_key,
             "master_key",
@@ -289,7 +290,10 @@ mod tests {
         let key = format!("master_key={}", "0123456789abcdef".repeat(4));
         assert_eq!(faults(&[url]), ["master_key"]);
         assert_eq!(faults(&[url, &key]), [""; 0]);
-        assert_eq!(faults(&["master_key=abc"]).first().map(String::as_str), Some("master_key"));
+        assert_eq!(
+            faults(&["master_key=abc"]).first().map(String::as_str),
+            Some("master_key")
+        );
     }
 
     #[test]

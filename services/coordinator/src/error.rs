@@ -111,6 +111,8 @@ pub(crate) enum Error {
         "the coordinator cannot change anything now ({0}); running connections go on; try again later"
     )]
     StoreUnavailable(String),
+    #[error("the coordinator's database is busy with another transaction: try again")]
+    StoreConflict,
     #[error("the coordinator is shutting down: try again")]
     ShuttingDown,
     #[error("something went wrong in the coordinator; see its log")]
@@ -166,6 +168,7 @@ impl Error {
             Self::NoDeployer(_) => (Code::FailedPrecondition, "no-deployer"),
             Self::RateLimited(_) => (Code::ResourceExhausted, "rate-limited"),
             Self::StoreUnavailable(_) => (Code::Unavailable, "store-unavailable"),
+            Self::StoreConflict => (Code::Unavailable, "store-conflict"),
             Self::ShuttingDown => (Code::Unavailable, "shutting-down"),
             Self::Internal(_) => (Code::Internal, "internal"),
         }
@@ -192,8 +195,10 @@ impl From<Error> for Status {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable { .. } | StoreError::ReadOnly(_) => {
-                Self::StoreUnavailable(mesh_daemon::report::chain(&error))
+            StoreError::Conflict => Self::StoreConflict,
+            StoreError::ReadOnly(reason) => Self::StoreUnavailable(reason),
+            StoreError::Unavailable { .. } | StoreError::Stale => {
+                Self::StoreUnavailable(error.to_string())
             }
             error => Self::internal(error),
         }

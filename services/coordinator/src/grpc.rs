@@ -51,7 +51,8 @@ impl Grpc {
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.reap();
-        streams.spawn(name, task);
+        // Boxed, so that what an ended stream held is given back before the next one is reaped.
+        streams.spawn(name, Box::pin(task));
     }
 
     /// Waits for the streams to end.

@@ -5,7 +5,7 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
-use mesh_daemon::build_info::VERSION;
+use mesh_daemon::build_info::{self, VERSION};
 use tonic::Status;
 
 /// `/health`, `/version`, and a text for everything else.
@@ -17,7 +17,7 @@ pub(crate) fn router() -> Router {
 }
 
 async fn version() -> impl IntoResponse {
-    axum::Json(serde_json::json!({ "name": "coordinator", "version": VERSION }))
+    axum::Json(build_info::manifest("coordinator"))
 }
 
 async fn other(request: Request) -> Response {

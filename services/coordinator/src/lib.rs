@@ -11,10 +11,12 @@
 //! its own authorities.
 
 mod app;
+mod bus;
 mod ca;
 mod caller;
 mod clock;
 mod config;
+pub mod database;
 mod error;
 mod grpc;
 mod http_pages;
@@ -34,19 +36,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_daemon::{AdminServer, GrpcCalls, Handles, Latch, Shutdown, Task, Tasks, bind_tcp, read_private};
+use mesh_daemon::{
+    AdminServer, GrpcCalls, Handles, Latch, Shutdown, Task, Tasks, bind_tcp,
+    read_private_of_service,
+};
 use mesh_netmap::Event;
 use mesh_types::OperatorId;
 use tokio::sync::mpsc;
 
 pub use crate::clock::{Clock, ManualClock, SystemClock};
-pub use crate::config::{Config, LimitsConfig, OverlayConfig, ServerConfig};
+pub use crate::config::{
+    BusConfig, BusTls, Config, InvalidStoreUrl, LimitsConfig, OverlayConfig, ServerConfig,
+    StoreConfig, StoreTls,
+};
 pub use crate::error::REASON_KEY;
 pub use crate::rate::RateConfig;
 
 use crate::app::Core;
 use crate::app::bootstrap::{Opened, open, operator_dir};
 pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken};
+use crate::bus::BusState;
 use crate::grpc::Grpc;
 use crate::grpc::auth;
 use crate::grpc::encoded::ProtoEncoder;
@@ -56,6 +65,8 @@ use crate::serve::Server;
 const CLOSE: Duration = Duration::from_secs(3);
 /// How often the store is tried, for readiness.
 const STORE_TRIAL: Duration = Duration::from_secs(5);
+/// How often it is tried while it takes no changes.
+const STORE_TRIAL_DOWN: Duration = Duration::from_secs(1);
 
 /// A built coordinator: everything is open and bound, nothing is served yet.
 #[derive(Debug)]
@@ -69,6 +80,7 @@ pub struct App {
     local_addr: SocketAddr,
     serving: Latch,
     store_latch: Latch,
+    bus_latch: Latch,
     calls: GrpcCalls,
 }
 
@@ -100,7 +112,7 @@ impl OperatorFiles {
     /// Reads the credential from a coordinator's state directory; the coordinator need not run.
     ///
     /// # Errors
-    /// When the files are gone, damaged or not ours.
+    /// When the files are gone, damaged or of somebody else, unless we are root.
     pub fn read(state_dir: &Path) -> anyhow::Result<Self> {
         let dir = operator_dir(state_dir);
         let read = |name: &str| {
@@ -111,7 +123,7 @@ impl OperatorFiles {
                     path.display()
                 )
             };
-            let bytes = read_private(&path)?.with_context(missing)?;
+            let bytes = read_private_of_service(&path)?.with_context(missing)?;
             String::from_utf8(bytes.to_vec()).with_context(|| format!("read {}", path.display()))
         };
         Ok(Self {
@@ -165,6 +177,7 @@ impl App {
         let store_latch = handles
             .readiness
             .latch("store", "the store was not tried yet");
+        let bus_latch = handles.readiness.latch("bus", "the bus was not opened yet");
         // The state comes first: that another coordinator has it says more than a taken port.
         let encoder = Box::new(ProtoEncoder);
         let Opened {
@@ -201,6 +214,7 @@ impl App {
             local_addr,
             serving,
             store_latch,
+            bus_latch,
             calls: auth::count_calls(&handles),
         })
     }
@@ -258,6 +272,7 @@ impl App {
             local_addr,
             serving,
             store_latch,
+            bus_latch,
             calls,
         } = self;
         let grpc = Grpc::new(Arc::clone(&core), shutdown.clone(), calls);
@@ -283,6 +298,11 @@ impl App {
         let keeper = Arc::clone(&core);
         maintenance.spawn("store-trial", watch_store(keeper, store_latch));
         let keeper = Arc::clone(&core);
+        maintenance.spawn("bus-notices", async move {
+            keeper.follow_bus().await;
+        });
+        maintenance.spawn("bus-state", watch_bus(Arc::clone(&core), bus_latch));
+        let keeper = Arc::clone(&core);
         let _audit_check = Task::spawn("audit-check", async move { keeper.check_audit().await });
         serving.ready();
         tracing::info!(addr = %local_addr, advertised = ?core.advertised(), "the coordinator is ready");
@@ -292,6 +312,10 @@ impl App {
             (name, end) = maintenance.next_end() => Some((name, end)),
         };
         if let Some((name, end)) = failed {
+            anyhow::ensure!(
+                !core.is_stale(),
+                "another coordinator has changed this database: this one ends, start it again"
+            );
             anyhow::bail!("the coordinator's task {name} ended by itself: {end:?}");
         }
         serving.not_ready("shutting down");
@@ -326,13 +350,45 @@ impl WriteGuard {
     }
 }
 
-/// Keeps readiness true to whether the store can be written; never returns.
-async fn watch_store(core: Arc<Core>, latch: Latch) {
+/// Tells by the endpoint of health how the bus does, which nobody's work depends on; never returns.
+async fn watch_bus(core: Arc<Core>, latch: Latch) {
+    let mut state = core.bus.state();
     loop {
-        match core.write_problem().await {
-            None => latch.ready(),
+        match &*state.borrow_and_update() {
+            BusState::InProcess | BusState::Up => latch.ready(),
+            BusState::Down(reason) => {
+                latch.degraded(&format!("Redis: {reason}; everything goes on without it"))
+            }
+        }
+        if state.changed().await.is_err() {
+            // INVARIANT: the bus lives as long as the core, and with it the sender.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Keeps readiness true to whether the store takes changes, and heals it. Returns when this
+/// process must end because another coordinator has changed the database.
+async fn watch_store(core: Arc<Core>, latch: Latch) {
+    let mut watch = core.watch_store();
+    core.examine_store().await;
+    while !core.is_stale() {
+        let problem = core.write_problem();
+        let pause = match &problem {
+            None => STORE_TRIAL,
+            Some(_) => STORE_TRIAL_DOWN,
+        };
+        match problem {
+            None => {
+                latch.ready();
+                core.write_deferred().await;
+            }
             Some(problem) => latch.not_ready(&problem),
         }
-        tokio::time::sleep(STORE_TRIAL).await;
+        tokio::select! {
+            () = watch.changed() => {}
+            () = tokio::time::sleep(pause) => core.examine_store().await,
+        }
     }
+    latch.not_ready("another coordinator has changed the database");
 }

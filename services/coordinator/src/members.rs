@@ -16,6 +16,8 @@ pub(crate) struct NetworkInfo {
     pub(crate) record: NetworkRecord,
     /// OpenSSH public key line.
     pub(crate) ssh_ca: String,
+    /// Its private half as it is stored: needed also while the store is down.
+    pub(crate) ssh_ca_sealed: Vec<u8>,
 }
 
 #[derive(Debug, Default)]

@@ -69,15 +69,19 @@ impl Figures {
         // A series that is there from the start can be asked for before the first refusal.
         for refusal in HeartbeatRefusal::ALL {
             let reason = refusal_word(refusal);
-            drop(figures.heartbeat_refusals.get_or_create(&Refusal { reason }));
+            drop(
+                figures
+                    .heartbeat_refusals
+                    .get_or_create(&Refusal { reason }),
+            );
         }
-        for error in [
-            Error::TokenUnknown,
-            Error::TokenUsed,
-            Error::TokenExpired,
-        ] {
+        for error in [Error::TokenUnknown, Error::TokenUsed, Error::TokenExpired] {
             let (_, reason) = error.kind();
-            drop(figures.enrolment_refusals.get_or_create(&Refusal { reason }));
+            drop(
+                figures
+                    .enrolment_refusals
+                    .get_or_create(&Refusal { reason }),
+            );
         }
         let of = figures.clone();
         metrics.register(|registry| {

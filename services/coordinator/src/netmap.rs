@@ -22,13 +22,15 @@ use crate::error::Error;
 const COMMANDS: usize = 1024;
 /// How many requests are applied before news go out.
 const BATCH: usize = 64;
-/// How many parts of an update may wait for one session's stream; each is at most 512 KiB.
+/// How many parts of an update may wait for one session's stream.
 const OUTPUTS: usize = 2;
 /// How many engine events may wait to be stored.
 pub(crate) const EVENTS: usize = 1024;
 
 type Command = Box<dyn FnOnce(&mut Owner, Instant) + Send>;
-type Room = BoxFuture<'static, (SessionId, Option<mpsc::OwnedPermit<Output>>)>;
+/// Boxed, since a channel keeps room for 32 at least.
+type Boxed = Box<Output>;
+type Room = BoxFuture<'static, (SessionId, Option<mpsc::OwnedPermit<Boxed>>)>;
 
 /// A handle to the owner task.
 #[derive(Debug, Clone)]
@@ -42,14 +44,14 @@ pub(crate) struct Netmap {
 pub(crate) struct Owner {
     /// The core.
     pub(crate) engine: Engine,
-    sessions: HashMap<SessionId, mpsc::Sender<Output>>,
+    sessions: HashMap<SessionId, mpsc::Sender<Boxed>>,
 }
 
 /// One open session or watch: its news. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct Session {
     id: SessionId,
-    outputs: mpsc::Receiver<Output>,
+    outputs: mpsc::Receiver<Boxed>,
     netmap: Netmap,
 }
 
@@ -147,7 +149,7 @@ fn gone(rejected: Rejected) -> Error {
 impl Session {
     /// The next news; `None` when the session is over. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Output> {
-        self.outputs.recv().await
+        self.outputs.recv().await.map(|output| *output)
     }
 }
 
@@ -165,7 +167,7 @@ impl Owner {
         &mut self,
         id: SessionId,
         of: Of,
-        outputs: mpsc::Sender<Output>,
+        outputs: mpsc::Sender<Boxed>,
         now: Instant,
     ) -> Result<Opened, Rejected> {
         let engine = &mut self.engine;
@@ -191,7 +193,7 @@ impl Owner {
     }
 
     /// Gives a session its news while there is room; answers the wait for room when there is not.
-    fn deliver(&mut self, id: SessionId, first: Option<mpsc::OwnedPermit<Output>>) -> Option<Room> {
+    fn deliver(&mut self, id: SessionId, first: Option<mpsc::OwnedPermit<Boxed>>) -> Option<Room> {
         let mut first = first;
         loop {
             let outputs = self.sessions.get(&id)?.clone();
@@ -213,12 +215,12 @@ impl Owner {
             match self.engine.poll_session(id) {
                 None => return None,
                 Some(end @ Output::End(_)) => {
-                    permit.send(end);
+                    permit.send(Box::new(end));
                     self.sessions.remove(&id);
                     return None;
                 }
                 Some(output) => {
-                    permit.send(output);
+                    permit.send(Box::new(output));
                 }
             }
         }

@@ -246,10 +246,21 @@ mod tests {
         let token = TokenId::from_bytes([1; 16]);
         assert!(limiter.take(RateKey::Challenge(source(1)), now).is_ok());
         assert!(limiter.take(RateKey::Token(token, source(1)), now).is_ok());
-        assert!(limiter.take(RateKey::Member([1; 16], source(1)), now).is_ok());
+        assert!(
+            limiter
+                .take(RateKey::Member([1; 16], source(1)), now)
+                .is_ok()
+        );
         // Nor can somebody elsewhere who names a member use up that member's share.
-        while limiter.take(RateKey::Member([2; 16], source(9)), now).is_ok() {}
-        assert!(limiter.take(RateKey::Member([2; 16], source(1)), now).is_ok());
+        while limiter
+            .take(RateKey::Member([2; 16], source(9)), now)
+            .is_ok()
+        {}
+        assert!(
+            limiter
+                .take(RateKey::Member([2; 16], source(1)), now)
+                .is_ok()
+        );
     }
 
     #[test]

@@ -27,6 +27,8 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most requests at once on one connection.
 const MAX_STREAMS: u32 = 128;
+/// How much of an answer may wait in a stream's buffer, in bytes; the rest waits where it is made.
+const SEND_BUFFER: usize = 32 * 1024;
 /// The largest set of headers, in bytes.
 const MAX_HEADERS: u32 = 16 * 1024;
 
@@ -75,7 +77,8 @@ impl Server {
                 _place: place,
             };
             connections.reap();
-            connections.spawn("connection", connection.serve(stream));
+            // Boxed, so that an ended connection's memory is given back before it is reaped.
+            connections.spawn("connection", Box::pin(connection.serve(stream)));
         }
         drop(self.listener);
         connections.join_all(shutdown.grace()).await;
@@ -172,6 +175,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEADERS);
     builder
 }

@@ -114,7 +114,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sea-orm", &["coordinator"]),
     ("sea-orm-migration", &["coordinator"]),
     ("sqlx", &[]),
-    ("redis", &[]),
+    ("redis", &["coordinator"]),
     ("boringtun", &["mesh-tunnel"]),
     ("smoltcp", &["mesh-node"]),
     ("russh", &["mesh-ssh"]),

@@ -154,6 +154,11 @@ impl Engine {
         self.networks.values().map(|network| &network.row)
     }
 
+    /// The version that a network is at.
+    pub fn version(&self, network: NetworkId) -> Option<u64> {
+        Some(self.networks.get(&network)?.row.version)
+    }
+
     /// How the nodes of a network are doing; all zero when there is no such network.
     pub fn counts(&self, network: NetworkId) -> Counts {
         self.networks

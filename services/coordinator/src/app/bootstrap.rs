@@ -17,20 +17,20 @@ use zeroize::Zeroizing;
 use super::{Core, node_row, relay_row};
 use crate::app::challenge::Challenges;
 use crate::app::heartbeat::RefusalEvents;
+use crate::bus::{self, Bus, InvalidTarget};
 use crate::ca::{Ca, CaError, CaParts};
 use crate::clock::Clock;
 use crate::config::{Config, OverlayConfig};
 use crate::members::{Members, NetworkInfo};
 use crate::metrics::Figures;
 use crate::netmap::{EVENTS, Netmap};
-use crate::rate::RateLimiter;
 use crate::record::{AuditEntry, EventKind, EventRecord, NetworkRecord, OperatorRecord};
 use crate::seal::{SealError, Sealer};
 use crate::store::{SealedSecret, Store, StoreError};
 
 const CA_SECRET: &str = "ca";
 /// Where the master key is when none is configured.
-const MASTER_KEY_FILE: &str = "master.key";
+pub(crate) const MASTER_KEY_FILE: &str = "master.key";
 /// What the first operator is called.
 pub(super) const FIRST_OPERATOR: &str = "first";
 /// How many events wait for a slow watcher before it reads them from the store instead.
@@ -53,6 +53,8 @@ pub(crate) enum BootstrapError {
     Seal(#[from] SealError),
     #[error(transparent)]
     Ca(#[from] CaError),
+    #[error(transparent)]
+    Bus(#[from] InvalidTarget),
     /// A network's SSH authority does not open.
     #[error("the SSH authority of network {0} is missing or damaged")]
     SshCa(NetworkName),
@@ -121,6 +123,15 @@ pub(crate) fn operator_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("operator")
 }
 
+/// What the store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// To serve: nobody else may.
+    Serving,
+    /// To add to it, also beside a coordinator that serves (Postgres only).
+    Beside,
+}
+
 /// The open store and the authorities in it.
 #[derive(Debug)]
 pub(super) struct Foundation {
@@ -131,13 +142,20 @@ pub(super) struct Foundation {
 
 /// Opens the store and its authorities, and makes CA, default network and first operator when they
 /// are not there yet.
-pub(super) async fn found(config: &Config, now: Timestamp) -> Result<Foundation, BootstrapError> {
+pub(super) async fn found(
+    config: &Config,
+    opening: Opening,
+    now: Timestamp,
+) -> Result<Foundation, BootstrapError> {
     let dir = config.state_dir.as_path();
     private_dir(dir).map_err(BootstrapError::Dir)?;
     if dir.join("node.key").exists() {
         return Err(BootstrapError::NodeDir(dir.to_path_buf()));
     }
-    let store = Store::open(dir).await?;
+    let store = match opening {
+        Opening::Serving => Store::open(&config.store, dir).await?,
+        Opening::Beside => Store::open_beside(&config.store, dir).await?,
+    };
     let sealer = if config.master_key.is_empty() {
         Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
     } else {
@@ -163,10 +181,12 @@ pub(crate) async fn open(
     metrics: &Metrics,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, BootstrapError> {
     let now = clock.now();
-    let Foundation { store, sealer, ca } = found(config, now).await?;
-    let (members, snapshot) = load(&store, now).await?;
+    let Foundation { store, sealer, ca } = found(config, Opening::Serving, now).await?;
+    let epoch = u64::from_be_bytes(random()?);
+    let bus = bus::open(config, ca.fingerprint(), epoch, metrics)?;
+    let (members, snapshot) = load(&store, bus.as_ref(), now).await?;
 
-    let mut engine = engine(&config.overlay, encoder)?;
+    let mut engine = engine(&config.overlay, epoch, encoder)?;
     let started = tokio::time::Instant::now().into_std();
     engine
         .load(snapshot, started)
@@ -184,10 +204,12 @@ pub(crate) async fn open(
         random: SystemRandom::new(),
         turn: tokio::sync::Mutex::new(()),
         challenges: Mutex::new(Challenges::default()),
-        rates: Mutex::new(RateLimiter::new(config.limits.anonymous)),
+        bus,
+        genuine: Mutex::default(),
         refusals: Mutex::new(RefusalEvents::default()),
         feed: broadcast::Sender::new(FEED),
         writers: Mutex::new(mesh_daemon::Tasks::new()),
+        deferred: Mutex::default(),
         advertised: OnceLock::new(),
         started_at: now,
     };
@@ -208,9 +230,9 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], BootstrapError> {
 
 fn engine(
     overlay: &OverlayConfig,
+    epoch: u64,
     encoder: Box<dyn PeerEncoder>,
 ) -> Result<Engine, BootstrapError> {
-    let epoch = u64::from_be_bytes(random()?);
     let settings = Settings {
         overlay_v4: overlay.v4,
         overlay_v6: overlay.v6,
@@ -308,14 +330,18 @@ async fn open_ca(store: &Store, sealer: &Sealer) -> Result<Ca, BootstrapError> {
     })?)
 }
 
-async fn load(store: &Store, now: Timestamp) -> Result<(Members, Snapshot), BootstrapError> {
+async fn load(
+    store: &Store,
+    bus: &dyn Bus,
+    now: Timestamp,
+) -> Result<(Members, Snapshot), BootstrapError> {
     let members = Members::default();
     let mut snapshot = Snapshot::default();
     for record in store.network_list().await? {
         let secret = store.secret_show(&ssh_secret(record.id)).await?;
-        let ssh_ca = secret
-            .and_then(|secret| String::from_utf8(secret.public).ok())
-            .ok_or_else(|| BootstrapError::SshCa(record.name.clone()))?;
+        let missing = || BootstrapError::SshCa(record.name.clone());
+        let SealedSecret { sealed, public } = secret.ok_or_else(missing)?;
+        let ssh_ca = String::from_utf8(public).map_err(|_| missing())?;
         snapshot.networks.push(NetworkRow {
             id: record.id,
             name: record.name.clone(),
@@ -323,14 +349,29 @@ async fn load(store: &Store, now: Timestamp) -> Result<(Members, Snapshot), Boot
             trimmed: 0,
             ssh_ca: ssh_ca.clone(),
         });
-        members.put_network(NetworkInfo { record, ssh_ca });
+        members.put_network(NetworkInfo {
+            record,
+            ssh_ca,
+            ssh_ca_sealed: sealed,
+        });
     }
     let networks: BTreeSet<NetworkId> = snapshot.networks.iter().map(|row| row.id).collect();
-    for record in store.node_list().await? {
+    let (nodes, relays) = (store.node_list().await?, store.relay_list().await?);
+    // The store knows to a minute who was seen last, the bus more exactly.
+    let ids: Vec<[u8; 16]> = nodes
+        .iter()
+        .map(|node| node.id.to_bytes())
+        .chain(relays.iter().map(|relay| relay.id.to_bytes()))
+        .collect();
+    let seen = bus.seen(&ids, now).await;
+    let newest = |last: Option<Timestamp>, id: &[u8; 16]| last.max(seen.get(id).copied());
+    for mut record in nodes {
+        record.last_seen = newest(record.last_seen, &record.id.to_bytes());
         snapshot.nodes.push(node_row(&record, Some(now)));
         members.put_node(record);
     }
-    for record in store.relay_list().await? {
+    for mut record in relays {
+        record.last_seen = newest(record.last_seen, &record.id.to_bytes());
         snapshot.relays.push(relay_row(&record, Some(now)));
         members.put_relay(record);
     }

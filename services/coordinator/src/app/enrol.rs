@@ -162,8 +162,14 @@ impl Core {
         let keys = check_proofs(&request, &taken)?;
         // Who has no genuine token must not take the writer's turn from others.
         genuine(self.store.token_peek(request.token).await?, &request)?;
+        self.genuine_tokens().insert(request.token);
+        self.again(|| self.enrol_proven(&request, keys.clone()))
+            .await
+    }
+
+    async fn enrol_proven(&self, request: &Enrolment, keys: Keys) -> Result<Enrolled, Error> {
         let change = self.change(format!("token:{}", request.token)).await?;
-        let token = genuine(change.txn.token_show(request.token).await?, &request)?;
+        let token = genuine(change.txn.token_show(request.token).await?, request)?;
         if token.revoked_at.is_some() {
             return Err(Error::TokenRevoked);
         }
@@ -171,11 +177,11 @@ impl Core {
         match token.network {
             Some(network) => {
                 let network = self.network_of(network)?;
-                self.enrol_node(change, &request, keys, &token, &network, before)
+                self.enrol_node(change, request, keys, &token, &network, before)
                     .await
             }
             None => {
-                self.enrol_relay(change, &request, keys, &token, before)
+                self.enrol_relay(change, request, keys, &token, before)
                     .await
             }
         }

@@ -60,7 +60,11 @@ impl Core {
             trimmed: 0,
             ssh_ca: ssh_ca.clone(),
         };
-        let info = NetworkInfo { record, ssh_ca };
+        let info = NetworkInfo {
+            record,
+            ssh_ca,
+            ssh_ca_sealed: sealed.sealed,
+        };
         self.members.put_network(info.clone());
         self.netmap
             .with(move |engine, _| engine.network_added(row))
@@ -96,7 +100,7 @@ impl Core {
         }
         let mut removed = Vec::with_capacity(nodes.len());
         for node in &nodes {
-            let version = change.txn.network_bump(id).await?;
+            let version = change.bump(id).await?;
             change
                 .txn
                 .node_remove(node.id, id, version, change.now)

@@ -152,7 +152,7 @@ impl Core {
         }
         let record = NodeRecord {
             name: name.clone(),
-            changed_version: change.txn.network_bump(node.network).await?,
+            changed_version: change.bump(node.network).await?,
             ..NodeRecord::clone(&node)
         };
         change.txn.node_update(&record).await?;
@@ -201,7 +201,7 @@ impl Core {
         let record = NodeRecord {
             uptime_class,
             labels,
-            changed_version: change.txn.network_bump(node.network).await?,
+            changed_version: change.bump(node.network).await?,
             ..NodeRecord::clone(&node)
         };
         change.txn.node_update(&record).await?;
@@ -265,7 +265,7 @@ impl Core {
         let mut change = self.change(actor).await?;
         let node = self.members.node(id).ok_or(Error::Removed("node"))?;
         let network = self.network_of(node.network)?;
-        let version = change.txn.network_bump(node.network).await?;
+        let version = change.bump(node.network).await?;
         change
             .txn
             .node_remove(id, node.network, version, change.now)
@@ -319,7 +319,7 @@ impl Core {
         let mut record = NodeRecord::clone(&node);
         record.ssh.pinned = accepted(&node.ssh.pinned, &node.ssh.held);
         record.ssh.held.clear();
-        record.changed_version = change.txn.network_bump(node.network).await?;
+        record.changed_version = change.bump(node.network).await?;
         change.txn.node_update(&record).await?;
         let (old, new) = (
             fingerprints(&node.ssh.pinned),

@@ -63,7 +63,7 @@ impl Core {
     pub(crate) async fn record_presence(&self, mut events: mpsc::Receiver<Event>) {
         let mut batch = Vec::with_capacity(EVENT_BATCH);
         while events.recv_many(&mut batch, EVENT_BATCH).await > 0 {
-            if let Err(error) = self.record_batch(&batch).await {
+            if let Err(error) = self.again(|| self.record_batch(&batch)).await {
                 let error = mesh_daemon::report::chain(&error);
                 tracing::debug!(error, "changes of presence were not recorded");
             }
@@ -176,7 +176,7 @@ impl Core {
         loop {
             tokio::time::sleep(LAST_SEEN_EVERY).await;
             let now = self.now();
-            match self.write_last_seen(written).await {
+            match self.again(|| self.write_last_seen(written)).await {
                 Ok(()) => written = now,
                 Err(error) => {
                     let error = mesh_daemon::report::chain(&error);

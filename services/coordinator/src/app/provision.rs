@@ -15,7 +15,8 @@ use mesh_types::{JoinToken, NetworkId, NetworkName, Role, Timestamp, TokenId};
 use subtle::ConstantTimeEq as _;
 
 use super::bootstrap::{
-    BootstrapError, FIRST_OPERATOR, Foundation, found, operator_dir, random, write_addresses,
+    BootstrapError, FIRST_OPERATOR, Foundation, Opening, found, operator_dir, random,
+    write_addresses,
 };
 use super::enrol::secret_hash;
 use super::note;
@@ -114,7 +115,7 @@ pub(crate) async fn provision(
 ) -> Result<Provisioned, ProvisionError> {
     let addresses = advertised_unbound(&config.server).ok_or(ProvisionError::NoAddress)?;
     let now = clock.now();
-    let foundation = found(config, now).await?;
+    let foundation = found(config, Opening::Beside, now).await?;
     let default = NetworkName::default_network();
     let networks = foundation.store.network_list().await?;
     let network = networks.into_iter().find(|known| known.name == default);

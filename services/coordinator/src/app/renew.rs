@@ -35,13 +35,25 @@ impl Core {
         if key_of_request(&request.csr)? != key {
             return Err(Error::OtherKey);
         }
+        let issued = self
+            .again(|| self.renew_proven(&request.id, &subject, role, &key))
+            .await?;
+        self.figures.renewals.inc();
+        tracing::debug!(%subject, "a certificate was renewed");
+        Ok(issued)
+    }
+
+    async fn renew_proven(
+        &self,
+        id: &[u8; 16],
+        subject: &Subject,
+        role: Option<Role>,
+        key: &IdentityPublicKey,
+    ) -> Result<Issued, Error> {
         let change = self.change("coordinator").await?;
         // The turn has come: nobody is removed between this look and the commit.
-        let member = self
-            .members
-            .by_id(&request.id)
-            .ok_or(Error::UnknownSubject)?;
-        let issued = self.ca.issue(&subject, role, &key, change.now)?;
+        let member = self.members.by_id(id).ok_or(Error::UnknownSubject)?;
+        let issued = self.ca.issue(subject, role, key, change.now)?;
         let not_after = issued.not_after;
         match member {
             Member::Node(node) => {
@@ -73,8 +85,6 @@ impl Core {
             }
             Member::Removed => return Err(Error::Removed("node")),
         }
-        self.figures.renewals.inc();
-        tracing::debug!(%subject, "a certificate was renewed");
         Ok(issued)
     }
 

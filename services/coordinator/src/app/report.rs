@@ -102,6 +102,11 @@ impl Core {
             Party::Relay(id) => engine.relay_heartbeat(id, at, now),
         });
         beat.await??;
+        let id = match party {
+            Party::Node(id) => id.to_bytes(),
+            Party::Relay(id) => id.to_bytes(),
+        };
+        self.bus.note_seen(id, at);
         self.figures.heartbeats.inc();
         Ok(())
     }
@@ -236,7 +241,7 @@ impl Core {
         let record = NodeRecord {
             services,
             ssh,
-            changed_version: change.txn.network_bump(node.network).await?,
+            changed_version: change.bump(node.network).await?,
             ..NodeRecord::clone(&node)
         };
         change.txn.node_update(&record).await?;

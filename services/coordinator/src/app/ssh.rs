@@ -10,10 +10,12 @@ use mesh_types::{NodeId, OperatorId, Role};
 
 use super::Core;
 use super::bootstrap::ssh_secret;
+use super::deferred::Note;
+use super::note;
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::members::NetworkInfo;
-use crate::record::EventKind;
+use crate::record::{AuditEntry, EventKind, EventRecord};
 
 /// The most targets of one certificate.
 const MAX_TARGETS: usize = 10_000;
@@ -68,14 +70,12 @@ impl Core {
             }
         }
         let name = ssh_secret(network.record.id);
-        let secret = self.store.secret_show(&name).await?;
-        let secret = secret.ok_or_else(|| Error::internal("a network has no SSH authority"))?;
-        let key = self.sealer.open(&name, &secret.sealed)?;
+        let key = self.sealer.open(&name, &network.ssh_ca_sealed)?;
         let key = std::str::from_utf8(&key).map_err(Error::internal)?;
         let ca = UserCa::from_openssh(key).map_err(Error::internal)?;
 
         let serial = u64::from_be_bytes(self.random()?) >> 1;
-        let mut change = self.change(actor.as_str()).await?;
+        let now = self.now();
         let wanted = CertificateRequest {
             public_key,
             principal,
@@ -83,16 +83,18 @@ impl Core {
             serial,
             source_addresses: sources.into_iter().collect(),
         };
-        let certificate = ca.sign(&wanted, change.now).map_err(Error::internal)?;
+        let certificate = ca.sign(&wanted, now).map_err(Error::internal)?;
         let print = wanted.public_key.fingerprint();
         let detail = format!("{actor} as {} with {print}", wanted.principal);
         let network = &network.record.name;
-        change.event(
-            Some(network),
-            EventKind::SshCertificateIssued,
-            serial,
+        let event = EventRecord {
+            id: 0,
+            time: now,
+            network: Some(network.clone()),
+            kind: EventKind::SshCertificateIssued,
+            subject: serial.to_string(),
             detail,
-        );
+        };
         let sources: Vec<_> = wanted
             .source_addresses
             .iter()
@@ -105,10 +107,15 @@ impl Core {
             ("principal", &principal),
             ("sources", &sources.join(",")),
         ];
-        change
-            .audit("ssh-certificate", format!("serial:{serial}"), &[], &after)
-            .await?;
-        change.commit().await.map(drop)?;
+        let entry = AuditEntry {
+            time: now,
+            actor,
+            action: "ssh-certificate".to_owned(),
+            subject: format!("serial:{serial}"),
+            before: String::new(),
+            after: note(&after),
+        };
+        self.note_now_or_later(Note { event, entry }).await?;
         self.figures.ssh_certificates.inc();
         Ok(certificate)
     }

@@ -71,15 +71,28 @@ impl Core {
             ca_not_after: self.ca.not_after(),
             networks,
             relays,
-            store_problem: self.write_problem().await,
+            store_problem: self.store.refusal(),
         })
     }
 
-    /// Why changes would be refused now, if they would.
-    pub(crate) async fn write_problem(&self) -> Option<String> {
-        // Behind the turn, so that the trial never stands in the way of a change.
-        let _turn = self.turn.lock().await;
-        self.store.write_problem().await
+    /// Why changes are refused now, if they are.
+    pub(crate) fn write_problem(&self) -> Option<String> {
+        self.store.refusal()
+    }
+
+    /// Tries the store, so that readiness is true and an outage heals without a hand.
+    pub(crate) async fn examine_store(&self) {
+        self.store.examine().await;
+    }
+
+    /// Follows whether the store takes changes.
+    pub(crate) fn watch_store(&self) -> crate::store::Watch {
+        self.store.watch()
+    }
+
+    /// Whether this process must end: another coordinator has changed the database.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.store.is_stale()
     }
 
     /// Checks the audit chain from end to end and says so in the log when it does not hold.

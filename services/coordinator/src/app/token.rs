@@ -83,6 +83,7 @@ impl Core {
             .audit("token-create", format!("token:{}", record.id), &[], &after)
             .await?;
         let _turn = change.commit().await?;
+        self.genuine_tokens().insert(record.id);
         let token = JoinToken {
             ca_fingerprint: self.ca.fingerprint(),
             id: record.id,

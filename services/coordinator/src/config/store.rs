@@ -95,7 +95,9 @@ pub enum InvalidStoreUrl {
     #[error("give postgres://USER@HOST:PORT/DATABASE or sqlite:PATH")]
     Scheme,
     /// It shows a secret.
-    #[error("a password does not belong into the URL: put it into a file and name that in store.password_file")]
+    #[error(
+        "a password does not belong into the URL: put it into a file and name that in store.password_file"
+    )]
     Password,
     /// It sets what has a key of its own.
     #[error("{0:?} cannot be set in the URL: use the keys of [store], such as store.tls")]
@@ -148,9 +150,9 @@ impl FromStr for StoreUrl {
                 other => return Err(InvalidStoreUrl::Parameter(other.to_owned())),
             }
         }
-        let options: PgConnectOptions = url
-            .parse()
-            .map_err(|error: sea_orm::sqlx::Error| InvalidStoreUrl::Unreadable(error.to_string()))?;
+        let options: PgConnectOptions = url.parse().map_err(|error: sea_orm::sqlx::Error| {
+            InvalidStoreUrl::Unreadable(error.to_string())
+        })?;
         if options.get_database().is_none_or(str::is_empty) {
             return Err(InvalidStoreUrl::NoDatabase);
         }
@@ -226,7 +228,10 @@ mod tests {
         };
         assert_eq!(sqlite(""), None);
         assert_eq!(sqlite("sqlite:mesh.db").as_deref(), Some("mesh.db"));
-        assert_eq!(sqlite("sqlite:///var/mesh.db").as_deref(), Some("/var/mesh.db"));
+        assert_eq!(
+            sqlite("sqlite:///var/mesh.db").as_deref(),
+            Some("/var/mesh.db")
+        );
         for (url, local) in [
             ("postgres://mesh@127.0.0.1:5433/mesh", true),
             ("postgres://mesh@[::1]/mesh", true),
@@ -240,7 +245,11 @@ mod tests {
             };
             assert_eq!(is_local(&options), local, "{url}");
             let tls = StoreConfig::default().tls_for(&options);
-            let expected = if local { StoreTls::Disable } else { StoreTls::VerifyFull };
+            let expected = if local {
+                StoreTls::Disable
+            } else {
+                StoreTls::VerifyFull
+            };
             assert_eq!(tls, expected, "{url}");
         }
     }
@@ -256,7 +265,10 @@ mod tests {
             ("postgres://mesh:hunter2@db/mesh", Password),
             ("postgres://db/mesh?password=hunter2", Password),
             ("postgres://mesh@db", NoDatabase),
-            ("postgres://mesh@db/mesh?sslmode=disable", InvalidStoreUrl::Parameter("sslmode".into())),
+            (
+                "postgres://mesh@db/mesh?sslmode=disable",
+                InvalidStoreUrl::Parameter("sslmode".into()),
+            ),
         ] {
             assert_eq!(url.parse::<StoreUrl>().expect_err(url), fault, "{url}");
         }

@@ -57,21 +57,23 @@ impl Grpc {
         }
     }
 
-    /// Runs a use-case to its end and answers with what `answer` makes of it.
-    async fn act<T, R, F>(
+    /// Runs a use-case to its end, if need be several times, and answers with what `answer` makes
+    /// of it.
+    async fn act<W, T, R, F>(
         &self,
         name: &'static str,
-        action: impl FnOnce(Arc<Core>) -> F,
+        wish: W,
+        action: impl Fn(Arc<Core>, W) -> F + Send + Sync + 'static,
         answer: impl FnOnce(T) -> R,
     ) -> Result<Response<R>, Status>
     where
+        W: Clone + Send + Sync + 'static,
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let done = self
-            .core
-            .finish(name, action(Arc::clone(&self.core)))
-            .await?;
+        let core = Arc::clone(&self.core);
+        let action = async move { core.again(|| action(Arc::clone(&core), wish.clone())).await };
+        let done = self.core.finish(name, action).await?;
         Ok(Response::new(answer(done)))
     }
 }
@@ -93,7 +95,8 @@ impl AdminService for Grpc {
         let pb::CreateNetworkRequest { name } = request.into_inner();
         self.act(
             "network-create",
-            |core| async move { core.network_create(&by, &name).await },
+            (by, name),
+            |core, (by, name)| async move { core.network_create(&by, &name).await },
             |info| view::network(&info.record, 0),
         )
         .await
@@ -123,7 +126,8 @@ impl AdminService for Grpc {
         let pb::DeleteNetworkRequest { name, force } = request.into_inner();
         self.act(
             "network-delete",
-            |core| async move { core.network_delete(&by, &name, force).await },
+            (by, name, force),
+            |core, (by, name, force)| async move { core.network_delete(&by, &name, force).await },
             |()| pb::DeleteNetworkResponse {},
         )
         .await
@@ -152,7 +156,8 @@ impl AdminService for Grpc {
         let core = Arc::clone(&self.core);
         self.act(
             "token-create",
-            |core| async move { core.token_create(&by, wish).await },
+            (by, wish),
+            |core, (by, wish)| async move { core.token_create(&by, wish).await },
             |(token, record)| pb::CreateTokenResponse {
                 token: token.reveal(),
                 info: Some(view::token(&core.members, &record)),
@@ -183,7 +188,8 @@ impl AdminService for Grpc {
             .map_err(|error| Error::Invalid(error.to_string()))?;
         self.act(
             "token-revoke",
-            |core| async move { core.token_revoke(&by, id).await },
+            (by, id),
+            |core, (by, id)| async move { core.token_revoke(&by, id).await },
             |()| pb::RevokeTokenResponse {},
         )
         .await
@@ -219,7 +225,10 @@ impl AdminService for Grpc {
         let wanted = node_ref(node)?;
         self.act(
             "node-rename",
-            |core| async move { core.node_rename(&by, &wanted, &new_name).await },
+            (by, wanted, new_name),
+            |core, (by, wanted, new_name)| async move {
+                core.node_rename(&by, &wanted, &new_name).await
+            },
             view::node,
         )
         .await
@@ -235,7 +244,8 @@ impl AdminService for Grpc {
         let wanted = node_ref(request.node)?;
         self.act(
             "node-set",
-            |core| async move { core.node_set(&by, &wanted, settings).await },
+            (by, wanted, settings),
+            |core, (by, wanted, settings)| async move { core.node_set(&by, &wanted, settings).await },
             view::node,
         )
         .await
@@ -249,7 +259,8 @@ impl AdminService for Grpc {
         let wanted = node_ref(request.into_inner().node)?;
         self.act(
             "node-remove",
-            |core| async move { core.node_remove(&by, &wanted).await },
+            (by, wanted),
+            |core, (by, wanted)| async move { core.node_remove(&by, &wanted).await },
             |()| pb::RemoveNodeResponse {},
         )
         .await
@@ -263,7 +274,8 @@ impl AdminService for Grpc {
         let wanted = node_ref(request.into_inner().node)?;
         self.act(
             "host-key-accept",
-            |core| async move { core.host_key_accept(&by, &wanted).await },
+            (by, wanted),
+            |core, (by, wanted)| async move { core.host_key_accept(&by, &wanted).await },
             view::node,
         )
         .await
@@ -277,7 +289,8 @@ impl AdminService for Grpc {
         let wanted = node_ref(request.into_inner().node)?;
         self.act(
             "permit-rejoin",
-            |core| async move { core.permit_rejoin(&by, &wanted).await },
+            (by, wanted),
+            |core, (by, wanted)| async move { core.permit_rejoin(&by, &wanted).await },
             |permit| pb::PermitRejoinResponse {
                 permit: permit.to_vec(),
             },
@@ -294,7 +307,8 @@ impl AdminService for Grpc {
         let ca = self.core.ca.certificate().to_vec();
         self.act(
             "operator-add",
-            |core| async move { core.operator_add(&by, &name, &csr).await },
+            (by, name, csr),
+            |core, (by, name, csr)| async move { core.operator_add(&by, &name, &csr).await },
             |(id, issued)| pb::AddOperatorResponse {
                 id: id.as_bytes().to_vec(),
                 certificate: issued.certificate,
@@ -324,7 +338,8 @@ impl AdminService for Grpc {
         let pb::RevokeOperatorRequest { name } = request.into_inner();
         self.act(
             "operator-revoke",
-            |core| async move { core.operator_revoke(&by, &name).await },
+            (by, name),
+            |core, (by, name)| async move { core.operator_revoke(&by, &name).await },
             |()| pb::RevokeOperatorResponse {},
         )
         .await

@@ -1,5 +1,6 @@
 //! ControlService: joining, renewing, leaving. `Sync` has a file of its own.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_api::pb;
@@ -12,6 +13,7 @@ use super::auth::caller;
 use crate::app::{Core, Enrolled, Enrolment, Party, ProvenKey, Renewal};
 use crate::caller::Caller;
 use crate::error::Error;
+use crate::serve::PeerInfo;
 
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -95,6 +97,14 @@ fn enrolled(core: &Core, enrolled: Enrolled) -> pb::EnrolResponse {
     }
 }
 
+/// From where a call comes.
+fn source<T>(request: &Request<T>) -> Result<IpAddr, Status> {
+    // INVARIANT: the server puts in who is on the other side of each connection.
+    let peer = request.extensions().get::<PeerInfo>();
+    peer.map(|peer| peer.addr.ip())
+        .ok_or_else(|| Error::Unauthenticated.into())
+}
+
 /// Whose stream or wish this is.
 pub(super) fn party(caller: &Caller) -> Result<Party, Error> {
     match caller {
@@ -108,8 +118,9 @@ pub(super) fn party(caller: &Caller) -> Result<Party, Error> {
 impl ControlService for Control {
     async fn challenge(
         &self,
-        _request: Request<pb::ChallengeRequest>,
+        request: Request<pb::ChallengeRequest>,
     ) -> Result<Response<pb::ChallengeResponse>, Status> {
+        self.core.admit_challenge(source(&request)?).await?;
         let (challenge, now) = self.core.challenge()?;
         Ok(Response::new(pb::ChallengeResponse {
             nonce: challenge.nonce.to_vec(),
@@ -122,7 +133,9 @@ impl ControlService for Control {
         &self,
         request: Request<pb::EnrolRequest>,
     ) -> Result<Response<pb::EnrolResponse>, Status> {
+        let from = source(&request)?;
         let wish = enrolment(request.into_inner())?;
+        self.core.admit_enrolment(from, wish.token).await?;
         let core = Arc::clone(&self.core);
         let joined = self
             .core
@@ -135,6 +148,7 @@ impl ControlService for Control {
         &self,
         request: Request<pb::RenewRequest>,
     ) -> Result<Response<pb::RenewResponse>, Status> {
+        let from = source(&request)?;
         let pb::RenewRequest {
             node_id,
             nonce,
@@ -147,6 +161,7 @@ impl ControlService for Control {
             csr,
             signature,
         };
+        self.core.admit_renewal(from, wish.id).await?;
         let core = Arc::clone(&self.core);
         let issued = self
             .core
@@ -175,7 +190,10 @@ impl ControlService for Control {
         let party = party(&caller(&request)?)?;
         let core = Arc::clone(&self.core);
         self.core
-            .finish("leave", async move { core.leave(party).await })
+            .finish(
+                "leave",
+                async move { core.again(|| core.leave(party)).await },
+            )
             .await?;
         Ok(Response::new(pb::LeaveResponse {}))
     }

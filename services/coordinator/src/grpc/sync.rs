@@ -14,7 +14,9 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::{BufferSettings, Codec};
 use tonic::{Request, Status, Streaming};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use super::auth::caller;
 use super::control::party;
@@ -39,12 +41,37 @@ pub(super) const RECHECK: Duration = Duration::from_secs(1);
 /// How long a goodbye may take to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-type Outbound = mpsc::Sender<Result<Response, Status>>;
+/// First size of a stream's buffers, in bytes: most messages are smaller, and thousands of streams
+/// are open.
+const BUFFER: usize = 1024;
+/// Up to how much is gathered for one write.
+const GATHER: usize = 32 * 1024;
 
-/// Serves `Sync` by a codec that writes encoded peers.
+/// Boxed, since a channel keeps room for 32 at least.
+type Boxed = Box<Response>;
+type Outbound = mpsc::Sender<Result<Boxed, Status>>;
+
+/// Writes encoded peers, in small buffers.
+struct SyncCodec;
+
+impl Codec for SyncCodec {
+    type Encode = Boxed;
+    type Decode = pb::SyncRequest;
+    type Encoder = ProstEncoder<Boxed>;
+    type Decoder = ProstDecoder<pb::SyncRequest>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(BufferSettings::new(BUFFER, GATHER))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::new(BufferSettings::new(BUFFER, GATHER))
+    }
+}
+
+/// Serves `Sync`.
 pub(super) async fn serve(grpc: Grpc, request: axum::extract::Request) -> axum::response::Response {
-    let codec = tonic_prost::ProstCodec::<Response, pb::SyncRequest>::default();
-    tonic::server::Grpc::new(codec)
+    tonic::server::Grpc::new(SyncCodec)
         .max_decoding_message_size(MAX_REQUEST)
         .streaming(Service(grpc), request)
         .await
@@ -53,11 +80,12 @@ pub(super) async fn serve(grpc: Grpc, request: axum::extract::Request) -> axum::
 
 struct Service(Grpc);
 
-type Answer = Result<tonic::Response<ReceiverStream<Result<Response, Status>>>, Status>;
+type Answers = ReceiverStream<Result<Boxed, Status>>;
+type Answer = Result<tonic::Response<Answers>, Status>;
 
 impl tonic::server::StreamingService<pb::SyncRequest> for Service {
-    type Response = Response;
-    type ResponseStream = ReceiverStream<Result<Response, Status>>;
+    type Response = Boxed;
+    type ResponseStream = Answers;
     type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<pb::SyncRequest>>) -> Self::Future {
@@ -124,7 +152,7 @@ impl Stream {
         figure.dec();
         let last = match end {
             Step::On | Step::Gone => return,
-            Step::Bye(goodbye) => Ok(goodbye),
+            Step::Bye(goodbye) => Ok(Box::new(goodbye)),
             Step::Fail(status) => Err(status),
         };
         if tokio::time::timeout(GOODBYE, self.outbound.send(last))
@@ -161,7 +189,7 @@ impl Stream {
             Err(error) => return Step::Fail(error.into()),
         };
         let welcome = Response::welcome(&nonce, self.core().now());
-        if self.outbound.send(Ok(welcome)).await.is_err() {
+        if self.outbound.send(Ok(Box::new(welcome))).await.is_err() {
             return Step::Gone;
         }
         let session = tokio::select! {
@@ -203,7 +231,7 @@ impl Stream {
                     Ok(room) => {
                         let next = pending.ack.take().or_else(|| pending.part.take());
                         if let Some(next) = next {
-                            room.send(Ok(next));
+                            room.send(Ok(Box::new(next)));
                         }
                         Step::On
                     }
@@ -284,7 +312,10 @@ impl Stream {
         let (core, party) = (Arc::clone(self.core()), self.party);
         let taken = self
             .core()
-            .finish("hello", async move { core.hello(party, &version).await })
+            .finish(
+                "hello",
+                Box::pin(async move { core.again(|| core.hello(party, &version)).await }),
+            )
             .await;
         if let Err(error) = taken {
             let error = mesh_daemon::report::chain(&error);
@@ -297,7 +328,8 @@ impl Stream {
             return Step::On;
         };
         let (core, party, again) = (Arc::clone(self.core()), self.party, report.clone());
-        let action = async move { core.report(party, report).await };
+        // Boxed, or its size would be part of every stream's.
+        let action = Box::pin(async move { core.report(party, report).await });
         match self.core().finish("report", action).await {
             Ok(()) => {
                 pending.report_at = Instant::now() + REPORT_EVERY;

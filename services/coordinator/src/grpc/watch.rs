@@ -196,7 +196,7 @@ impl SshService for Grpc {
             on_behalf_of,
         };
         let core = Arc::clone(&self.core);
-        let action = async move { core.ssh_issue(&caller, wish).await };
+        let action = async move { core.again(|| core.ssh_issue(&caller, wish.clone())).await };
         let certificate = self.core.finish("ssh-issue", action).await?;
         Ok(Response::new(pb::IssueCertificateResponse {
             certificate: certificate.to_string(),

@@ -89,7 +89,7 @@ impl Store {
                 .filter(audit::Column::Seq.gt(links))
                 .order_by_asc(audit::Column::Seq)
                 .limit(PAGE)
-                .all(&self.reader)
+                .all(&self.reader())
                 .await
                 .map_err(StoreError::reading)?;
             if rows.is_empty() {

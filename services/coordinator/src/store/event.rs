@@ -49,7 +49,10 @@ impl Store {
         if let Some(network) = network {
             query = query.filter(event::Column::Network.eq(network));
         }
-        let rows = query.all(&self.reader).await.map_err(StoreError::reading)?;
+        let rows = query
+            .all(&self.reader())
+            .await
+            .map_err(StoreError::reading)?;
         rows.into_iter().rev().map(EventRecord::try_from).collect()
     }
 }

@@ -51,7 +51,7 @@ impl Store {
     pub(crate) async fn network_list(&self) -> Result<Vec<NetworkRecord>, StoreError> {
         network::Entity::find()
             .order_by_asc(network::Column::Name)
-            .all(&self.reader)
+            .all(&self.reader())
             .await
             .map_err(StoreError::reading)?
             .into_iter()

@@ -116,7 +116,7 @@ impl Store {
         let mut keys: BTreeMap<Vec<u8>, Vec<host_key::Model>> = BTreeMap::new();
         let all = host_key::Entity::find()
             .order_by_asc(host_key::Column::Line)
-            .all(&self.reader)
+            .all(&self.reader())
             .await
             .map_err(StoreError::reading)?;
         for key in all {
@@ -124,7 +124,7 @@ impl Store {
         }
         node::Entity::find()
             .order_by_asc(node::Column::Id)
-            .all(&self.reader)
+            .all(&self.reader())
             .await
             .map_err(StoreError::reading)?
             .into_iter()
@@ -139,7 +139,7 @@ impl Store {
     pub(crate) async fn tombstone_list(&self) -> Result<Vec<TombstoneRecord>, StoreError> {
         tombstone::Entity::find()
             .order_by_asc(tombstone::Column::Version)
-            .all(&self.reader)
+            .all(&self.reader())
             .await
             .map_err(StoreError::reading)?
             .into_iter()

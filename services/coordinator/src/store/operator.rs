@@ -40,7 +40,7 @@ impl Store {
     pub(crate) async fn operator_list(&self) -> Result<Vec<OperatorRecord>, StoreError> {
         operator::Entity::find()
             .order_by_asc(operator::Column::Id)
-            .all(&self.reader)
+            .all(&self.reader())
             .await
             .map_err(StoreError::reading)?
             .into_iter()

@@ -52,7 +52,7 @@ impl Store {
     pub(crate) async fn relay_list(&self) -> Result<Vec<RelayRecord>, StoreError> {
         relay::Entity::find()
             .order_by_asc(relay::Column::Id)
-            .all(&self.reader)
+            .all(&self.reader())
             .await
             .map_err(StoreError::reading)?
             .into_iter()

@@ -17,7 +17,7 @@ pub(crate) struct SealedSecret {
 impl Store {
     pub(crate) async fn secret_show(&self, name: &str) -> Result<Option<SealedSecret>, StoreError> {
         let row = secret::Entity::find_by_id(name)
-            .one(&self.reader)
+            .one(&self.reader())
             .await
             .map_err(StoreError::reading)?;
         Ok(row.map(|row| SealedSecret {
@@ -29,7 +29,7 @@ impl Store {
     /// Whether anything was ever sealed.
     pub(crate) async fn secret_any(&self) -> Result<bool, StoreError> {
         let count = secret::Entity::find()
-            .count(&self.reader)
+            .count(&self.reader())
             .await
             .map_err(StoreError::reading)?;
         Ok(count > 0)

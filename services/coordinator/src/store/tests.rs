@@ -1,6 +1,7 @@
-//! The store's suite. Written against `Store` alone, so that it runs on another database as it is.
+//! The store's suite, on SQLite and on a real Postgres.
 
 use mesh_api::identity::Identity;
+use mesh_testkit::{POSTGRES_PASSWORD, Postgres};
 use mesh_types::{
     DiscoPublicKey, IdentityPublicKey, Labels, NetworkId, NetworkName, NodeId, OperatorId,
     OverlayAddrs, RelayId, Role, Service, ServiceKind, Timestamp, TokenId, UptimeClass,
@@ -12,6 +13,7 @@ use tempfile::TempDir;
 use super::entity::{audit, meta};
 use super::secret::SealedSecret;
 use super::{STATE_VERSION, STATE_VERSION_KEY, Store, StoreError};
+use crate::config::StoreConfig;
 use crate::record::{
     AuditEntry, EventKind, EventRecord, NetworkRecord, NodeRecord, OperatorRecord, RelayRecord,
     SshFacts, TokenRecord,
@@ -19,10 +21,79 @@ use crate::record::{
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-async fn open() -> (TempDir, Store) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    (dir, store)
+/// What the store runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+/// A state directory, and an empty database for it.
+struct Home {
+    dir: TempDir,
+    config: StoreConfig,
+}
+
+impl Home {
+    fn new(engine: Engine) -> Self {
+        let config = match engine {
+            Engine::Sqlite => StoreConfig::default(),
+            Engine::Postgres => StoreConfig {
+                url: Postgres::shared().database(),
+                password: mesh_daemon::Secret::new(POSTGRES_PASSWORD),
+                ..StoreConfig::default()
+            },
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        Self { dir, config }
+    }
+
+    async fn open(&self) -> Result<Store, StoreError> {
+        Store::open(&self.config, self.dir.path()).await
+    }
+}
+
+async fn open(engine: Engine) -> (Home, Store) {
+    let home = Home::new(engine);
+    let store = home.open().await.expect("opens");
+    (home, store)
+}
+
+/// Each of these runs on both engines.
+macro_rules! on_both_engines {
+    ($($test:ident,)*) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Engine::Sqlite).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Engine::Postgres).await;
+            })*
+        }
+    };
+}
+
+on_both_engines! {
+    everything_survives_a_restart,
+    a_dropped_transaction_changes_nothing,
+    keys_names_and_addresses_are_unique,
+    a_removed_node_leaves_a_tombstone_and_frees_its_keys,
+    an_update_replaces_host_keys_and_leaves_the_permit,
+    a_token_remembers_whom_it_let_in,
+    a_deleted_network_takes_its_nodes_and_tokens_along,
+    events_come_back_in_order_and_by_network,
+    a_changed_or_missing_audit_row_breaks_the_chain,
+    a_directory_of_a_newer_version_is_refused_untouched,
+    writers_at_once_wait_for_each_other,
+    the_trial_write_leaves_no_trace,
+    a_token_for_one_lets_exactly_one_of_fifty_in,
+    a_second_coordinator_is_refused_and_told_who_is_there,
+    a_bootstrap_writes_beside_a_coordinator_only_on_postgres,
+    somebody_elses_change_ends_our_writing,
 }
 
 fn identity() -> IdentityPublicKey {
@@ -114,9 +185,8 @@ async fn with_network(store: &Store, n: u8) -> NetworkId {
     record.id
 }
 
-#[tokio::test]
-async fn everything_survives_a_restart() {
-    let (dir, store) = open().await;
+async fn everything_survives_a_restart(engine: Engine) {
+    let (home, store) = open(engine).await;
     let id = with_network(&store, 1).await;
     let relay = RelayRecord {
         id: RelayId::from_bytes([5; 16]),
@@ -158,7 +228,7 @@ async fn everything_survives_a_restart() {
     store.close().await;
     drop(store);
 
-    let store = Store::open(dir.path()).await.expect("opens again");
+    let store = home.open().await.expect("opens again");
     assert_eq!(store.network_list().await.expect("lists"), [network(1)]);
     assert_eq!(store.node_list().await.expect("lists"), [worker]);
     assert_eq!(store.relay_list().await.expect("lists"), [relay]);
@@ -174,9 +244,8 @@ async fn everything_survives_a_restart() {
     assert_eq!(store.secret_show("ca").await.expect("reads"), Some(sealed));
 }
 
-#[tokio::test]
-async fn a_dropped_transaction_changes_nothing() {
-    let (_dir, store) = open().await;
+async fn a_dropped_transaction_changes_nothing(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let txn = store.write().await.expect("begins");
     txn.network_create(&network(1)).await.expect("creates");
     drop(txn);
@@ -184,9 +253,8 @@ async fn a_dropped_transaction_changes_nothing() {
     with_network(&store, 2).await;
 }
 
-#[tokio::test]
-async fn keys_names_and_addresses_are_unique() {
-    let (_dir, store) = open().await;
+async fn keys_names_and_addresses_are_unique(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let (one, two) = (with_network(&store, 1).await, with_network(&store, 2).await);
     let first = node(1, one);
     let txn = store.write().await.expect("begins");
@@ -222,9 +290,8 @@ async fn keys_names_and_addresses_are_unique() {
         .expect("another network");
 }
 
-#[tokio::test]
-async fn a_removed_node_leaves_a_tombstone_and_frees_its_keys() {
-    let (_dir, store) = open().await;
+async fn a_removed_node_leaves_a_tombstone_and_frees_its_keys(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let id = with_network(&store, 1).await;
     let txn = store.write().await.expect("begins");
     txn.node_create(&node(1, id)).await.expect("creates");
@@ -248,9 +315,8 @@ async fn a_removed_node_leaves_a_tombstone_and_frees_its_keys() {
     assert_eq!(tombstones[0].version, 1);
 }
 
-#[tokio::test]
-async fn an_update_replaces_host_keys_and_leaves_the_permit() {
-    let (_dir, store) = open().await;
+async fn an_update_replaces_host_keys_and_leaves_the_permit(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let id = with_network(&store, 1).await;
     let mut record = node(1, id);
     let txn = store.write().await.expect("begins");
@@ -283,9 +349,8 @@ async fn an_update_replaces_host_keys_and_leaves_the_permit() {
     );
 }
 
-#[tokio::test]
-async fn a_token_remembers_whom_it_let_in() {
-    let (_dir, store) = open().await;
+async fn a_token_remembers_whom_it_let_in(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let id = with_network(&store, 1).await;
     let record = token(1, Some(id));
     let (who, other) = (identity(), identity());
@@ -311,9 +376,8 @@ async fn a_token_remembers_whom_it_let_in() {
     assert!(matches!(missing, Err(StoreError::Missing)));
 }
 
-#[tokio::test]
-async fn a_deleted_network_takes_its_nodes_and_tokens_along() {
-    let (_dir, store) = open().await;
+async fn a_deleted_network_takes_its_nodes_and_tokens_along(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let id = with_network(&store, 1).await;
     let txn = store.write().await.expect("begins");
     txn.node_create(&node(1, id)).await.expect("creates");
@@ -337,9 +401,8 @@ fn happened(kind: EventKind, network: Option<&str>) -> EventRecord {
     }
 }
 
-#[tokio::test]
-async fn events_come_back_in_order_and_by_network() {
-    let (_dir, store) = open().await;
+async fn events_come_back_in_order_and_by_network(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let txn = store.write().await.expect("begins");
     let mut ids = Vec::new();
     for event in [
@@ -364,9 +427,8 @@ async fn events_come_back_in_order_and_by_network() {
     assert_eq!(of(None, ids[1], 100).await, ids[2..]);
 }
 
-#[tokio::test]
-async fn a_changed_or_missing_audit_row_breaks_the_chain() {
-    let (_dir, store) = open().await;
+async fn a_changed_or_missing_audit_row_breaks_the_chain(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let txn = store.write().await.expect("begins");
     for subject in ["a", "b", "c"] {
         let entry = AuditEntry {
@@ -382,13 +444,14 @@ async fn a_changed_or_missing_audit_row_breaks_the_chain() {
     assert_eq!(store.audit_verify().await.expect("reads"), Ok(3));
     let change = "UPDATE audit SET subject = 'x' WHERE seq = 2";
     store
+        .pools()
         .writer
         .execute_unprepared(change)
         .await
         .expect("writes");
     assert_eq!(store.audit_verify().await.expect("reads"), Err(2));
     audit::Entity::delete_by_id(1)
-        .exec(&store.writer)
+        .exec(&store.pools().writer)
         .await
         .expect("deletes");
     assert_eq!(store.audit_verify().await.expect("reads"), Err(1));
@@ -396,24 +459,23 @@ async fn a_changed_or_missing_audit_row_breaks_the_chain() {
 
 #[tokio::test]
 async fn a_second_process_is_told_who_holds_the_directory() {
-    let (dir, store) = open().await;
-    let refused = Store::open(dir.path()).await.expect_err("locked");
+    let (home, store) = open(Engine::Sqlite).await;
+    let refused = home.open().await.expect_err("locked");
     let text = refused.to_string();
     assert!(text.contains(&std::process::id().to_string()), "{text}");
     assert!(text.contains("--state-dir"), "{text}");
     drop(store);
-    Store::open(dir.path()).await.expect("free again");
+    home.open().await.expect("free again");
 }
 
-#[tokio::test]
-async fn a_directory_of_a_newer_version_is_refused_untouched() {
-    let (dir, store) = open().await;
-    super::set_meta(&store.writer, STATE_VERSION_KEY, STATE_VERSION + 1)
+async fn a_directory_of_a_newer_version_is_refused_untouched(engine: Engine) {
+    let (home, store) = open(engine).await;
+    super::set_meta(&store.pools().writer, STATE_VERSION_KEY, STATE_VERSION + 1)
         .await
         .expect("sets");
     store.close().await;
     drop(store);
-    let refused = Store::open(dir.path()).await.expect_err("newer");
+    let refused = home.open().await.expect_err("newer");
     assert!(matches!(refused, StoreError::Newer { found, .. } if found == STATE_VERSION + 1));
     assert!(refused.to_string().contains("upgrade"), "{refused}");
 }
@@ -422,9 +484,9 @@ async fn a_directory_of_a_newer_version_is_refused_untouched() {
 async fn the_files_are_for_their_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let (dir, _store) = open().await;
+    let (home, _store) = open(Engine::Sqlite).await;
     for name in ["coordinator.db", "coordinator.db-wal", "coordinator.lock"] {
-        let mode = std::fs::metadata(dir.path().join(name))
+        let mode = std::fs::metadata(home.dir.path().join(name))
             .expect(name)
             .permissions()
             .mode();
@@ -434,39 +496,39 @@ async fn the_files_are_for_their_owner_only() {
 
 #[tokio::test]
 async fn a_guarded_or_failing_store_refuses_changes_and_still_reads() {
-    let (_dir, store) = open().await;
+    let (_home, store) = open(Engine::Sqlite).await;
     with_network(&store, 1).await;
-    assert_eq!(store.write_problem().await, None);
+    store.examine().await;
+    assert_eq!(store.refusal(), None);
 
     store.guard_writes(Some("restoring a snapshot".into()));
     assert!(matches!(store.write().await, Err(StoreError::ReadOnly(_))));
-    let problem = store.write_problem().await.expect("a problem");
-    assert!(problem.contains("restoring a snapshot"), "{problem}");
+    assert_eq!(store.refusal().as_deref(), Some("restoring a snapshot"));
     store.guard_writes(None);
 
-    store
-        .writer
-        .execute_unprepared("PRAGMA query_only = ON")
-        .await
-        .expect("sets");
+    let pragma = async |text: &str| {
+        let writer = store.pools().writer;
+        writer.execute_unprepared(text).await.expect("sets");
+    };
+    pragma("PRAGMA query_only = ON").await;
     let refused = store.write().await;
     assert!(
         matches!(refused, Err(StoreError::Unavailable { .. })),
         "{refused:?}"
     );
-    assert!(store.write_problem().await.is_some());
+    assert!(store.refusal().is_some(), "known from the first failure on");
+    assert!(matches!(store.write().await, Err(StoreError::ReadOnly(_))));
+    store.examine().await;
+    assert!(store.refusal().is_some());
     assert_eq!(store.network_list().await.expect("reads").len(), 1);
-    store
-        .writer
-        .execute_unprepared("PRAGMA query_only = OFF")
-        .await
-        .expect("sets");
-    assert_eq!(store.write_problem().await, None);
+    pragma("PRAGMA query_only = OFF").await;
+    store.examine().await;
+    assert_eq!(store.refusal(), None, "healed");
+    with_network(&store, 2).await;
 }
 
-#[tokio::test]
-async fn writers_at_once_wait_for_each_other() {
-    let (_dir, store) = open().await;
+async fn writers_at_once_wait_for_each_other(engine: Engine) {
+    let (_home, store) = open(engine).await;
     let id = with_network(&store, 1).await;
     let store = std::sync::Arc::new(store);
     let mut tasks = tokio::task::JoinSet::new();
@@ -484,13 +546,113 @@ async fn writers_at_once_wait_for_each_other() {
     assert_eq!(versions, (1..=40).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn the_trial_write_leaves_no_trace() {
-    let (_dir, store) = open().await;
-    assert_eq!(store.write_problem().await, None);
-    let rows = meta::Entity::find()
-        .all(&store.reader)
-        .await
-        .expect("reads");
-    assert_eq!(rows.len(), 1);
+async fn the_trial_write_leaves_no_trace(engine: Engine) {
+    let (_home, store) = open(engine).await;
+    let rows = async || {
+        let all = meta::Entity::find().all(&store.reader()).await;
+        all.expect("reads")
+    };
+    let before = rows().await;
+    store.examine().await;
+    assert_eq!(store.refusal(), None);
+    assert_eq!(rows().await, before);
+}
+
+async fn a_token_for_one_lets_exactly_one_of_fifty_in(engine: Engine) {
+    let (_home, store) = open(engine).await;
+    let id = with_network(&store, 1).await;
+    let record = token(1, Some(id));
+    let txn = store.write().await.expect("begins");
+    txn.token_create(&record).await.expect("creates");
+    txn.commit().await.expect("commits");
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..50 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let txn = store.write().await.expect("begins");
+            let token = txn.token_show(TokenId::from_bytes([1; 16])).await;
+            if token.expect("reads").expect("exists").uses > 0 {
+                return false;
+            }
+            txn.token_use_record(record.id, &identity(), [n; 16], NOW)
+                .await
+                .expect("records");
+            txn.commit().await.expect("commits");
+            true
+        });
+    }
+    let let_in = tasks.join_all().await;
+    assert_eq!(let_in.iter().filter(|done| **done).count(), 1);
+}
+
+async fn a_second_coordinator_is_refused_and_told_who_is_there(engine: Engine) {
+    let (home, store) = open(engine).await;
+    // On Postgres another machine, with a state directory of its own, is kept out too.
+    let other = match engine {
+        Engine::Sqlite => home.dir.path().to_owned(),
+        Engine::Postgres => {
+            let dir = home.dir.path().join("elsewhere");
+            std::fs::create_dir(&dir).expect("a directory");
+            dir
+        }
+    };
+    let refused = Store::open(&home.config, &other).await.expect_err("locked");
+    let text = refused.to_string();
+    assert!(text.contains("another coordinator"), "{text}");
+    assert!(text.contains(&std::process::id().to_string()), "{text}");
+    store.close().await;
+    drop(store);
+    Store::open(&home.config, &other).await.expect("free again");
+}
+
+async fn a_bootstrap_writes_beside_a_coordinator_only_on_postgres(engine: Engine) {
+    let (home, store) = open(engine).await;
+    let dir = home.dir.path().join("elsewhere");
+    std::fs::create_dir(&dir).expect("a directory");
+    if engine == Engine::Sqlite {
+        let refused = Store::open_beside(&home.config, home.dir.path()).await;
+        assert!(matches!(refused, Err(StoreError::Locked { .. })));
+        return;
+    }
+    let beside = Store::open_beside(&home.config, &dir).await.expect("opens");
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let store = [&store, &beside][n % 2].clone();
+        tasks.spawn(async move {
+            let txn = store.write().await.expect("begins");
+            let entry = AuditEntry {
+                time: NOW,
+                actor: "somebody".into(),
+                ..AuditEntry::default()
+            };
+            txn.audit_append(&entry).await.expect("appends");
+            txn.event_create(&happened(EventKind::TokenCreated, None))
+                .await
+                .expect("creates");
+            txn.commit().await.expect("commits");
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(store.audit_verify().await.expect("reads"), Ok(20));
+    assert_eq!(
+        store.event_list(None, 0, 100).await.expect("reads").len(),
+        20
+    );
+    with_network(&store, 1).await;
+}
+
+async fn somebody_elses_change_ends_our_writing(engine: Engine) {
+    let (_home, store) = open(engine).await;
+    with_network(&store, 1).await;
+    let foreign = "UPDATE meta SET value = value + 1 WHERE name = 'change'";
+    let writer = store.pools().writer;
+    writer.execute_unprepared(foreign).await.expect("writes");
+    assert!(matches!(store.write().await, Err(StoreError::Stale)));
+    assert!(store.is_stale());
+    store.examine().await;
+    assert!(
+        matches!(store.write().await, Err(StoreError::Stale)),
+        "for good"
+    );
+    assert_eq!(store.network_list().await.expect("reads").len(), 1);
 }

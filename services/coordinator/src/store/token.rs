@@ -57,14 +57,17 @@ impl Store {
         if let Some(network) = network {
             query = query.filter(token::Column::NetworkId.eq(network.as_bytes().to_vec()));
         }
-        let rows = query.all(&self.reader).await.map_err(StoreError::reading)?;
+        let rows = query
+            .all(&self.reader())
+            .await
+            .map_err(StoreError::reading)?;
         rows.into_iter().map(TokenRecord::try_from).collect()
     }
 
     /// The token as it was committed last. Waits for no writer.
     pub(crate) async fn token_peek(&self, id: TokenId) -> Result<Option<TokenRecord>, StoreError> {
         let row = token::Entity::find_by_id(id.as_bytes().to_vec())
-            .one(&self.reader)
+            .one(&self.reader())
             .await
             .map_err(StoreError::reading)?;
         row.map(TokenRecord::try_from).transpose()

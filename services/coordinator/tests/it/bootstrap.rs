@@ -205,8 +205,13 @@ async fn what_others_added_to_the_context_stays() {
 async fn a_running_coordinator_and_a_missing_address_are_named() {
     let mut site = Site::new();
     let mesh = site.start().await;
-    let text = site.refused().await;
-    assert!(text.contains("in use by another coordinator"), "{text}");
+    if crate::engine::BOOTSTRAP_BESIDE {
+        site.provision().await;
+        std::fs::remove_dir_all(&site.options.tokens_dir).expect("removes");
+    } else {
+        let text = site.refused().await;
+        assert!(text.contains("in use by another coordinator"), "{text}");
+    }
     mesh.stop().await;
     site.config.server.advertise = Vec::new();
     let text = site.refused().await;

@@ -61,6 +61,7 @@ fn der_of_pem(pem: &str) -> Vec<u8> {
 pub(crate) fn config(dir: &TempDir) -> Config {
     let mut config = Config {
         state_dir: dir.path().join("state"),
+        store: crate::engine::store(dir.path()),
         ..Config::default()
     };
     config.server.listen = "127.0.0.1:0".parse().expect("an address");
@@ -75,8 +76,17 @@ impl Mesh {
     }
 
     pub(crate) async fn start_in(dir: Arc<TempDir>, clock: Arc<ManualClock>) -> Self {
+        let config = config(&dir);
+        Self::start_with(dir, clock, config).await
+    }
+
+    pub(crate) async fn start_with(
+        dir: Arc<TempDir>,
+        clock: Arc<ManualClock>,
+        config: Config,
+    ) -> Self {
         let handles = Handles::default();
-        let app = App::build_with_clock(config(&dir), handles.clone(), Arc::clone(&clock) as _)
+        let app = App::build_with_clock(config, handles.clone(), Arc::clone(&clock) as _)
             .await
             .expect("builds");
         let files = app.operator().expect("the first operator");
@@ -113,6 +123,12 @@ impl Mesh {
             .expect("no panic")
             .expect("ends well");
         (self.dir, self.clock)
+    }
+
+    /// Ends the coordinator with no chance to write anything.
+    pub(crate) async fn crash(self) {
+        self.running.abort();
+        let _aborted = self.running.await;
     }
 
     pub(crate) fn begin_stop(&self) {

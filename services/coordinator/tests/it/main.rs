@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bootstrap;
+mod bus;
 mod enrol;
 mod harness;
 mod operate;
@@ -12,3 +13,17 @@ mod report;
 mod rights;
 mod session;
 mod stream;
+
+/// What these tests run on; `tests/postgres` runs the same on Postgres.
+mod engine {
+    use std::path::Path;
+
+    /// What it keeps in the state directory.
+    pub(crate) const FILES: &[&str] = &["coordinator.db"];
+    /// Whether `bootstrap` works beside a coordinator.
+    pub(crate) const BOOTSTRAP_BESIDE: bool = false;
+
+    pub(crate) fn store(_dir: &Path) -> coordinator::StoreConfig {
+        coordinator::StoreConfig::default()
+    }
+}

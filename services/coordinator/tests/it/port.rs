@@ -172,7 +172,7 @@ async fn a_start_that_fails_says_why_and_what_to_do() {
     // With another one.
     std::fs::write(&key, "0".repeat(64)).expect("writes");
     let text = failed_start(config(&dir)).await;
-    assert!(text.contains("another state directory"), "{text}");
+    assert!(text.contains("does not open"), "{text}");
     std::fs::write(&key, saved).expect("writes");
     let clock = Arc::new(ManualClock::new(START));
     Mesh::start_in(dir, clock).await;
@@ -194,8 +194,11 @@ async fn keys_and_credentials_are_for_their_owner_only() {
         "master.key",
         "operator/operator.key",
         "operator/operator.crt",
-        "coordinator.db",
-    ] {
+        "coordinator.lock",
+    ]
+    .iter()
+    .chain(crate::engine::FILES)
+    {
         assert_eq!(mode(name), 0o600, "{name}");
     }
 }

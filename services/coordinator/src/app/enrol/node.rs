@@ -112,7 +112,7 @@ impl Core {
             .with(move |engine, _| engine.reserve(of, &wished))
             .await??;
         let written = async {
-            let version = change.txn.network_bump(of).await?;
+            let version = change.bump(of).await?;
             let record = NodeRecord {
                 id,
                 network: of,
@@ -201,7 +201,7 @@ impl Core {
             && record.wg_key == node.wg_key
             && record.disco_key == node.disco_key;
         if !same_keys {
-            record.changed_version = change.txn.network_bump(node.network).await?;
+            record.changed_version = change.bump(node.network).await?;
         }
         change.txn.node_update(&record).await?;
         if !again {

@@ -1,0 +1,110 @@
+//! Why the store cannot be opened, read or written.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sea_orm::{DbErr, SqlErr};
+
+use super::STATE_VERSION;
+use super::health::{STALE, is_conflict, text};
+use crate::config::InvalidStoreUrl;
+
+/// Why the store cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Another process holds the state directory or the database file.
+    #[error(
+        "{} is in use by another coordinator (process {pid}): stop that one, or use another --state-dir",
+        path.display()
+    )]
+    Locked { path: PathBuf, pid: String },
+    /// Another coordinator holds the database.
+    #[error(
+        "the database {place} is in use by another coordinator ({holder}): stop that one first; one database serves one coordinator"
+    )]
+    Taken { place: String, holder: String },
+    /// The database comes from a newer program.
+    #[error(
+        "{place} was written by a newer version (state {found}, this program knows {STATE_VERSION}): upgrade this program, or use another --state-dir or store.url"
+    )]
+    Newer { place: String, found: i64 },
+    /// A file of the state directory cannot be used.
+    #[error("use {}", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no database yet.
+    #[error("there is no database {}: has a coordinator ever run with this configuration?", path.display())]
+    NoFile { path: PathBuf },
+    /// The configured URL.
+    #[error("store.url cannot be used: {0}")]
+    Url(#[from] InvalidStoreUrl),
+    /// It did not answer as long as we were told to wait.
+    #[error(
+        "the database {place} could not be reached for {} s ({reason}): start it, or look at store.url, store.password_file and store.ca_file",
+        waited.as_secs()
+    )]
+    Unreachable {
+        place: String,
+        waited: Duration,
+        reason: String,
+    },
+    /// It answers, and refuses us for good.
+    #[error("the database {place} refuses us: {reason}")]
+    Refused { place: String, reason: String },
+    /// The database cannot be used; nothing was changed.
+    #[error("the coordinator's store cannot be {doing}: {}", text(source))]
+    Unavailable {
+        doing: &'static str,
+        // Shown above in words for people; the driver's own chain repeats itself.
+        source: DbErr,
+    },
+    /// The database gave way to somebody else's transaction; nothing was changed, and the same
+    /// again may well succeed.
+    #[error("the database gave way to another transaction")]
+    Conflict,
+    /// Changes are refused for now; nothing was changed.
+    #[error("the coordinator's store takes no changes: {0}")]
+    ReadOnly(String),
+    /// Somebody else has written to the database: what we know is old.
+    #[error("{STALE}")]
+    Stale,
+    /// A value that must be unique exists already.
+    #[error("it exists already")]
+    Exists,
+    /// The row named does not exist.
+    #[error("it does not exist")]
+    Missing,
+    /// A row holds what cannot be.
+    #[error("the database is damaged: table {table}, column {column}")]
+    Corrupt {
+        table: &'static str,
+        column: &'static str,
+    },
+}
+
+impl StoreError {
+    pub(super) fn reading(source: DbErr) -> Self {
+        Self::failed("read", source)
+    }
+
+    pub(super) fn writing(source: DbErr) -> Self {
+        match source.sql_err() {
+            Some(SqlErr::UniqueConstraintViolation(_)) => Self::Exists,
+            _ => match source {
+                DbErr::RecordNotUpdated | DbErr::RecordNotFound(_) => Self::Missing,
+                source => Self::failed("written", source),
+            },
+        }
+    }
+
+    fn failed(doing: &'static str, source: DbErr) -> Self {
+        if is_conflict(&source) {
+            Self::Conflict
+        } else {
+            Self::Unavailable { doing, source }
+        }
+    }
+}
