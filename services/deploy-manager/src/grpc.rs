@@ -33,7 +33,10 @@ use crate::metrics::ServiceMetrics;
 use crate::runner::{Progress, Run, RunError, Target, select};
 use crate::tls;
 
+use self::vouched::Vouched;
+
 mod access;
+mod vouched;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -76,6 +79,7 @@ pub(crate) async fn serve(
     });
     let service = Deploy {
         members,
+        vouched: Arc::default(),
         metrics,
         tracer: handles.tracer.clone(),
         shutdown: shutdown.clone(),
@@ -174,6 +178,7 @@ impl AsyncWrite for Connection {
 
 struct Deploy {
     members: Members,
+    vouched: Arc<Vouched>,
     metrics: ServiceMetrics,
     tracer: Tracer,
     shutdown: Shutdown,
@@ -182,6 +187,7 @@ struct Deploy {
 /// A call that was let in.
 struct Admitted {
     member: Arc<Member>,
+    vouched: Arc<Vouched>,
     operator: OperatorId,
 }
 
@@ -215,7 +221,11 @@ impl Deploy {
             ))
         })?;
         match tls::is_of_ca(&caller.0, member.node.state_dir()) {
-            Ok(true) => Ok(Admitted { member, operator }),
+            Ok(true) => Ok(Admitted {
+                member,
+                vouched: Arc::clone(&self.vouched),
+                operator,
+            }),
             Ok(false) => Err(Status::permission_denied(
                 "the operator belongs to another coordinator than the network",
             )),

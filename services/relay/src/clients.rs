@@ -72,8 +72,7 @@ impl Clients {
     /// Ends every connection, after a last frame.
     pub(crate) fn close_all(&self, last_frame: &[u8]) {
         for mailbox in self.registry().handles() {
-            mailbox.push(last_frame.to_vec());
-            mailbox.close();
+            mailbox.close_with(last_frame.to_vec());
         }
     }
 

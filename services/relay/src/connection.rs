@@ -84,7 +84,7 @@ where
     server.accept();
     let mut welcome = Vec::new();
     server.take_output(&mut welcome);
-    mailbox.push(welcome);
+    mailbox.push_control(welcome);
     let connected = clients.registry().connect(key, Arc::clone(&mailbox));
     let (id, older) = connected.map_err(|_| ConnectionError::NotAllowed)?;
     if let Some(older) = older {
@@ -188,7 +188,9 @@ impl Client<'_> {
             self.forward(server, &mut gone)?;
             server.take_output(&mut output);
             if !output.is_empty() {
-                self.mailbox.push(std::mem::take(&mut output));
+                let fits = self.mailbox.push_control(std::mem::take(&mut output));
+                let metrics = self.clients.metrics();
+                metrics.drop(Drop::QueueFull, usize::from(!fits));
             }
             let read = timeout(DEAD_AFTER, reader.read(&mut buffer))
                 .await
@@ -222,7 +224,8 @@ impl Client<'_> {
                     let mut frame = Vec::new();
                     let reason = GoneReason::NotHere;
                     Frame::PeerGone { peer: to, reason }.encode(&mut frame);
-                    self.mailbox.push(frame);
+                    let fits = self.mailbox.push_control(frame);
+                    metrics.drop(Drop::QueueFull, usize::from(!fits));
                 }
             }
         }

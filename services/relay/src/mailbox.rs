@@ -1,7 +1,8 @@
 //! What waits to be written to one client: bounded, and when it is full the oldest goes.
 //!
 //! Packets are of more use the younger they are, and their senders repeat what is lost; so a
-//! client that reads slowly loses old packets and delays nobody else.
+//! client that reads slowly loses old packets and delays nobody else. What the relay itself says
+//! (welcome, pongs, who is gone, its health) goes first and is never pushed out by packets.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,9 +14,13 @@ pub const MAX_FRAMES: usize = 1024;
 /// Most bytes that wait for a client.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
+/// Most frames of the relay's own that wait for a client.
+pub const MAX_CONTROL: usize = 64;
+
 /// The bounded queue itself.
 #[derive(Debug, Default)]
 pub struct Queue {
+    control: VecDeque<Vec<u8>>,
     frames: VecDeque<Vec<u8>>,
     bytes: usize,
 }
@@ -37,9 +42,23 @@ impl Queue {
         dropped
     }
 
+    /// Appends a frame of the relay's own. `false`: too many wait already, and those stay; who
+    /// reads none of them misses nothing by it.
+    pub fn push_control(&mut self, frame: Vec<u8>) -> bool {
+        let fits = self.control.len() < MAX_CONTROL;
+        if fits {
+            self.control.push_back(frame);
+        }
+        fits
+    }
+
     /// Moves frames into `into` until it has at least `enough` bytes or nothing is left.
     pub fn take(&mut self, into: &mut Vec<u8>, enough: usize) {
         while into.len() < enough {
+            if let Some(frame) = self.control.pop_front() {
+                into.extend_from_slice(&frame);
+                continue;
+            }
             let Some(frame) = self.frames.pop_front() else {
                 return;
             };
@@ -50,7 +69,7 @@ impl Queue {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.control.is_empty() && self.frames.is_empty()
     }
 }
 
@@ -89,6 +108,31 @@ impl Mailbox {
         };
         self.changed.notify_one();
         dropped
+    }
+
+    /// Queues a frame of the relay's own, which no packet pushes out. `false`: too many wait.
+    pub fn push_control(&self, frame: Vec<u8>) -> bool {
+        let fits = {
+            let mut state = self.state();
+            if state.closed {
+                return true;
+            }
+            state.queue.push_control(frame)
+        };
+        self.changed.notify_one();
+        fits
+    }
+
+    /// Queues a last frame, whatever waits already, and closes.
+    pub fn close_with(&self, last: Vec<u8>) {
+        {
+            let mut state = self.state();
+            if !state.closed {
+                state.queue.control.push_back(last);
+                state.closed = true;
+            }
+        }
+        self.changed.notify_one();
     }
 
     /// Nothing is queued any more; what waits is still written, then the connection ends.
@@ -154,6 +198,40 @@ mod tests {
         queue.take(&mut out, 1);
         assert_eq!((out.len(), out[0]), (half, 2));
         assert_eq!(queue.push(vec![4; MAX_BYTES]), 1);
+    }
+
+    #[test]
+    fn no_flood_of_packets_pushes_out_what_the_relay_says() {
+        let mut queue = Queue::default();
+        assert!(queue.push_control(vec![1]));
+        for _ in 0..3 * MAX_FRAMES {
+            queue.push(vec![2; 4096]);
+        }
+        assert!(queue.push_control(vec![3]));
+        let mut out = Vec::new();
+        queue.take(&mut out, 2);
+        assert_eq!(out, [1, 3], "it goes first");
+        let kept = (0..2 * MAX_CONTROL)
+            .filter(|_| queue.push_control(vec![4]))
+            .count();
+        assert_eq!(kept, MAX_CONTROL, "and is bounded itself");
+    }
+
+    #[tokio::test]
+    async fn the_last_word_gets_through_a_full_mailbox() {
+        let mailbox = Mailbox::new();
+        while mailbox.push_control(vec![1]) {}
+        for _ in 0..2 * MAX_FRAMES {
+            mailbox.push(vec![2]);
+        }
+        mailbox.close_with(vec![9]);
+        mailbox.close_with(vec![8]);
+        let mut out = Vec::new();
+        assert!(mailbox.take(&mut out, usize::MAX).await);
+        assert_eq!(out[MAX_CONTROL], 9);
+        assert_eq!(out.len(), MAX_CONTROL + 1 + MAX_FRAMES);
+        out.clear();
+        assert!(!mailbox.take(&mut out, 1).await);
     }
 
     #[tokio::test]

@@ -3,21 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_api::pb;
 use mesh_api::pb::ssh_auth::Method;
 use mesh_api::pb::ssh_service_client::SshServiceClient;
 use mesh_ssh::{Credential, PrivateKey};
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use super::Admitted;
 use crate::runner::{Credentials, Target};
 
+/// How long the coordinator may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// How to log in to each of `targets`.
 ///
 /// With a key or a password of the caller's own no certificate is needed; one is asked for all the
 /// same, since asking is how the coordinator is asked about the operator. When it cannot be
-/// reached then, the operator's certificate alone counts.
+/// reached, only an operator counts for whom it vouched a short while ago ([`super::vouched`]).
 pub(super) async fn credentials(
     admitted: &Admitted,
     auth: Option<pb::SshAuth>,
@@ -44,18 +49,33 @@ pub(super) async fn credentials(
             Ok(Credentials::PerUser(Arc::new(made)))
         }
         Some(credential) => {
-            if let Some((user, nodes)) = users.into_iter().next() {
-                match issue(admitted, &user, nodes).await {
-                    Ok(_) => {}
-                    Err(status) if status.code() == Code::Unavailable => {
-                        tracing::info!("the coordinator cannot be asked about the operator");
-                    }
-                    Err(status) => return Err(status),
-                }
+            let asked = match users.into_iter().next() {
+                Some((user, nodes)) => issue(admitted, &user, nodes).await.map(drop),
+                // Nobody is logged in to: each target's own fault says why.
+                None => Ok(()),
+            };
+            match asked {
+                Ok(()) => {}
+                Err(status) if status.code() == Code::Unavailable => stale(admitted, &status)?,
+                Err(status) => return Err(status),
             }
             Ok(Credentials::Same(credential))
         }
     }
+}
+
+/// Lets an operator through whom the coordinator cannot be asked about now, if it vouched for them
+/// a short while ago.
+fn stale(admitted: &Admitted, why: &Status) -> Result<(), Status> {
+    if admitted.vouched.holds(admitted.operator, Instant::now()) {
+        tracing::info!(operator = %admitted.operator, "the coordinator cannot be asked; it vouched for the operator a short while ago");
+        return Ok(());
+    }
+    Err(Status::unavailable(format!(
+        "the coordinator cannot be asked whether you still are an operator ({}); \
+         'deploy-cli --via socks' needs no coordinator",
+        why.message()
+    )))
 }
 
 /// The users that are logged in as, each with his nodes.
@@ -87,7 +107,15 @@ async fn issue(
     };
     let mut client =
         SshServiceClient::with_interceptor(member.node.channel(), mesh_trace::propagate);
-    let answer = client.issue_certificate(request).await.map_err(|status| {
+    let asked = timeout(ANSWER, client.issue_certificate(request)).await;
+    let answer = asked.unwrap_or_else(|_| Err(Status::unavailable("it does not answer")));
+    let now = Instant::now();
+    match &answer {
+        Ok(_) => admitted.vouched.renew(admitted.operator, now),
+        Err(status) if status.code() == Code::Unavailable => {}
+        Err(_) => admitted.vouched.end(admitted.operator),
+    }
+    let answer = answer.map_err(|status| {
         let text = format!(
             "no SSH certificate from the coordinator: {}",
             status.message()
