@@ -18,6 +18,7 @@ const PERMISSIVE: &[&str] = &[
     "ISC",
     "MIT",
     "Unicode-3.0",
+    "CDLA-Permissive-2.0",
     "Unlicense",
     "Zlib",
 ];
