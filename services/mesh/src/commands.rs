@@ -1,11 +1,13 @@
 //! The verbs.
 
 mod context;
+mod db;
 mod events;
 mod login;
 mod network;
 mod node;
 mod operator;
+mod service;
 mod status;
 mod token;
 
@@ -38,10 +40,12 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         Verb::Operator(verb) => operator::run(&session, verb).await?,
         Verb::Login(login) => login::run(&session, login).await?,
         Verb::Context(verb) => context::run(&session, verb).await?,
+        Verb::Db(verb) => return db::run(&session, *verb).await,
         Verb::Events(events) => events::run(&session, events).await?,
         Verb::Deploy { args } => return Ok(session.deploy_cli(None, args).await),
         Verb::Nc { args } => return Ok(session.deploy_cli(Some("nc"), args).await),
         Verb::SshConfig { args } => return Ok(session.deploy_cli(Some("ssh-config"), args).await),
+        Verb::Service(verb) => service::run(&session, verb)?,
         Verb::Completions { shell } => {
             let mut command = crate::command();
             clap_complete::generate(shell, &mut command, "mesh", &mut std::io::stdout());

@@ -1,9 +1,10 @@
 //! The operator's command line (`mesh token`, `mesh node`, …) and `mesh up`: every role of a mesh
 //! in one process on an embedded database.
 //!
-//! Everything but `up` speaks gRPC to a coordinator that a *context* names; nothing here opens a
-//! database. `up` links the services and starts them as they are; between them they use the same
-//! sockets, certificates and tunnels as separate processes do.
+//! Everything but `up` and `db` speaks gRPC to a coordinator that a *context* names. `db` opens the
+//! coordinator's database, by the coordinator's own code and lock, while that is stopped. `up` links
+//! the services and starts them as they are; between them they use the same sockets, certificates
+//! and tunnels as separate processes do.
 
 #![allow(
     clippy::print_stdout,
