@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{codegen, compose, docs, fuzz, lint, setup, test, tidy, workspace};
+use crate::{codegen, compose, deb, docs, fuzz, k8s, lint, setup, systemd, test, tidy, workspace};
 
 /// Arguments of `cargo xtask ci`.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,7 +59,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     stage("docs --check", &|| docs::run(&docs::Args { check: true }));
     stage("fuzz", &|| fuzz::run(&fuzz::Args::all(args.fuzz_seconds)));
     stage("test", &|| test::run(&test::Args::default()));
+    stage("systemd", &systemd::run);
+    stage("k8s", &|| k8s::run(&k8s::Args::default()));
+    stage("deb", &|| deb::run(&deb::Args::ci()));
     stage("compose", &|| compose::run(&compose::Args::ci()));
+    stage("k8s --run", &|| k8s::run(&k8s::Args::pods()));
     finish(args, &stages, begun.elapsed())
 }
 

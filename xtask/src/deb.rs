@@ -31,6 +31,16 @@ pub(crate) struct Args {
     pub(crate) check: bool,
 }
 
+impl Args {
+    /// As the CI runs it.
+    pub(crate) fn ci() -> Self {
+        Self {
+            debug: true,
+            check: true,
+        }
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut build = process::cargo();
@@ -203,7 +213,7 @@ impl Maker {
         }
         let config = tree.file(&format!("etc/mesh/{program}.toml"))?;
         let output = Command::new(self.programs.join(program))
-            .args(["config", "init", "--config"])
+            .args(["config", "init", "--output"])
             .arg(&config)
             .output()
             .with_context(|| format!("run {program}"))?;

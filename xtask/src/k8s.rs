@@ -5,7 +5,8 @@
 //! oldest and the newest supported Kubernetes ([`schemas`]); kinds of other projects against the
 //! shapes written down in [`shapes`]; who names whom ([`references`]); and the programs themselves,
 //! which get each container's arguments and environment ([`settings`]). Then faults are planted, and
-//! each must be found ([`planted`]).
+//! each must be found ([`planted`]). With `--run` the pods run in a container engine
+//! ([`containers`]).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{process, workspace};
 
+mod containers;
 mod manifest;
 mod planted;
 mod pods;
@@ -35,9 +37,39 @@ const PARTS: &[&str] = &["base", "nodes"];
 /// The oldest and the newest Kubernetes that docs/kubernetes.md promises.
 const VERSIONS: &[&str] = &["1.30", "1.37"];
 
+/// Arguments of `cargo xtask k8s`.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Ask the programs of the debug build as it is, without building.
+    #[arg(long)]
+    no_build: bool,
+    /// Only run the pods of the overlay `dev` in a container engine, until their probes pass (root;
+    /// the images must be there).
+    #[arg(long)]
+    run: bool,
+}
+
+impl Args {
+    /// The second half in CI, when the images have been made.
+    pub(crate) fn pods() -> Self {
+        Self {
+            run: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// Runs the verb.
-pub(crate) fn run() -> Result<()> {
-    process::run(process::cargo().args(["build", "--workspace", "--bins"]))?;
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.run {
+        let tools = tools::Tools::ready()?;
+        let dev = workspace::root().join("deploy/k8s/overlays/dev");
+        let manifest = Manifest::new(manifest::parse(&tools.render(&dev)?)?, BTreeSet::new());
+        return containers::run(&manifest);
+    }
+    if !args.no_build {
+        process::run(process::cargo().args(["build", "--workspace", "--bins"]))?;
+    }
     let tools = tools::Tools::ready()?;
     let dir = workspace::root().join("deploy/k8s");
     every_kustomization_is_known(&dir)?;

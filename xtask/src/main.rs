@@ -58,7 +58,7 @@ enum Verb {
     /// Debian packages of all programs, in target/deb.
     Deb(deb::Args),
     /// Check the manifests in deploy/k8s.
-    K8s,
+    K8s(k8s::Args),
     /// Check the units in deploy/systemd.
     Systemd,
     /// Fuzz one target, or list the targets.
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Verb::Docs(args) => docs::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Deb(args) => deb::run(&args),
-        Verb::K8s => k8s::run(),
+        Verb::K8s(args) => k8s::run(&args),
         Verb::Systemd => systemd::run(),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Images(args) => compose::images(&args),

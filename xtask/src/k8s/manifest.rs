@@ -323,7 +323,8 @@ impl<'a> Container<'a> {
     }
 }
 
-/// Replaces `$(NAME)`; `Err` is a name that is not known.
+/// Replaces `$(NAME)`; `Err` is a name that is not known. Kubernetes leaves alone what cannot be a
+/// name, such as a shell's `$(cat file)`.
 fn expand(text: &str, known: &BTreeMap<String, String>) -> Result<String, String> {
     let mut rest = text;
     let mut done = String::new();
@@ -332,7 +333,14 @@ fn expand(text: &str, known: &BTreeMap<String, String>) -> Result<String, String
             break;
         };
         done.push_str(before);
-        done.push_str(known.get(name).ok_or(name)?);
+        if name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            done.push_str(known.get(name).ok_or(name)?);
+        } else {
+            done.push_str(&format!("$({name})"));
+        }
         rest = after;
     }
     Ok(done + rest)
@@ -360,6 +368,7 @@ mod tests {
         let known = BTreeMap::from([("A".to_owned(), "x".to_owned())]);
         assert_eq!(expand("$(A).b$(A)", &known).as_deref(), Ok("x.bx"));
         assert_eq!(expand("$(B)", &known), Err("B".to_owned()));
+        assert_eq!(expand("$(cat x) $(A)", &known).as_deref(), Ok("$(cat x) x"));
         assert_eq!(expand("$HOME (a)", &known).as_deref(), Ok("$HOME (a)"));
     }
 }

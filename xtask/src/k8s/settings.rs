@@ -79,7 +79,7 @@ impl StandIns {
                 let key = text(item, "/key");
                 let file = files.join(secret).join(key);
                 fs::create_dir_all(files.join(secret))?;
-                fs::write(&file, content(key))?;
+                fs::write(&file, secret_content(key))?;
                 fs::set_permissions(&file, Permissions::from_mode(0o640))?;
                 paths.push((format!("{at}/{}", text(item, "/path")), file));
             }
@@ -96,7 +96,7 @@ impl StandIns {
 }
 
 /// Something of the right form.
-fn content(key: &str) -> String {
+pub(super) fn secret_content(key: &str) -> String {
     match key {
         // 256 bits in hexadecimal; no pattern that a program may call weak.
         "master.key" => {
