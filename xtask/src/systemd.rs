@@ -47,7 +47,9 @@ pub(crate) fn run() -> Result<()> {
         verify(&unit)?;
         let score = security(&unit, case.exposure)?;
         arguments(&unit, &source.join(case.unit))?;
-        let with = case.drop_in.map_or(String::new(), |name| format!(" with {name}"));
+        let with = case
+            .drop_in
+            .map_or(String::new(), |name| format!(" with {name}"));
         println!(
             "systemd: {}{with}: exposure {}.{} of 10",
             case.unit,
@@ -82,10 +84,7 @@ fn stage(source: &Path, scratch: &Path, case: &Case) -> Result<PathBuf> {
     if let Some(name) = case.drop_in {
         let dir = format!("{}.d", case.unit);
         fs::create_dir_all(scratch.join(&dir))?;
-        fs::copy(
-            source.join(&dir).join(name),
-            scratch.join(&dir).join(name),
-        )?;
+        fs::copy(source.join(&dir).join(name), scratch.join(&dir).join(name))?;
     }
     Ok(unit)
 }
@@ -196,8 +195,13 @@ fn arguments(staged: &Path, source: &Path) -> Result<()> {
         .env_clear()
         .args(words.map(|word| word.replace("%d", "/run/credentials/none")))
         .args(["--config", "/dev/null", "--check-config"]);
-    for pair in text.lines().filter_map(|line| line.strip_prefix("Environment=")) {
-        let (name, value) = pair.split_once('=').context("Environment= without a value")?;
+    for pair in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("Environment="))
+    {
+        let (name, value) = pair
+            .split_once('=')
+            .context("Environment= without a value")?;
         command.env(name, value.replace("%S", "/var/lib"));
     }
     let output = command.output().with_context(|| format!("run {program}"))?;
