@@ -24,6 +24,7 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
         echo 'error: set POSTGRES_PASSWORD_FILE' >&2
         exit 1
     fi
+    mkdir -p "$PGDATA"
     chmod 0700 "$PGDATA"
     initdb --username="$user" --pwfile=<(printf '%s\n' "$POSTGRES_PASSWORD") \
         --auth-local=trust --auth-host=trust >/dev/null
