@@ -99,7 +99,7 @@ impl<'a> Cluster<'a> {
 
     /// Runs one pod: its init containers to their end, the others until their probes pass.
     fn pod(&mut self, workload: Workload<'_>) -> Result<()> {
-        let volumes = self.volumes(workload)?;
+        let volumes = self.volumes(workload, workload.object.name())?;
         for container in workload.containers() {
             let is_ours = container.program().is_some();
             if !container.is_init && !workload.is_service() {
@@ -189,13 +189,13 @@ impl<'a> Cluster<'a> {
     }
 
     /// Directories for the volumes of a pod, with the owners and modes that a kubelet gives them.
-    fn volumes(&self, workload: Workload<'_>) -> Result<Volumes> {
+    fn volumes(&self, workload: Workload<'_>, pod: &str) -> Result<Volumes> {
         let group = workload.pod.pointer("/securityContext/fsGroup");
         let group = group
             .and_then(Value::as_u64)
             .map(u32::try_from)
             .transpose()?;
-        let below = self.dir.join(workload.object.name());
+        let below = self.dir.join(pod);
         let mut volumes = Volumes::new();
         for volume in list(workload.pod, "/volumes") {
             let name = text(volume, "/name");
@@ -319,7 +319,7 @@ impl<'a> Cluster<'a> {
         };
         let workload = relay(self.manifest)?;
         let container = workload.containers()[0];
-        let volumes = self.volumes(workload)?;
+        let volumes = self.volumes(workload, "planted")?;
 
         let mut homeless = container.value.clone();
         let mounts = homeless["volumeMounts"].as_array_mut();
