@@ -8,6 +8,8 @@ use crate::readiness::Readiness;
 /// The process's metrics, readiness and traces, passed to every `App::build`.
 #[derive(Debug, Clone, Default)]
 pub struct Handles {
+    /// The process's name, for `/version`; empty in tests.
+    pub program: &'static str,
     /// Where to register metrics.
     pub metrics: Metrics,
     /// Where to say what is not ready yet.
@@ -22,6 +24,7 @@ impl Handles {
     #[must_use]
     pub fn scoped(&self, part: &str) -> Self {
         Self {
+            program: self.program,
             metrics: self.metrics.scoped("part", part),
             readiness: self.readiness.scoped(part),
             tracer: self.tracer.clone(),

@@ -142,7 +142,11 @@ pub fn init(config: &LogConfig) -> Result<LogHandle, TelemetryError> {
 pub fn handles(service: &'static str) -> Result<(Handles, Exporter), ExportError> {
     let exporter = Exporter::from_env()?;
     let tracer = exporter.tracer(service, "")?;
-    Ok((Handles::default().traced(tracer), exporter))
+    let handles = Handles {
+        program: service,
+        ..Handles::default()
+    };
+    Ok((handles.traced(tracer), exporter))
 }
 
 /// A subscriber that writes elsewhere, for tests (`tracing::subscriber::with_default`).

@@ -24,7 +24,12 @@ const NODE_NAME: &str = "deploy-manager";
 
 /// Carries programs into the mesh: SOCKS5 and the SSH runner.
 #[derive(Debug, Parser)]
-#[command(name = "deploy-manager", version, about)]
+#[command(
+    name = "deploy-manager",
+    version,
+    long_version = mesh_daemon::build_info::long_version(),
+    about
+)]
 struct Cli {
     #[command(flatten)]
     config: ConfigArgs,

@@ -22,7 +22,11 @@ const MAX_TOKEN: u64 = 64 * 1024;
 
 /// Carries encrypted packets between nodes (DERP) and answers STUN.
 #[derive(Debug, Parser)]
-#[command(name = "relay", version)]
+#[command(
+    name = "relay",
+    version,
+    long_version = mesh_daemon::build_info::long_version()
+)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
@@ -120,7 +124,11 @@ async fn serve(config: Config, token_file: Option<&Path>) -> anyhow::Result<()> 
             () = shutdown.draining() => return Ok(()),
         }
     }
-    let app = App::build(config, Handles::default()).await?;
+    let handles = Handles {
+        program: "relay",
+        ..Handles::default()
+    };
+    let app = App::build(config, handles).await?;
     app.run(shutdown).await
 }
 

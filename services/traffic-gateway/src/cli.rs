@@ -25,7 +25,11 @@ const HOSTNAME: &str = "traffic-gateway";
 
 /// One public URL in front of every worker's console.
 #[derive(Debug, Parser)]
-#[command(name = "traffic-gateway", version)]
+#[command(
+    name = "traffic-gateway",
+    version,
+    long_version = mesh_daemon::build_info::long_version()
+)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,

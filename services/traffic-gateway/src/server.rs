@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admitted, Door, Handed, Place, Placed};
 use crate::config::ServerConfig;
+use crate::idle_timer::IdleTimer;
 use crate::proxy::{Gateway, Refused, Shared, Visitor};
 use crate::route_table::Target;
 
@@ -368,7 +369,7 @@ impl<C: Connector<Target = Target>> Core<C> {
             Ok::<_, std::convert::Infallible>(self.gateway.serve(visitor, request).await)
         });
         let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(IdleTimer::new())
             .header_read_timeout(HEAD_LIMIT)
             .max_header_size(self.server.max_head)
             .serve_connection(TokioIo::new(stream), service)

@@ -17,7 +17,7 @@ const SERVICE: &str = "worker-agent";
 
 /// Joins this machine to a mesh and keeps it there.
 #[derive(Debug, Parser)]
-#[command(name = "worker-agent", version = mesh_daemon::build_info::VERSION, propagate_version = true)]
+#[command(name = "worker-agent", version, long_version = mesh_daemon::build_info::long_version(), propagate_version = true)]
 pub struct Args {
     #[command(flatten)]
     common: Common,

@@ -86,7 +86,10 @@ struct DeployFacts {
 impl Running {
     /// Starts every role. What started is stopped again when a later one fails.
     pub(super) async fn start(args: &UpArgs, state_dir: &Path) -> Result<Self> {
-        let handles = Handles::default();
+        let handles = Handles {
+            program: "mesh",
+            ..Handles::default()
+        };
         let traces = Exporter::from_env()?;
         let bind = Bind::of(args);
         let mut roles = Vec::new();
