@@ -61,6 +61,9 @@ use crate::grpc::auth;
 use crate::grpc::encoded::ProtoEncoder;
 use crate::serve::Server;
 
+/// How long writing down who was seen last may take at the end. With the drain and [`CLOSE`] it
+/// stays below the 30 s that Kubernetes grants.
+const LAST_WRITE: Duration = Duration::from_secs(1);
 /// How long changes under way may take at the end.
 const CLOSE: Duration = Duration::from_secs(3);
 /// How often the store is tried, for readiness.
@@ -263,7 +266,7 @@ impl App {
     /// When a part that must run ended by itself.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let Self {
-            config: _,
+            config,
             core,
             server,
             admin,
@@ -290,6 +293,10 @@ impl App {
         let keeper = Arc::clone(&core);
         maintenance.spawn("last-seen", async move {
             keeper.record_last_seen().await;
+        });
+        let keeper = Arc::clone(&core);
+        maintenance.spawn("forget-old", async move {
+            keeper.forget_old(config.store).await;
         });
         let keeper = Arc::clone(&core);
         maintenance.spawn("figures", async move {
@@ -319,14 +326,20 @@ impl App {
             anyhow::bail!("the coordinator's task {name} ended by itself: {end:?}");
         }
         serving.not_ready("shutting down");
-        grpc.finish(shutdown.grace()).await;
-        serving_tasks.join_all(shutdown.grace()).await;
-        core.write_last_seen(mesh_types::Timestamp::default())
-            .await
-            .unwrap_or_else(|error| {
-                let error = mesh_daemon::report::chain(&error);
-                tracing::info!(error, "last-seen times were not written at the end");
-            });
+        // Streams and connections share one drain.
+        let end = tokio::time::Instant::now() + shutdown.grace();
+        let left = || end.saturating_duration_since(tokio::time::Instant::now());
+        grpc.finish(left()).await;
+        serving_tasks.join_all(left()).await;
+        let write = core.write_last_seen(mesh_types::Timestamp::default());
+        let problem = match tokio::time::timeout(LAST_WRITE, write).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(mesh_daemon::report::chain(&error)),
+            Err(_) => Some("the store does not answer".to_owned()),
+        };
+        if let Some(error) = problem {
+            tracing::info!(error, "last-seen times were not written at the end");
+        }
         maintenance.abort_all();
         core.close(CLOSE).await;
         tracing::info!("the coordinator has ended");
