@@ -15,23 +15,23 @@ use tokio::runtime::Runtime;
 use tonic::{Request, Response, Status};
 
 /// Where OTLP is taken (its registered port), on the host's loopback.
-pub const PORT: u16 = 4317;
+pub(crate) const PORT: u16 = 4317;
 
 /// A span as it arrived.
 #[derive(Debug, Clone)]
-pub struct Span {
-    pub service: String,
-    pub name: String,
-    pub trace: String,
-    pub id: String,
+pub(crate) struct Span {
+    pub(crate) service: String,
+    pub(crate) name: String,
+    pub(crate) trace: String,
+    pub(crate) id: String,
     /// Empty for a root.
-    pub parent: String,
-    pub attributes: BTreeMap<String, String>,
+    pub(crate) parent: String,
+    pub(crate) attributes: BTreeMap<String, String>,
 }
 
 /// A running receiver; it ends when dropped.
 #[derive(Debug)]
-pub struct Collector {
+pub(crate) struct Collector {
     spans: Kept,
     _runtime: Runtime,
 }
@@ -41,7 +41,7 @@ struct Kept(Arc<Mutex<Vec<Span>>>);
 
 impl Collector {
     /// Starts it on a host.
-    pub fn start(host: &Host) -> anyhow::Result<Self> {
+    pub(crate) fn start(host: &Host) -> anyhow::Result<Self> {
         let listener = host.enter(|| std::net::TcpListener::bind(("127.0.0.1", PORT)))?;
         listener.set_nonblocking(true)?;
         let spans = Kept::default();
@@ -68,7 +68,7 @@ impl Collector {
     }
 
     /// Everything so far.
-    pub fn spans(&self) -> Vec<Span> {
+    pub(crate) fn spans(&self) -> Vec<Span> {
         let spans = self.spans.0.lock();
         spans.unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -12,19 +12,19 @@ const PORT: u16 = 9090;
 
 /// A running Prometheus; it ends when dropped.
 #[derive(Debug)]
-pub struct Prometheus {
+pub(crate) struct Prometheus {
     host: Host,
     child: Child,
     _folder: TempDir,
 }
 
 /// The folder with what is deployed.
-pub fn deployed() -> PathBuf {
+pub(crate) fn deployed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/observability")
 }
 
 /// Every file of a folder, by name.
-pub fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("{}", folder.display()))?;
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| Ok(entry?.path()))
@@ -45,7 +45,7 @@ fn hurried(rules: &str) -> String {
 impl Prometheus {
     /// Starts it on a host, with the deployed configuration and rules. `targets` says where each
     /// of the configuration's targets is here.
-    pub fn start(host: &Host, targets: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub(crate) fn start(host: &Host, targets: &[(&str, &str)]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut config = std::fs::read_to_string(deployed().join("prometheus.yml"))?;
         for (deployed, here) in targets {
@@ -94,7 +94,7 @@ impl Prometheus {
     }
 
     /// The jobs whose targets are all up, each with how many there are.
-    pub fn up(&self) -> anyhow::Result<Vec<(String, bool)>> {
+    pub(crate) fn up(&self) -> anyhow::Result<Vec<(String, bool)>> {
         let answer: Value = serde_json::from_str(&self.get("/api/v1/targets", &[])?)?;
         let targets = answer["data"]["activeTargets"].as_array();
         let targets = targets.context("no targets")?.iter();
@@ -107,7 +107,7 @@ impl Prometheus {
     }
 
     /// The samples of a query: labels and values.
-    pub fn query(&self, query: &str) -> anyhow::Result<Vec<(Value, f64)>> {
+    pub(crate) fn query(&self, query: &str) -> anyhow::Result<Vec<(Value, f64)>> {
         let query = format!("query={query}");
         let args = ["--get", "--data-urlencode", &query];
         let answer: Value = serde_json::from_str(&self.get("/api/v1/query", &args)?)?;
@@ -123,7 +123,7 @@ impl Prometheus {
     }
 
     /// The alerts that fire.
-    pub fn firing(&self) -> anyhow::Result<Vec<Value>> {
+    pub(crate) fn firing(&self) -> anyhow::Result<Vec<Value>> {
         let answer: Value = serde_json::from_str(&self.get("/api/v1/alerts", &[])?)?;
         let alerts = answer["data"]["alerts"].as_array().context("no alerts")?;
         let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
