@@ -17,6 +17,7 @@ mod notice;
 mod operator;
 mod presence;
 pub(crate) mod provision;
+mod prune;
 mod renew;
 mod report;
 mod ssh;

@@ -28,6 +28,7 @@ mod network;
 mod node;
 mod operator;
 mod postgres;
+mod prune;
 mod relay;
 mod row;
 mod secret;
@@ -57,6 +58,7 @@ pub(crate) use self::health::Watch;
 use self::health::{Health, is_in_doubt, no_answer};
 use self::migration::Migrator;
 use self::postgres::{NotHeld, Postgres};
+pub(crate) use self::prune::{Cutoffs, Pruned};
 pub(crate) use self::secret::SealedSecret;
 use self::timed::Timed;
 use crate::config::{StoreConfig, StoreUrl};
@@ -209,10 +211,9 @@ impl Store {
                     Some(holder) => return Err(StoreError::Taken { place, holder }),
                 }
                 close(&unlimited).await;
-                let pool = postgres.pool();
                 let pools = Pools {
-                    writer: pool.clone(),
-                    reader: pool,
+                    writer: postgres.writer(),
+                    reader: postgres.reader(),
                 };
                 let limit = config.statement_timeout + MARGIN;
                 (Engine::Postgres(postgres), pools, place, limit)
@@ -244,6 +245,11 @@ impl Store {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    fn replace_pools(&self, fresh: Pools) -> Pools {
+        let mut pools = self.0.pools.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *pools, fresh)
     }
 
     fn timed<C>(&self, inner: C) -> Timed<C> {
@@ -367,15 +373,14 @@ impl Store {
             }
             if was_down {
                 // Connections of before may hang for minutes in a network that drops packets.
-                let pool = postgres.pool();
-                let old = std::mem::replace(
-                    &mut *self.0.pools.write().unwrap_or_else(PoisonError::into_inner),
-                    Pools {
-                        writer: pool.clone(),
-                        reader: pool,
-                    },
-                );
-                drop(timeout(MARGIN, close(&old.writer)).await);
+                let fresh = Pools {
+                    writer: postgres.writer(),
+                    reader: postgres.reader(),
+                };
+                let old = self.replace_pools(fresh);
+                for pool in [&old.reader, &old.writer] {
+                    drop(timeout(MARGIN, close(pool)).await);
+                }
             }
         }
         let trial = if was_down { Trial::Done } else { Trial::Undone };

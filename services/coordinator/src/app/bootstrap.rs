@@ -337,6 +337,7 @@ async fn load(
 ) -> Result<(Members, Snapshot), BootstrapError> {
     let members = Members::default();
     let mut snapshot = Snapshot::default();
+    let trimmed = store.network_trimmed().await?;
     for record in store.network_list().await? {
         let secret = store.secret_show(&ssh_secret(record.id)).await?;
         let missing = || BootstrapError::SshCa(record.name.clone());
@@ -346,7 +347,7 @@ async fn load(
             id: record.id,
             name: record.name.clone(),
             version: record.version,
-            trimmed: 0,
+            trimmed: trimmed.get(&record.id).copied().unwrap_or_default(),
             ssh_ca: ssh_ca.clone(),
         });
         members.put_network(NetworkInfo {

@@ -56,7 +56,11 @@ impl Core {
             Ok(()) => tracing::info!(entries = notes.len(), "wrote what the audit was owed"),
             Err(error) => {
                 let error = mesh_daemon::report::chain(&error);
-                tracing::info!(entries = notes.len(), error, "the audit is still owed entries");
+                tracing::info!(
+                    entries = notes.len(),
+                    error,
+                    "the audit is still owed entries"
+                );
                 let mut waiting = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
                 waiting.splice(0..0, notes);
             }

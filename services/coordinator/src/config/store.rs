@@ -39,6 +39,16 @@ mesh_daemon::settings! {
         /// How long a start waits for a database that does not answer yet.
         #[serde(with = "duration")]
         pub wait: Duration,
+        /// How long events (what happened) are kept. The audit (who did what) is kept for ever.
+        #[serde(with = "duration")]
+        pub keep_events: Duration,
+        /// How long join tokens are kept after they expired or were revoked.
+        #[serde(with = "duration")]
+        pub keep_tokens: Duration,
+        /// How long it is remembered that a node was removed, so that it is told so when it comes
+        /// back.
+        #[serde(with = "duration")]
+        pub keep_tombstones: Duration,
     }
 }
 
@@ -72,6 +82,8 @@ impl fmt::Display for StoreTls {
     }
 }
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
@@ -84,6 +96,9 @@ impl Default for StoreConfig {
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             wait: Duration::from_secs(60),
+            keep_events: DAY * 90,
+            keep_tokens: DAY * 7,
+            keep_tombstones: DAY * 400,
         }
     }
 }
@@ -198,9 +213,9 @@ impl StoreConfig {
             ),
         }
         faults.require(
-            self.max_connections >= 2,
+            self.max_connections >= 3,
             "store.max_connections",
-            "at least 2 are needed: one to read while one writes",
+            "at least 3 are needed: two to write by, one to read",
         );
         for (limit, key) in [
             (self.acquire_timeout, "store.acquire_timeout"),
@@ -212,6 +227,14 @@ impl StoreConfig {
                 key,
                 "less than 100ms leaves no database time to answer",
             );
+        }
+        for (age, least, key) in [
+            (self.keep_events, DAY, "store.keep_events"),
+            (self.keep_tokens, DAY, "store.keep_tokens"),
+            (self.keep_tombstones, DAY * 30, "store.keep_tombstones"),
+        ] {
+            let days = least.as_secs() / DAY.as_secs();
+            faults.require(age >= least, key, format!("keep them for {days}d at least"));
         }
     }
 }

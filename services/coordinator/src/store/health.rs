@@ -171,6 +171,12 @@ pub(super) fn is_conflict(error: &DbErr) -> bool {
     code(error).is_some_and(|code| code == "40001" || code == "40P01")
 }
 
+/// No connection could be had in time: the database does not answer, or all are in use.
+pub(super) fn is_pool_timeout(error: &DbErr) -> bool {
+    matches!(error, DbErr::ConnectionAcquire(_))
+        || matches!(driver(error), Some(sqlx::Error::PoolTimedOut))
+}
+
 /// Whether a failed commit may have happened all the same: nobody has said that it did not.
 pub(super) fn is_in_doubt(error: &DbErr) -> bool {
     match (driver(error), code(error)) {

@@ -22,6 +22,8 @@ const LOCK_KEY: i64 = 0x6d65_7368_636f_6f72;
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the server lets a transaction of ours stand idle before it ends it.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
+/// Connections to write by: one writes, and one may ask what became of a commit.
+const WRITERS: u32 = 2;
 /// How often a start tells that it still waits.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -45,6 +47,10 @@ impl NotHeld {
                 Self::Refused(reason)
             }
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused(reason),
+            // A certificate that does not hold, as TLS reports it through the socket.
+            sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Self::Refused(reason)
+            }
             _ => Self::Unreachable(reason),
         }
     }
@@ -140,9 +146,15 @@ impl Postgres {
             .options([("statement_timeout", millis(statement))])
     }
 
-    /// A pool that connects when it is asked to.
-    pub(super) fn pool(&self) -> DatabaseConnection {
-        self.pool_of(self.limits.connections, self.limits.statement)
+    /// A pool to write by that connects when it is asked to. Readers never take its connections.
+    pub(super) fn writer(&self) -> DatabaseConnection {
+        self.pool_of(WRITERS, self.limits.statement)
+    }
+
+    /// A pool to read by that connects when it is asked to.
+    pub(super) fn reader(&self) -> DatabaseConnection {
+        let connections = self.limits.connections.saturating_sub(WRITERS).max(1);
+        self.pool_of(connections, self.limits.statement)
     }
 
     /// One connection without a limit for statements: migrations take what they take.

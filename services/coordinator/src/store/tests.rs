@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::entity::{audit, meta};
 use super::secret::SealedSecret;
-use super::{STATE_VERSION, STATE_VERSION_KEY, Store, StoreError};
+use super::{Cutoffs, Pruned, STATE_VERSION, STATE_VERSION_KEY, Store, StoreError};
 use crate::config::StoreConfig;
 use crate::record::{
     AuditEntry, EventKind, EventRecord, NetworkRecord, NodeRecord, OperatorRecord, RelayRecord,
@@ -94,6 +94,7 @@ on_both_engines! {
     a_second_coordinator_is_refused_and_told_who_is_there,
     a_bootstrap_writes_beside_a_coordinator_only_on_postgres,
     somebody_elses_change_ends_our_writing,
+    what_is_old_is_forgotten_and_cursors_before_it_are_known,
 }
 
 fn identity() -> IdentityPublicKey {
@@ -655,4 +656,55 @@ async fn somebody_elses_change_ends_our_writing(engine: Engine) {
         "for good"
     );
     assert_eq!(store.network_list().await.expect("reads").len(), 1);
+}
+
+async fn what_is_old_is_forgotten_and_cursors_before_it_are_known(engine: Engine) {
+    let (_home, store) = open(engine).await;
+    let id = with_network(&store, 1).await;
+    let later = |secs| Timestamp::from_secs(NOW.as_secs() + secs);
+    let txn = store.write().await.expect("begins");
+    for (n, at) in [(1, NOW), (2, later(10)), (3, later(20))] {
+        txn.node_create(&node(n, id)).await.expect("creates");
+        let version = txn.network_bump(id).await.expect("bumps");
+        let node = NodeId::from_bytes([n; 16]);
+        txn.node_remove(node, id, version, at)
+            .await
+            .expect("removes");
+        let event = EventRecord {
+            time: at,
+            ..happened(EventKind::NodeRemoved, Some("a"))
+        };
+        txn.event_create(&event).await.expect("creates");
+        let token = TokenRecord {
+            expires_at: at,
+            ..token(n, Some(id))
+        };
+        txn.token_create(&token).await.expect("creates");
+        txn.token_use_record(token.id, &identity(), [n; 16], NOW)
+            .await
+            .expect("records");
+    }
+    txn.token_revoke(TokenId::from_bytes([3; 16]), NOW)
+        .await
+        .expect("revokes");
+    let cutoffs = |at| Cutoffs {
+        events: at,
+        tokens: at,
+        tombstones: at,
+    };
+    let nothing = txn.prune(&cutoffs(NOW)).await.expect("prunes");
+    assert_eq!(nothing, Pruned::default(), "nothing is older than that");
+    let pruned = txn.prune(&cutoffs(later(15))).await.expect("prunes");
+    let expected = Pruned {
+        events: 2,
+        tokens: 3,
+        tombstones: 2,
+    };
+    assert_eq!(pruned, expected);
+    txn.commit().await.expect("commits");
+    let left = store.tombstone_list().await.expect("lists");
+    assert_eq!(left.iter().map(|row| row.version).collect::<Vec<_>>(), [3]);
+    let trimmed = store.network_trimmed().await.expect("reads");
+    assert_eq!(trimmed.get(&id), Some(&2), "cursors from 2 on can resume");
+    assert!(store.token_list(None).await.expect("lists").is_empty());
 }

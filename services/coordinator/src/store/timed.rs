@@ -7,7 +7,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement};
 use sea_orm_migration::async_trait::async_trait;
 
-use super::health::{Health, no_answer};
+use super::health::{Health, is_pool_timeout, no_answer};
 
 /// A connection or transaction with limits; what fails is noted in the store's health.
 #[derive(Debug)]
@@ -15,7 +15,8 @@ pub(super) struct Timed<C> {
     pub(super) inner: C,
     pub(super) limit: Duration,
     pub(super) health: Arc<Health>,
-    /// Fails at once while the database is known not to answer.
+    /// Of readers: fails at once while the database is known not to answer. That no connection was
+    /// free says nothing there: many may be reading.
     pub(super) fail_fast: bool,
 }
 
@@ -33,7 +34,9 @@ impl<C> Timed<C> {
             Ok(outcome) => outcome,
             Err(_) => Err(no_answer(self.limit)),
         };
-        if let Err(error) = &outcome {
+        if let Err(error) = &outcome
+            && !(self.fail_fast && is_pool_timeout(error))
+        {
             self.health.failed(error);
         }
         outcome

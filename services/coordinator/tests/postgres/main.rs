@@ -54,7 +54,7 @@ mod engine {
             url,
             password: Secret::new(POSTGRES_PASSWORD),
             // Servers that do not answer are part of these tests.
-            acquire_timeout: Duration::from_secs(2),
+            acquire_timeout: Duration::from_secs(4),
             connect_timeout: Duration::from_secs(2),
             statement_timeout: Duration::from_secs(3),
             ..StoreConfig::default()

@@ -50,7 +50,9 @@ async fn check(session: &Session, args: &DbArgs) -> Result<ExitCode> {
     if session.json {
         print_json("mesh.db-check/1", "check", &found)?;
     } else {
-        let version = found.state_version.map_or_else(|| "none".to_owned(), |v| v.to_string());
+        let version = found
+            .state_version
+            .map_or_else(|| "none".to_owned(), |v| v.to_string());
         println!("{}, state version {version}", found.database);
         let rows = found.tables.iter();
         let rows = rows.map(|count| [count.table.clone(), count.rows.to_string()]);
@@ -63,7 +65,11 @@ async fn check(session: &Session, args: &DbArgs) -> Result<ExitCode> {
             println!("No damage found.");
         }
     }
-    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn copy(session: &Session, args: DbCopy) -> Result<ExitCode> {
@@ -122,5 +128,9 @@ async fn copy(session: &Session, args: DbCopy) -> Result<ExitCode> {
             println!("The copy differs: do not use it; make the database anew and copy again.");
         }
     }
-    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if same {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
