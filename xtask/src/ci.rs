@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     stage("docs --check", &|| docs::run(&docs::Args { check: true }));
     stage("fuzz", &|| fuzz::run(&fuzz::Args::all(args.fuzz_seconds)));
     stage("test", &|| test::run(&test::Args::default()));
-    stage("systemd", &systemd::run);
+    stage("systemd", &|| systemd::run(&systemd::Args::default()));
     stage("k8s", &|| k8s::run(&k8s::Args::default()));
     stage("deb", &|| deb::run(&deb::Args::ci()));
     stage("compose", &|| compose::run(&compose::Args::ci()));

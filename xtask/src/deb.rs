@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Also look at them with lintian, then install, use and purge them in a fresh Debian (root).
     #[arg(long)]
     pub(crate) check: bool,
+    /// Take the programs as they are, without building.
+    #[arg(long)]
+    pub(crate) no_build: bool,
 }
 
 impl Args {
@@ -37,18 +40,21 @@ impl Args {
         Self {
             debug: true,
             check: true,
+            no_build: false,
         }
     }
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut build = process::cargo();
-    build.args(["build", "--workspace", "--bins"]);
-    if !args.debug {
-        build.arg("--release");
+    if !args.no_build {
+        let mut build = process::cargo();
+        build.args(["build", "--workspace", "--bins"]);
+        if !args.debug {
+            build.arg("--release");
+        }
+        process::run(&mut build)?;
     }
-    process::run(&mut build)?;
     let profile = if args.debug { "debug" } else { "release" };
     let programs = workspace::target_dir().join(profile);
     let out = workspace::target_dir().join("deb");

@@ -60,7 +60,7 @@ enum Verb {
     /// Check the manifests in deploy/k8s.
     K8s(k8s::Args),
     /// Check the units in deploy/systemd.
-    Systemd,
+    Systemd(systemd::Args),
     /// Fuzz one target, or list the targets.
     Fuzz(fuzz::Args),
     /// Build the container images and print their sizes.
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Deb(args) => deb::run(&args),
         Verb::K8s(args) => k8s::run(&args),
-        Verb::Systemd => systemd::run(),
+        Verb::Systemd(args) => systemd::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Images(args) => compose::images(&args),
         Verb::Compose(args) => compose::run(&args),

@@ -36,11 +36,21 @@ const fn case(unit: &'static str, drop_in: Option<&'static str>, exposure: u32) 
     }
 }
 
+/// Arguments of `cargo xtask systemd`.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Ask the programs of the debug build as it is, without building.
+    #[arg(long)]
+    no_build: bool,
+}
+
 /// Runs the verb.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let source = workspace::root().join("deploy/systemd");
     every_unit_has_a_case(&source)?;
-    process::run(process::cargo().args(["build", "--workspace", "--bins"]))?;
+    if !args.no_build {
+        process::run(process::cargo().args(["build", "--workspace", "--bins"]))?;
+    }
     let scratch = workspace::target_dir().join("systemd");
     for case in CASES {
         let unit = stage(&source, &scratch, case)?;
