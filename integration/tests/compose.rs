@@ -1,6 +1,7 @@
 //! The containers of `deploy/docker-compose.yml`, by the clients that people use.
 //!
 //! `cargo xtask compose` starts them, runs this, and looks afterwards that `down` leaves nothing.
+#![allow(clippy::print_stdout, reason = "the time of each step is printed")]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -202,6 +203,9 @@ fn the_containers_serve_people_and_heal_by_themselves() {
     project.status_all(&WORKERS).expect("both workers");
     project.lap("consoles and deploy-cli status all");
 
+    expect_confined(&project);
+    project.lap("confinement");
+
     let password = project.secret("console/password");
     use_consoles(&password);
     project.lap("two Cockpits in Chromium, with terminals");
@@ -268,6 +272,34 @@ fn the_containers_serve_people_and_heal_by_themselves() {
     ]);
     expect_no_secret_in_logs(&project);
     project.lap("logs");
+}
+
+/// Our services run as nobody in particular, write nowhere but to their volume, and hold no shell.
+fn expect_confined(project: &Project) {
+    for service in ["coordinator", "relay", "traffic-gateway", "deploy-manager"] {
+        let form = "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} \
+                    {{.HostConfig.CapAdd}} {{.HostConfig.SecurityOpt}}";
+        let found = project.inspect(service, form).expect("inspected");
+        let wanted = "65532:65532 true [ALL] [] [no-new-privileges:true]";
+        assert_eq!(found, wanted, "{service}");
+        let shell = project.compose(["exec", "-T", service, "/bin/sh", "-c", "true"]);
+        assert_ne!(
+            shell.expect("docker runs").code,
+            Some(0),
+            "{service} has a shell"
+        );
+    }
+    // A machine has a shell; its keys and password are its own, not the image's.
+    let keys = [
+        "exec",
+        "-T",
+        "worker-node-1",
+        "sh",
+        "-c",
+        "ls /etc/ssh/ssh_host_* 2>/dev/null",
+    ];
+    let keys = project.compose(keys).expect("docker runs").stdout;
+    assert!(keys.is_empty(), "host keys in the image: {keys}");
 }
 
 /// Stops databases for a while: what runs goes on, and changes work again afterwards.

@@ -30,6 +30,9 @@ pub(crate) struct ImagesArgs {
     /// packages and this machine's Rust, instead of fetching them.
     #[arg(long)]
     local_images: bool,
+    /// The profile of Cargo.toml to build with, such as `ci`: sooner, larger, slower.
+    #[arg(long, default_value = "release")]
+    profile: String,
     /// Stop when the base images are there.
     #[arg(long, requires = "local_images")]
     base_only: bool,
@@ -57,6 +60,7 @@ impl Args {
         Self {
             images: ImagesArgs {
                 local_images: true,
+                profile: "ci".to_owned(),
                 base_only: false,
             },
             ..Self::default()
@@ -192,6 +196,7 @@ fn prepare_and_build(
         let mut command = compose(engine, dir);
         command.args(["--file", MORE_IMAGES, "--progress", "plain", "build"]);
         command.env("MESH_REVISION", revision(dir)?);
+        command.env("MESH_BUILD_PROFILE", &args.profile);
         quietly(&mut command, &log)
     })
 }
