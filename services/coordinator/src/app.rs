@@ -83,6 +83,7 @@ pub(crate) struct Core {
     writers: Mutex<mesh_daemon::Tasks>,
     /// Notes for the audit that wait for the store.
     deferred: Mutex<Vec<deferred::Note>>,
+    key_changes: Mutex<report::KeyChanges>,
     /// Set when the port is bound.
     advertised: OnceLock<Vec<String>>,
     started_at: Timestamp,

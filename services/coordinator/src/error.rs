@@ -98,6 +98,9 @@ pub(crate) enum Error {
     )]
     NetworkNotEmpty { name: String, nodes: usize },
 
+    #[error("host keys of a node change once a minute at most")]
+    KeysChangeTooOften,
+
     // --- SSH
     #[error(
         "network {0:?} has no deploy-manager: certificates are bound to its addresses; start one with a token of role deployer"
@@ -165,6 +168,7 @@ impl Error {
             Self::Exists { .. } => (Code::AlreadyExists, "exists"),
             Self::TokenLifetime(_) | Self::Invalid(_) => (Code::InvalidArgument, "invalid"),
             Self::NetworkNotEmpty { .. } => (Code::FailedPrecondition, "network-not-empty"),
+            Self::KeysChangeTooOften => (Code::ResourceExhausted, "keys-change-too-often"),
             Self::NoDeployer(_) => (Code::FailedPrecondition, "no-deployer"),
             Self::RateLimited(_) => (Code::ResourceExhausted, "rate-limited"),
             Self::StoreUnavailable(_) => (Code::Unavailable, "store-unavailable"),

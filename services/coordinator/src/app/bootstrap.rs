@@ -210,6 +210,7 @@ pub(crate) async fn open(
         feed: broadcast::Sender::new(FEED),
         writers: Mutex::new(mesh_daemon::Tasks::new()),
         deferred: Mutex::default(),
+        key_changes: Mutex::default(),
         advertised: OnceLock::new(),
         started_at: now,
     };

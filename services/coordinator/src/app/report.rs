@@ -1,12 +1,13 @@
 //! What nodes and relays say over their streams: heartbeats, reports, leaving.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_api::model::node::NodeReport;
 use mesh_ssh::key::PublicKey;
 use mesh_types::heartbeat::HeartbeatRefusal;
-use mesh_types::{IdentityPublicKey, NodeId, RelayId, Service};
+use mesh_types::{IdentityPublicKey, NodeId, RelayId, Service, Timestamp};
 
 use super::enrol::short;
 use super::heartbeat::refusal_word;
@@ -65,6 +66,26 @@ fn take_ssh(before: &SshFacts, report: &NodeReport) -> (SshFacts, Option<HostKey
         .collect();
     let news = !after.held.is_empty() && after.held != before.held;
     (after, news.then_some(HostKeys::Held))
+}
+
+/// How long a node's host keys stay as they are after a change, whatever it reports.
+const KEYS_REST: Duration = Duration::from_secs(60);
+
+/// When host keys of nodes changed last: a machine that reports others all the time makes an event,
+/// an audit entry and a new netmap for everybody at most once a minute.
+#[derive(Debug, Default)]
+pub(crate) struct KeyChanges(HashMap<NodeId, Timestamp>);
+
+impl KeyChanges {
+    /// Whether this node's keys may change now; then that is noted.
+    fn admit(&mut self, id: NodeId, now: Timestamp) -> bool {
+        self.0.retain(|_, at| now.since(*at) < KEYS_REST);
+        if self.0.contains_key(&id) {
+            return false;
+        }
+        self.0.insert(id, now);
+        true
+    }
 }
 
 /// Services as they are kept: each name and each port once, the first counts.
@@ -225,6 +246,17 @@ impl Core {
             return Ok(());
         }
         let (ssh, news) = take_ssh(&node.ssh, &report);
+        let changed = (&ssh.pinned, &ssh.held) != (&node.ssh.pinned, &node.ssh.held);
+        if changed && news != Some(HostKeys::Pinned) {
+            let mut changes = self
+                .key_changes
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            if !changes.admit(id, change.now) {
+                // The stream tries the report again until it is taken over.
+                return Err(Error::KeysChangeTooOften);
+            }
+        }
         let network = self.network_of(node.network)?;
         let name = &network.record.name;
         if let Some(news) = news {
@@ -363,6 +395,18 @@ mod tests {
         let (first, _) = take_ssh(&SshFacts::default(), &report(&[&old]));
         let (_, news) = take_ssh(&first, &report(&[&format!("{old} root@host")]));
         assert_eq!(news, None);
+    }
+
+    #[test]
+    fn keys_of_a_node_change_once_a_minute() {
+        let (one, other) = (NodeId::from_bytes([1; 16]), NodeId::from_bytes([2; 16]));
+        let now = Timestamp::from_secs(1_800_000_000);
+        let mut changes = KeyChanges::default();
+        assert!(changes.admit(one, now));
+        assert!(!changes.admit(one, now.plus(Duration::from_secs(59))));
+        assert!(changes.admit(other, now));
+        assert!(changes.admit(one, now.plus(KEYS_REST)));
+        assert_eq!(changes.0.len(), 1, "what is over is not remembered");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use sea_orm::{
 };
 
 use super::entity::network;
-use super::row::{At, signed, time};
+use super::row::{At, found, signed, time};
 use super::{Store, StoreError, Txn};
 use crate::record::NetworkRecord;
 
@@ -97,10 +97,6 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            Err(StoreError::Missing)
-        } else {
-            Ok(())
-        }
+        found(done.rows_affected)
     }
 }

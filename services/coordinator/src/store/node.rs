@@ -14,7 +14,7 @@ use sea_orm::{
 };
 
 use super::entity::{host_key, node, tombstone};
-use super::row::{At, signed, time, to_json};
+use super::row::{At, found, signed, time, to_json};
 use super::{Store, StoreError, Txn};
 use crate::record::{NodeRecord, SshFacts};
 
@@ -180,11 +180,7 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            Err(StoreError::Missing)
-        } else {
-            Ok(())
-        }
+        found(done.rows_affected)
     }
 
     async fn host_keys_replace(&self, record: &NodeRecord) -> Result<(), StoreError> {
@@ -334,9 +330,7 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            return Err(StoreError::Missing);
-        }
+        found(done.rows_affected)?;
         self.tombstone_create(id.to_bytes(), Some(network), version, now)
             .await
     }

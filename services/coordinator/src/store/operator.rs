@@ -4,7 +4,7 @@ use sea_orm::ActiveValue::Set;
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _};
 
 use super::entity::operator;
-use super::row::{At, time};
+use super::row::{At, found, time};
 use super::{Store, StoreError, Txn};
 use crate::record::OperatorRecord;
 
@@ -65,10 +65,6 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            Err(StoreError::Missing)
-        } else {
-            Ok(())
-        }
+        found(done.rows_affected)
     }
 }

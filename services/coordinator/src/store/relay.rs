@@ -6,7 +6,7 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _};
 
 use super::entity::relay;
-use super::row::{At, free_name, time, to_json};
+use super::row::{At, found, free_name, time, to_json};
 use super::{Store, StoreError, Txn};
 use crate::record::RelayRecord;
 
@@ -77,11 +77,7 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            Err(StoreError::Missing)
-        } else {
-            Ok(())
-        }
+        found(done.rows_affected)
     }
 
     pub(crate) async fn relay_set_last_seen(
@@ -129,9 +125,7 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            return Err(StoreError::Missing);
-        }
+        found(done.rows_affected)?;
         self.tombstone_create(id.to_bytes(), None, 0, now).await
     }
 }

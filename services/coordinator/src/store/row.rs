@@ -53,6 +53,15 @@ impl At {
     }
 }
 
+/// That a statement about one row has found it.
+pub(super) fn found(rows: u64) -> Result<(), StoreError> {
+    if rows == 0 {
+        Err(StoreError::Missing)
+    } else {
+        Ok(())
+    }
+}
+
 /// A list as JSON text.
 pub(super) fn to_json<T: Serialize>(values: &T) -> String {
     serde_json::to_string(values).expect("lists of strings and plain structs always serialise")

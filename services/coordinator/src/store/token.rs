@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::entity::{token, token_use};
-use super::row::{At, time};
+use super::row::{At, found, time};
 use super::{Store, StoreError, Txn};
 use crate::record::{TokenRecord, TokenUse};
 
@@ -110,11 +110,7 @@ impl Txn {
             .exec(&self.inner)
             .await
             .map_err(StoreError::writing)?;
-        if done.rows_affected == 0 {
-            Err(StoreError::Missing)
-        } else {
-            Ok(())
-        }
+        found(done.rows_affected)
     }
 
     /// Whom this token let in with this identity key, if it did.
