@@ -191,7 +191,7 @@ impl Target {
 fn resource(service: &'static str, instance: &str) -> Resource {
     let named = first_of(&["OTEL_SERVICE_NAME"]).is_some()
         || first_of(&["OTEL_RESOURCE_ATTRIBUTES"])
-            .is_some_and(|list| list.split(',').any(|pair| names_service(pair)));
+            .is_some_and(|list| list.split(',').any(names_service));
     let mut builder = Resource::builder();
     if !named {
         builder = builder.with_attribute(KeyValue::new(SERVICE_NAME, service));

@@ -214,10 +214,6 @@ pub fn inject(headers: &mut HeaderMap) {
 ///
 /// # Errors
 /// None; the type is the interceptor's.
-#[expect(
-    clippy::result_large_err,
-    reason = "the signature is tonic's interceptor"
-)]
 pub fn propagate(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
     if let Some(parent) = current_parent()
         && let Ok(value) = parent.to_string().parse()
