@@ -74,7 +74,9 @@ impl Settings {
             stale: Duration::from_secs(STALE_SECS),
             admission: Admission::default(),
             keep_tombstones: 10_000,
-            chunk_bytes: 512 * 1024,
+            // One TLS record. A stream keeps a buffer as large as the largest part it wrote, and
+            // what waits for a slow reader waits as marks, not as parts.
+            chunk_bytes: 16 * 1024,
         }
     }
 }

@@ -83,7 +83,7 @@ impl Grpc {
         Router::new()
             .route(
                 "/mesh.v1.ControlService/Sync",
-                post(move |request: Request| sync::serve(sync.clone(), request)),
+                post(move |request: Request| std::future::ready(sync::serve(&sync, request))),
             )
             .route_service("/mesh.v1.ControlService/{*method}", with_body(control))
             .route_service("/mesh.v1.RelayService/{*method}", with_body(relay))

@@ -1,10 +1,14 @@
 //! The Sync stream: netmap out, heartbeats and reports in. One task per stream.
 
-use std::future::Future;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame};
 use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_daemon::DrainGuard;
@@ -13,10 +17,10 @@ use mesh_types::{IdentityPublicKey, Timestamp};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::{BufferSettings, Codec};
-use tonic::{Request, Status, Streaming};
-use tonic_prost::{ProstDecoder, ProstEncoder};
+use tonic::codec::{BufferSettings, HEADER_SIZE};
+use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstDecoder;
 
 use super::auth::caller;
 use super::control::party;
@@ -41,60 +45,84 @@ pub(super) const RECHECK: Duration = Duration::from_secs(1);
 /// How long a goodbye may take to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// First size of a stream's buffers, in bytes: most messages are smaller, and thousands of streams
-/// are open.
+/// After an update the next one waits for so long; what happens meanwhile becomes part of it. So a
+/// thousand changes at once are told in tens of messages.
+const PACE: Duration = Duration::from_millis(50);
+/// First size of the buffer for what a node says, in bytes: most messages are smaller, and thousands
+/// of streams are open.
 const BUFFER: usize = 1024;
-/// Up to how much is gathered for one write.
+/// Up to how much of it is gathered.
 const GATHER: usize = 32 * 1024;
 
 /// Boxed, since a channel keeps room for 32 at least.
 type Boxed = Box<Response>;
 type Outbound = mpsc::Sender<Result<Boxed, Status>>;
 
-/// Writes encoded peers, in small buffers.
-struct SyncCodec;
-
-impl Codec for SyncCodec {
-    type Encode = Boxed;
-    type Decode = pb::SyncRequest;
-    type Encoder = ProstEncoder<Boxed>;
-    type Decoder = ProstDecoder<pb::SyncRequest>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::new(BufferSettings::new(BUFFER, GATHER))
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::new(BUFFER, GATHER))
-    }
-}
-
 /// Serves `Sync`.
-pub(super) async fn serve(grpc: Grpc, request: axum::extract::Request) -> axum::response::Response {
-    tonic::server::Grpc::new(SyncCodec)
-        .max_decoding_message_size(MAX_REQUEST)
-        .streaming(Service(grpc), request)
-        .await
-        .map(axum::body::Body::new)
-}
-
-struct Service(Grpc);
-
-type Answers = ReceiverStream<Result<Boxed, Status>>;
-type Answer = Result<tonic::Response<Answers>, Status>;
-
-impl tonic::server::StreamingService<pb::SyncRequest> for Service {
-    type Response = Boxed;
-    type ResponseStream = Answers;
-    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
-
-    fn call(&mut self, request: Request<Streaming<pb::SyncRequest>>) -> Self::Future {
-        let grpc = self.0.clone();
-        Box::pin(async move { open(&grpc, request) })
+pub(super) fn serve(grpc: &Grpc, request: axum::extract::Request) -> axum::response::Response {
+    let (parts, body) = request.into_parts();
+    let decoder = ProstDecoder::new(BufferSettings::new(BUFFER, GATHER));
+    let inbound = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST));
+    let metadata = MetadataMap::from_headers(parts.headers);
+    match open(
+        grpc,
+        Request::from_parts(metadata, parts.extensions, inbound),
+    ) {
+        Ok(answers) => {
+            let mut response = axum::response::Response::new(axum::body::Body::new(answers));
+            let headers = response.headers_mut();
+            headers.insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+            response
+        }
+        Err(status) => status.into_http(),
     }
 }
 
-fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Answer {
+/// A stream's answers as gRPC frames them: each message behind its length, the status at the end.
+///
+/// Not by tonic's encoder: it keeps a buffer of the largest message's size while the stream lasts.
+struct Answers {
+    messages: mpsc::Receiver<Result<Boxed, Status>>,
+    ended: bool,
+}
+
+impl Body for Answers {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let status = match ready!(self.messages.poll_recv(cx)) {
+            Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(framed(&message))))),
+            Some(Err(status)) => status,
+            None => Status::new(Code::Ok, ""),
+        };
+        self.ended = true;
+        let mut trailers = HeaderMap::new();
+        if let Err(error) = status.add_header(&mut trailers) {
+            tracing::debug!(%error, "a stream ended without its reason");
+        }
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// A message behind its prefix: not compressed, so many bytes.
+fn framed(message: &Response) -> Bytes {
+    let len = message.encoded_len();
+    let mut bytes = Vec::with_capacity(HEADER_SIZE + len);
+    bytes.push(0);
+    // INVARIANT: parts of netmaps are cut far below this; nothing else is larger.
+    bytes.extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+    message.encode_raw(&mut bytes);
+    bytes.into()
+}
+
+fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Result<Answers, Status> {
     let caller = caller(&request)?;
     let party = party(&caller)?;
     let identity = match &caller {
@@ -102,7 +130,7 @@ fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Answer {
         Caller::Relay(relay) => relay.identity.clone(),
         Caller::Anonymous | Caller::Operator(_) => return Err(Error::Unauthenticated.into()),
     };
-    let (outbound, answers) = mpsc::channel(OUTBOUND);
+    let (outbound, messages) = mpsc::channel(OUTBOUND);
     let stream = Stream {
         grpc: grpc.clone(),
         party,
@@ -112,7 +140,10 @@ fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Answer {
     };
     let inbound = request.into_inner();
     grpc.spawn("sync-stream", async move { stream.run(inbound).await });
-    Ok(tonic::Response::new(ReceiverStream::new(answers)))
+    Ok(Answers {
+        messages,
+        ended: false,
+    })
 }
 
 struct Stream {
@@ -137,9 +168,11 @@ enum Step {
 /// What waits to be done for a stream.
 struct Pending {
     /// The next part of the netmap, once the reader has room.
-    part: Option<Response>,
+    part: Option<Boxed>,
+    /// When the next update may be taken.
+    part_at: Instant,
     /// The newest acknowledgement.
-    ack: Option<Response>,
+    ack: Option<Boxed>,
     report: Option<NodeReport>,
     report_at: Instant,
 }
@@ -214,6 +247,7 @@ impl Stream {
     ) -> Step {
         let mut pending = Pending {
             part: None,
+            part_at: Instant::now(),
             ack: None,
             report: None,
             report_at: Instant::now(),
@@ -225,13 +259,15 @@ impl Stream {
                     Ok(Some(request)) => self.take(request, &mut check, &mut pending).await,
                     Ok(None) | Err(_) => Step::Gone,
                 },
-                news = session.next(), if pending.part.is_none() => take_news(news, &mut pending),
+                news = next_after(&mut session, pending.part_at), if pending.part.is_none() => {
+                    take_news(news, &mut pending)
+                }
                 room = self.outbound.reserve(),
                     if pending.ack.is_some() || pending.part.is_some() => match room {
                     Ok(room) => {
                         let next = pending.ack.take().or_else(|| pending.part.take());
                         if let Some(next) = next {
-                            room.send(Ok(Box::new(next)));
+                            room.send(Ok(next));
                         }
                         Step::On
                     }
@@ -266,7 +302,7 @@ impl Stream {
         match request.message {
             Some(Message::Heartbeat(heartbeat)) => {
                 let ack = self.take_heartbeat(heartbeat, check).await;
-                pending.ack = Some(ack);
+                pending.ack = Some(Box::new(ack));
                 Step::On
             }
             Some(Message::Report(report)) => match NodeReport::try_from(report) {
@@ -302,7 +338,8 @@ impl Stream {
                 Response::ack(sequence, "", now)
             }
             Err(refusal) => {
-                self.core().heartbeat_refused(self.party, refusal).await;
+                // Boxed, as it is rare and large.
+                Box::pin(self.core().heartbeat_refused(self.party, refusal)).await;
                 Response::ack(sequence, refusal_word(refusal), now)
             }
         }
@@ -347,10 +384,19 @@ impl Stream {
     }
 }
 
+/// The next news, when it is time for it. Cancel-safe.
+async fn next_after(session: &mut Session, at: Instant) -> Option<Output> {
+    tokio::time::sleep_until(at).await;
+    session.next().await
+}
+
 fn take_news(news: Option<Output>, pending: &mut Pending) -> Step {
     match news {
         Some(Output::Netmap(update)) => {
-            pending.part = Some(Response::netmap(update));
+            if update.last {
+                pending.part_at = Instant::now() + PACE;
+            }
+            pending.part = Some(Box::new(Response::netmap(update)));
             Step::On
         }
         Some(Output::End(reason)) => Step::Bye(Response::ended(reason)),
