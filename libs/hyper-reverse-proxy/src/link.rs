@@ -46,6 +46,10 @@ pub(crate) struct Link<S, B> {
     piece_is_chunk: bool,
     unflushed: bool,
     upload: Option<Upload<B>>,
+    /// The request has a body, sent already or not.
+    has_body: bool,
+    /// Something of the body moved since the deadline was looked at last.
+    moved: bool,
     /// Something of the present request has been written, or taken from its body.
     begun: bool,
     /// Something has been read since.
@@ -68,8 +72,6 @@ struct Upload<B> {
     length: RequestLength,
     /// The client is waited for: that is not the upstream being slow.
     waits_for_client: bool,
-    /// Something moved since the deadline was looked at last.
-    moved: bool,
 }
 
 /// Why the request's way out ended.
@@ -108,6 +110,8 @@ where
             piece_is_chunk: false,
             unflushed: false,
             upload: None,
+            has_body: false,
+            moved: false,
             begun: false,
             answered: false,
             persistent: true,
@@ -205,8 +209,9 @@ where
             body,
             length,
             waits_for_client: false,
-            moved: false,
         });
+        self.has_body = self.upload.is_some();
+        self.moved = false;
         self.reader.begin(head.method == Method::HEAD);
         Ok(())
     }
@@ -241,12 +246,18 @@ where
             Poll::Pending => {}
         }
         while self.deadline.as_mut().poll(cx).is_ready() {
-            if !self.upload.as_mut().is_some_and(Upload::excuses_silence) {
+            if !self.is_silence_excused() {
                 return Poll::Ready(Err(ProxyError::FirstByte(limit)));
             }
             self.deadline.as_mut().reset(Instant::now() + limit);
         }
         Poll::Pending
+    }
+
+    /// Whether the upstream may be excused for not answering yet. Clears the note of movement.
+    fn is_silence_excused(&mut self) -> bool {
+        let waits = |upload: &Upload<B>| upload.waits_for_client;
+        std::mem::take(&mut self.moved) || self.upload.as_ref().is_some_and(waits)
     }
 
     fn poll_head(
@@ -384,9 +395,7 @@ where
     fn note_written(&mut self, n: usize) {
         self.begun = true;
         self.unflushed = true;
-        if let Some(upload) = &mut self.upload {
-            upload.moved = true;
-        }
+        self.moved |= self.has_body;
         let of_output = n.min(self.output.len() - self.sent);
         self.sent += of_output;
         self.piece.advance(n - of_output);
@@ -411,7 +420,7 @@ where
                 return Ok(());
             };
             upload.waits_for_client = false;
-            upload.moved = true;
+            self.moved = true;
             self.begun = true;
             let Some(frame) = frame else {
                 let is_whole = match upload.length {
@@ -456,11 +465,6 @@ where
 }
 
 impl<B> Upload<B> {
-    /// Whether the upstream may be excused for not answering yet. Clears the note of movement.
-    fn excuses_silence(&mut self) -> bool {
-        std::mem::take(&mut self.moved) || self.waits_for_client
-    }
-
     /// So many bytes of the body go out. Whether they are the last ones.
     fn note(&mut self, len: usize) -> Result<bool, UpstreamError> {
         match &mut self.length {

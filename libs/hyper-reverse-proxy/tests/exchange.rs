@@ -5,8 +5,9 @@
 mod stage;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use stage::{GET, ask, exact, head, proxy_to, upstream, within};
+use stage::{GET, ask, exact, head, limits, proxy_to, upstream, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -267,12 +268,37 @@ async fn a_farewell_on_a_kept_connection_answers_no_request() {
         let got = ask(&mut client, GET).await;
         assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
         assert_eq!(exact(&mut client, 2).await, "hi");
-        tokio::time::timeout(
-            std::time::Duration::from_millis(20),
-            std::future::pending::<()>(),
-        )
-        .await
-        .unwrap_err();
+        tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>())
+            .await
+            .unwrap_err();
     }
     assert_eq!(connections.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn the_deadline_begins_anew_when_the_last_of_the_body_has_moved() {
+    let (up, _) = upstream(|mut stream| async move {
+        head(&mut stream).await;
+        stream.read_exact(&mut [0; 4]).await.expect("the body");
+        // Two thirds of the deadline after the request's end.
+        quiet(&mut stream, limits().first_byte * 2 / 3).await;
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).await.expect("written");
+        head(&mut stream).await;
+    })
+    .await;
+    let (addr, _) = proxy_to(up).await;
+    let mut client = TcpStream::connect(addr).await.expect("connect");
+    let post = "POST /w1/ HTTP/1.1\r\nHost: gw\r\nContent-Length: 4\r\n\r\nab";
+    client.write_all(post.as_bytes()).await.expect("written");
+    quiet(&mut client, limits().first_byte * 5 / 3).await;
+    let answer = ask(&mut client, "cd").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+/// Nothing comes in for so long.
+async fn quiet(stream: &mut TcpStream, time: Duration) {
+    tokio::time::timeout(time, stream.read_u8())
+        .await
+        .expect_err("nothing comes in");
 }

@@ -17,6 +17,7 @@ pub mod control;
 mod cookies;
 pub mod fleet;
 mod grpc;
+mod idle_timer;
 mod join;
 pub mod metrics;
 mod networks;
