@@ -52,6 +52,12 @@ const BENCHES: &[Bench] = &[
         purpose: "10 000 nodes: cost of a full map and of one change",
     },
     Bench {
+        name: "control",
+        package: "integration",
+        black_box: true,
+        purpose: "1 000 agents: a change to its viewers, joins, reconnect, memory",
+    },
+    Bench {
         name: "join",
         package: "integration",
         black_box: true,
