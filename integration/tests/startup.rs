@@ -136,6 +136,11 @@ const WEAK: &[Weak] = &[
         says: "admin.listen: the admin endpoint has no password",
     },
     Weak {
+        service: "deploy-manager",
+        set: &[("TOKEN_FILE", "@closed,@open")],
+        says: "token_file (environment): every user of this machine may read",
+    },
+    Weak {
         service: "worker-agent",
         set: &[("TOKEN_FILE", "@open")],
         says: "token_file (environment): every user of this machine may read",
@@ -176,11 +181,11 @@ impl Files {
         let prefix = format!("MESH_{}", service.replace('-', "_").to_uppercase());
         set.iter().fold(spec, |spec, (key, value)| {
             let name = format!("{prefix}__{key}");
-            match *value {
-                "@open" => spec.env(name, &self.open),
-                "@closed" => spec.env(name, &self.closed),
-                value => spec.env(name, value),
-            }
+            let value = value.replace("@open", &self.open.display().to_string());
+            spec.env(
+                name,
+                value.replace("@closed", &self.closed.display().to_string()),
+            )
         })
     }
 }
@@ -204,7 +209,13 @@ fn each_weak_setting_is_refused_with_its_own_message_and_accepted_with_dev() {
         let spec = files.with(checked(&cli, weak.service), weak.service, weak.set);
         let refused = ran(spec);
         let said = refused.all();
-        assert_eq!(refused.code, Some(64), "{}: {:?}: {said}", weak.service, weak.set);
+        assert_eq!(
+            refused.code,
+            Some(64),
+            "{}: {:?}: {said}",
+            weak.service,
+            weak.set
+        );
         let line = said
             .lines()
             .find(|line| line.trim_start().to_lowercase().starts_with(weak.says));
@@ -227,8 +238,18 @@ fn each_weak_setting_is_refused_with_its_own_message_and_accepted_with_dev() {
         let spec = files.with(checked(&cli, never.service), never.service, never.set);
         let refused = ran(spec.arg("--dev"));
         let said = refused.all();
-        assert_eq!(refused.code, Some(64), "{}: {:?}: {said}", never.service, never.set);
-        assert!(said.to_lowercase().contains(never.says), "{:?}: {said}", never.says);
+        assert_eq!(
+            refused.code,
+            Some(64),
+            "{}: {:?}: {said}",
+            never.service,
+            never.set
+        );
+        assert!(
+            said.to_lowercase().contains(never.says),
+            "{:?}: {said}",
+            never.says
+        );
     }
 }
 
@@ -323,15 +344,26 @@ fn a_generated_file_is_accepted_changes_nothing_and_needs_no_healing() {
         let before = fs::read_to_string(&file).expect("read");
         let heal = ran(product().args(["config", "heal"]).arg(&file));
         assert_eq!(heal.code, Some(0), "{}", heal.all());
-        assert_eq!(fs::read_to_string(&file).expect("read"), before, "{service}");
+        assert_eq!(
+            fs::read_to_string(&file).expect("read"),
+            before,
+            "{service}"
+        );
 
         // A file of last year: one key, one that is misspelt.
         fs::write(&file, "[log]\nlevel = \"debug\" # ours\nformt = \"json\"\n").expect("written");
         let heal = ran(product().args(["config", "heal"]).arg(&file));
         assert_eq!(heal.code, Some(64), "{}", heal.all());
-        assert!(heal.all().contains("log.formt; did you mean log.format?"), "{}", heal.all());
+        assert!(
+            heal.all().contains("log.formt; did you mean log.format?"),
+            "{}",
+            heal.all()
+        );
         let after = fs::read_to_string(&file).expect("read");
-        assert!(after.contains("level = \"debug\" # ours\nformt = \"json\"\n"), "{after}");
+        assert!(
+            after.contains("level = \"debug\" # ours\nformt = \"json\"\n"),
+            "{after}"
+        );
         assert!(after.contains("\n[admin]\n"), "{after}");
         let mended = after.replace("formt", "# formt");
         fs::write(&file, mended).expect("written");

@@ -20,6 +20,7 @@ mesh_daemon::settings! {
         #[setting(default = "/var/lib/mesh/deploy-manager for root, else mesh/deploy-manager in $XDG_DATA_HOME")]
         pub state_dir: PathBuf,
         /// Files with join tokens, one for each network; read while fewer networks were joined.
+        #[setting(secret_file)]
         pub token_file: Vec<PathBuf>,
         /// The gRPC listener.
         pub server: ServerConfig,

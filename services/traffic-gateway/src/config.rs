@@ -18,6 +18,7 @@ mesh_daemon::settings! {
         #[setting(default = "/var/lib/mesh/traffic-gateway for root, else mesh/traffic-gateway in $XDG_DATA_HOME")]
         pub state_dir: PathBuf,
         /// Files with join tokens, one for each network; read while fewer networks were joined.
+        #[setting(secret_file)]
         pub token_file: Vec<PathBuf>,
         /// The public side.
         pub server: ServerConfig,

@@ -46,7 +46,7 @@ pub(super) fn entry(key: &Key, name: &str) -> String {
         let form = &key.form.text;
         let variable = &key.environment;
         text.push_str(&comment(&format!(
-            "a {form} for each name | {variable}__<NAME>"
+            "{form} for each name | {variable}__<NAME>"
         )));
         text.push_str(&comment(&format!("[{}]\nname = …", key.path)));
         return text;

@@ -79,22 +79,28 @@ pub(super) fn check(schema: &Schema, layers: &[Layer], faults: &mut Faults) {
                 .find(|(path, _)| *path == key.path)?;
             Some((layer, value))
         });
-        let Some((layer, Json::String(value))) = given else {
+        let Some((layer, value)) = given else {
             continue;
         };
-        match key.form.secrecy {
-            Secrecy::Open => {}
-            Secrecy::Secret => {
-                if let Some(weakness) = weakness(value) {
-                    let text = format!(
-                        "{weakness}: make one with 'openssl rand -base64 24', and give it in a \
-                         file as {}_file",
-                        key.name
-                    );
-                    faults.refuse_unless_dev(&key.path, layer.origin(), text);
+        let texts = match value {
+            Json::Array(items) => items.iter().filter_map(Json::as_str).collect(),
+            value => value.as_str().into_iter().collect::<Vec<_>>(),
+        };
+        for text in texts {
+            match key.form.secrecy {
+                Secrecy::Open => {}
+                Secrecy::Secret => {
+                    if let Some(weakness) = weakness(text) {
+                        let text = format!(
+                            "{weakness}: make one with 'openssl rand -base64 24', and give it in a \
+                             file as {}_file",
+                            key.name
+                        );
+                        faults.refuse_unless_dev(&key.path, layer.origin(), text);
+                    }
                 }
+                Secrecy::File => open_file(&key.path, layer.origin(), Path::new(text), faults),
             }
-            Secrecy::File => open_file(&key.path, layer.origin(), Path::new(value), faults),
         }
     }
     for layer in layers {
