@@ -150,9 +150,7 @@ fn remove(path: &Path) -> Result<()> {
 fn write_credential(path: &Path, token: &str) -> Result<()> {
     use std::io::Write as _;
     let token = token.trim();
-    token
-        .parse::<mesh_types::JoinToken>()
-        .context("this is not a join token")?;
+    token.parse::<mesh_types::JoinToken>()?;
     if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
         fs::DirBuilder::new()
             .recursive(true)
