@@ -65,7 +65,10 @@ const WEAK: &[Weak] = &[
     },
     Weak {
         service: "coordinator",
-        set: &[("BUS__PASSWORD", "zq81kx")],
+        set: &[
+            ("BUS__REDIS_URL", "rediss://redis.example.org:6379/0"),
+            ("BUS__PASSWORD", "zq81kx"),
+        ],
         says: "bus.password (environment): has 6 characters, 16 are needed",
     },
     Weak {
@@ -288,13 +291,13 @@ fn all_faults_of_a_service_are_listed_at_once() {
                 ("SERVER__LISTEN", "0.0.0.0:8081"),
                 ("LIMIT__CONNECT", "1s"),
                 ("LIMITS__IDLE", "soon"),
-            ],
+            ][..],
             &[
                 "admin.listen",
                 "server.listen",
                 "did you mean limits?",
                 "limits.idle",
-            ],
+            ][..],
         ),
         (
             "deploy-manager",
@@ -303,13 +306,13 @@ fn all_faults_of_a_service_are_listed_at_once() {
                 ("SOCKS__LISTEN", "0.0.0.0:1080"),
                 ("SOCKS__USER", "me"),
                 ("STATE_DIRR", "/x"),
-            ],
+            ][..],
             &[
                 "admin.listen",
                 "socks.user",
                 "socks.listen",
                 "did you mean state_dir?",
-            ],
+            ][..],
         ),
     ] {
         let refused = ran(files.with(checked(&cli, service), service, set));
