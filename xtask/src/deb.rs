@@ -64,6 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&out)?;
     let maker = Maker {
         programs,
+        effort: if args.debug { "-z1" } else { "-z6" },
         version: version()?,
         architecture: said("dpkg", &["--print-architecture"])?,
         date: said("git", &["log", "-1", "--format=%cD"])?,
@@ -122,6 +123,8 @@ fn said(program: &str, args: &[&str]) -> Result<String> {
 struct Maker {
     /// Where the built programs are.
     programs: PathBuf,
+    /// How hard dpkg-deb tries to make them small.
+    effort: &'static str,
     version: String,
     architecture: String,
     /// Of the last commit, as changelogs write it.
@@ -154,7 +157,7 @@ impl Maker {
         );
         let file = out.join(name);
         let output = Command::new("dpkg-deb")
-            .args(["--root-owner-group", "-Zxz", "--build"])
+            .args(["--root-owner-group", "-Zxz", self.effort, "--build"])
             .args([&tree.root, &file])
             .env("SOURCE_DATE_EPOCH", &self.epoch)
             .output()

@@ -65,14 +65,12 @@ unit=mesh-{program}.service
 if [ -d /run/systemd/system ]; then
     systemctl --system daemon-reload >/dev/null || true
 fi
-if [ "$1" = remove ] && [ -x /usr/bin/deb-systemd-helper ]; then
+if [ "$1" = remove ]; then
     deb-systemd-helper mask "$unit" >/dev/null || true
 fi
 if [ "$1" = purge ]; then
-    if [ -x /usr/bin/deb-systemd-helper ]; then
-        deb-systemd-helper purge "$unit" >/dev/null || true
-        deb-systemd-helper unmask "$unit" >/dev/null || true
-    fi
+    deb-systemd-helper purge "$unit" >/dev/null || true
+    deb-systemd-helper unmask "$unit" >/dev/null || true
     rm -rf /var/lib/mesh/{program}
     rm -f /etc/credstore/mesh-{program}.join-token
     for dir in /var/lib/mesh /etc/mesh; do
