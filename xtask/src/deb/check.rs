@@ -149,7 +149,7 @@ impl Debian {
             ensure!(enabled.trim() == "enabled", "mesh-{program} is {enabled}");
             self.sh(&format!(
                 "getent passwd {user} | grep -q ':/usr/sbin/nologin$'
-                {program} --check-config run
+                {program} run --check-config
                 mkdir -p /var/lib/mesh/{program} && touch /var/lib/mesh/{program}/node.key"
             ))?;
         }
