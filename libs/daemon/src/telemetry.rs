@@ -52,10 +52,6 @@ crate::settings! {
 }
 
 impl Default for LogFormat {
-    #[expect(
-        clippy::derivable_impls,
-        reason = "settings! has no place for #[default]"
-    )]
     fn default() -> Self {
         Self::Text
     }
