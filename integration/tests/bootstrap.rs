@@ -72,7 +72,7 @@ fn services_that_start_first_join_once_the_installation_is_bootstrapped() {
         return;
     }
     let cli = Cli::new().expect("folders");
-    let redis = Redis::start().expect("a Redis");
+    let server = Redis::start().expect("a Redis");
     let any = "wireguard.listen=127.0.0.1:0";
     let relay = Service::new(
         &cli,
@@ -88,7 +88,7 @@ fn services_that_start_first_join_once_the_installation_is_bootstrapped() {
     let udp = format!("wireguard.listen=127.0.0.1:{}", free_udp_port());
     let worker = Service::new(&cli, "worker-agent", &[&udp, "console.mode=page"]);
     let listen = format!("server.listen=127.0.0.1:{}", free_tcp_port());
-    let bus = format!("bus.redis_url={}", redis.url());
+    let bus = format!("bus.redis_url={}", server.url());
     let coordinator = Service::new(&cli, "coordinator", &[&listen, &bus]);
 
     // Nobody is there yet: no token, no coordinator.
@@ -129,14 +129,14 @@ fn services_that_start_first_join_once_the_installation_is_bootstrapped() {
     assert_eq!((of("worker"), of("gateway"), of("deployer")), (1, 1, 1));
 
     // A frozen Redis is told and stops nothing.
-    redis.freeze().expect("freezes");
+    server.freeze().expect("freezes");
     eventually("the coordinator says so", SOON, || {
         let (status, text) = coordinator.health();
         ensure!(status == 200 && text.contains("bus: degraded"), "{text}");
         Ok(())
     });
     cli.token(&["--role", "worker"]);
-    redis.thaw().expect("thaws");
+    server.thaw().expect("thaws");
     eventually("it heals", SOON, || {
         let (_, text) = coordinator.health();
         ensure!(text == "ok\n", "{text}");

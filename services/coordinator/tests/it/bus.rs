@@ -10,10 +10,10 @@ use mesh_testkit::Redis;
 use crate::harness::{Mesh, START, config, eventually};
 use crate::session::{Stream, body};
 
-async fn mesh_with(redis: &Redis) -> Mesh {
+async fn mesh_with(server: &Redis) -> Mesh {
     let dir = Arc::new(tempfile::tempdir().expect("a directory"));
     let mut config = config(&dir);
-    config.bus.redis_url = redis.url();
+    config.bus.redis_url = server.url();
     Mesh::start_with(dir, Arc::new(ManualClock::new(START)), config).await
 }
 
@@ -34,12 +34,12 @@ async fn is_whole(mesh: &Mesh) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_redis_holds_up_no_call_and_is_named_while_all_is_ready() {
-    let redis = Redis::start().expect("a Redis");
-    let mesh = mesh_with(&redis).await;
+    let server = Redis::start().expect("a Redis");
+    let mesh = mesh_with(&server).await;
     is_whole(&mesh).await;
     mesh.joined(pb::Role::Worker, "before").await;
 
-    redis.freeze().expect("freezes");
+    server.freeze().expect("freezes");
     let started = Instant::now();
     for name in ["one", "two", "three"] {
         mesh.joined(pb::Role::Worker, name).await;
@@ -52,7 +52,7 @@ async fn a_frozen_redis_holds_up_no_call_and_is_named_while_all_is_ready() {
     let figures = mesh.handles.metrics.encode();
     assert!(figures.contains("mesh_coordinator_bus_up 0"), "{figures}");
 
-    redis.thaw().expect("thaws");
+    server.thaw().expect("thaws");
     is_whole(&mesh).await;
     assert_eq!(mesh.nodes().await.len(), 4);
     let figures = mesh.handles.metrics.encode();
@@ -62,22 +62,22 @@ async fn a_frozen_redis_holds_up_no_call_and_is_named_while_all_is_ready() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_coordinator_that_crashed_knows_from_redis_who_was_seen() {
-    let redis = Redis::start().expect("a Redis");
-    let mesh = mesh_with(&redis).await;
+    let server = Redis::start().expect("a Redis");
+    let mesh = mesh_with(&server).await;
     is_whole(&mesh).await;
     let member = mesh.joined(pb::Role::Worker, "w").await;
     let mut stream = Stream::open(&mesh, &member, None).await;
     let ack = stream.beat(&member, body(&mesh, &member, 1)).await;
     assert_eq!(ack.sequence, 1);
     eventually("Redis knows", async || {
-        let keys = redis.ask(&["KEYS", "mesh:*:seen:*"]).expect("answers");
+        let keys = server.ask(&["KEYS", "mesh:*:seen:*"]).expect("answers");
         (!keys.is_empty()).then_some(())
     })
     .await;
     drop(stream);
     let (dir, clock) = (Arc::clone(&mesh.dir), Arc::clone(&mesh.clock));
     let mut config = config(&dir);
-    config.bus.redis_url = redis.url();
+    config.bus.redis_url = server.url();
     mesh.crash().await;
 
     clock.advance(Duration::from_secs(20));
