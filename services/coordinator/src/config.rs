@@ -12,10 +12,10 @@ use mesh_types::addr::{DEFAULT_OVERLAY_V4, DEFAULT_OVERLAY_V6};
 use serde::{Deserialize, Serialize};
 
 pub use self::bus::{BusConfig, BusTls};
-pub(crate) use self::store::StoreUrl;
-pub use self::store::{InvalidStoreUrl, StoreConfig, StoreTls};
+pub use self::store::{StoreConfig, StoreTls};
 use crate::rate::RateConfig;
 use crate::seal::Sealer;
+use crate::store::StoreUrl;
 
 /// How many coordinator addresses fit into a join token.
 const MAX_ADVERTISED: usize = 8;

@@ -46,8 +46,7 @@ use tokio::sync::mpsc;
 
 pub use crate::clock::{Clock, ManualClock, SystemClock};
 pub use crate::config::{
-    BusConfig, BusTls, Config, InvalidStoreUrl, LimitsConfig, OverlayConfig, ServerConfig,
-    StoreConfig, StoreTls,
+    BusConfig, BusTls, Config, LimitsConfig, OverlayConfig, ServerConfig, StoreConfig, StoreTls,
 };
 pub use crate::error::REASON_KEY;
 pub use crate::rate::RateConfig;
@@ -303,7 +302,8 @@ impl App {
             keeper.keep_figures().await;
         });
         let keeper = Arc::clone(&core);
-        maintenance.spawn("store-trial", watch_store(keeper, store_latch));
+        maintenance.spawn("store-state", watch_store(keeper, store_latch));
+        maintenance.spawn("store-trial", try_store(Arc::clone(&core)));
         let keeper = Arc::clone(&core);
         maintenance.spawn("bus-notices", async move {
             keeper.follow_bus().await;
@@ -380,28 +380,37 @@ async fn watch_bus(core: Arc<Core>, latch: Latch) {
     }
 }
 
-/// Keeps readiness true to whether the store takes changes, and heals it. Returns when this
-/// process must end because another coordinator has changed the database.
+/// Keeps readiness true to whether the store takes changes. Returns when this process must end
+/// because another coordinator has changed the database.
 async fn watch_store(core: Arc<Core>, latch: Latch) {
     let mut watch = core.watch_store();
     core.examine_store().await;
     while !core.is_stale() {
-        let problem = core.write_problem();
-        let pause = match &problem {
+        match core.write_problem() {
+            None => latch.ready(),
+            Some(problem) => latch.not_ready(&problem),
+        }
+        watch.changed().await;
+    }
+    latch.not_ready("another coordinator has changed the database");
+}
+
+/// Tries the store now and then, and more often while it takes no changes, so that it heals without
+/// a hand. Returns like [`watch_store`], which never waits for a trial.
+async fn try_store(core: Arc<Core>) {
+    let mut watch = core.watch_store();
+    while !core.is_stale() {
+        let pause = match core.write_problem() {
             None => STORE_TRIAL,
             Some(_) => STORE_TRIAL_DOWN,
         };
-        match problem {
-            None => {
-                latch.ready();
-                core.write_deferred().await;
-            }
-            Some(problem) => latch.not_ready(&problem),
-        }
         tokio::select! {
-            () = watch.changed() => {}
-            () = tokio::time::sleep(pause) => core.examine_store().await,
+            () = watch.changed() => continue,
+            () = tokio::time::sleep(pause) => {}
+        }
+        core.examine_store().await;
+        if core.write_problem().is_none() {
+            core.write_deferred().await;
         }
     }
-    latch.not_ready("another coordinator has changed the database");
 }

@@ -37,6 +37,7 @@ mod sqlite;
 mod tests;
 mod timed;
 mod token;
+mod url;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -61,7 +62,8 @@ use self::postgres::{NotHeld, Postgres};
 pub(crate) use self::prune::{Cutoffs, Pruned};
 pub(crate) use self::secret::SealedSecret;
 use self::timed::Timed;
-use crate::config::{StoreConfig, StoreUrl};
+pub(crate) use self::url::StoreUrl;
+use crate::config::StoreConfig;
 
 /// The version of everything in the state directory that this program knows.
 const STATE_VERSION: i64 = 1;
@@ -175,6 +177,7 @@ impl Store {
         if own_dir {
             locks.push(sqlite::lock(&dir.join("coordinator.lock"), dir)?);
         }
+        let tls = config.tls_for(url.is_remote());
         let mut beside = false;
         let (engine, pools, place, limit) = match url {
             StoreUrl::Sqlite(path) => {
@@ -198,7 +201,7 @@ impl Store {
                 (Engine::Sqlite, pools, place, SQLITE_LIMIT)
             }
             StoreUrl::Postgres(options) => {
-                let postgres = Postgres::new(*options, config);
+                let postgres = Postgres::new(*options, tls, config);
                 let may_be_beside = purpose == Purpose::Beside;
                 let taken = postgres.hold_at_start(config.wait, may_be_beside).await?;
                 let place = postgres.place().to_owned();

@@ -7,7 +7,7 @@ use sea_orm::{DbErr, SqlErr};
 
 use super::STATE_VERSION;
 use super::health::{STALE, is_conflict, text};
-use crate::config::InvalidStoreUrl;
+use super::url::InvalidStoreUrl;
 
 /// Why the store cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]

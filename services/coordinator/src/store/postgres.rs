@@ -86,8 +86,8 @@ fn application_name() -> String {
 }
 
 impl Postgres {
-    pub(super) fn new(options: PgConnectOptions, config: &StoreConfig) -> Self {
-        let mode = match config.tls_for(&options) {
+    pub(super) fn new(options: PgConnectOptions, tls: StoreTls, config: &StoreConfig) -> Self {
+        let mode = match tls {
             StoreTls::VerifyFull => PgSslMode::VerifyFull,
             StoreTls::VerifyCa => PgSslMode::VerifyCa,
             StoreTls::Require => PgSslMode::Require,
