@@ -128,8 +128,9 @@ fn allowed(method: &str) -> &'static [&'static str] {
         (
             "AdminService",
             "Status" | "CreateNetwork" | "DeleteNetwork" | "CreateToken" | "ListTokens"
-            | "RevokeToken" | "ShowNode" | "RenameNode" | "SetNode" | "RemoveNode" | "AcceptHostKey"
-            | "PermitRejoin" | "AddOperator" | "ListOperators" | "RevokeOperator" | "WatchEvents",
+            | "RevokeToken" | "ShowNode" | "RenameNode" | "SetNode" | "RemoveNode"
+            | "AcceptHostKey" | "PermitRejoin" | "AddOperator" | "ListOperators" | "RevokeOperator"
+            | "WatchEvents",
         ) => &["operator"],
         _ => panic!("{service}/{method} has no row in this table"),
     }

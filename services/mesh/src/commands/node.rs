@@ -71,16 +71,7 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
                 set_labels: label.into_iter().map(Label::into_pair).collect(),
                 remove_labels: unlabel,
             };
-            let set = admin.set_node(request).await?.into_inner();
-            if session.json {
-                return output::print_json("mesh.node/1", "node", json_of(&set));
-            }
-            let class: UptimeClass = enums::uptime_class(set.uptime_class);
-            match labels(&set) {
-                none if none.is_empty() => println!("{} is expected {}", set.name, class.as_str()),
-                labels => println!("{} is expected {}; {labels}", set.name, class.as_str()),
-            }
-            Ok(())
+            say_set(session, &admin.set_node(request).await?.into_inner())
         }
         NodeVerb::Remove { node, yes } => {
             if !yes {
@@ -232,6 +223,19 @@ fn show(session: &Session, node: &pb::Node) -> Result<()> {
             "\nIts SSH host key changed and is refused. If that was you:\n  mesh node host-key accept {}",
             node.name
         );
+    }
+    Ok(())
+}
+
+/// What a node is now, after it was set.
+fn say_set(session: &Session, node: &pb::Node) -> Result<()> {
+    if session.json {
+        return output::print_json("mesh.node/1", "node", json_of(node));
+    }
+    let class: UptimeClass = enums::uptime_class(node.uptime_class);
+    match labels(node) {
+        none if none.is_empty() => println!("{} is expected {}", node.name, class.as_str()),
+        labels => println!("{} is expected {}; {labels}", node.name, class.as_str()),
     }
     Ok(())
 }
