@@ -15,7 +15,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const COMMIT: Option<&str> = option_env!("MESH_COMMIT");
 
 /// The versions of what programs of different builds speak with each other.
-pub const PROTOCOLS: &[(&str, &str)] = &[("grpc", "mesh.v1"), ("join-token", "mesh1"), ("derp", "2")];
+pub const PROTOCOLS: &[(&str, &str)] =
+    &[("grpc", "mesh.v1"), ("join-token", "mesh1"), ("derp", "2")];
 
 /// What `<program> --version` prints, such as `relay 0.1.0`.
 pub fn line(program: &str) -> String {
@@ -29,8 +30,13 @@ pub fn long_version() -> &'static str {
             .iter()
             .map(|(name, version)| format!("{name} {version}"))
             .collect();
-        let commit = COMMIT.filter(|commit| !commit.is_empty()).unwrap_or("unknown");
-        format!("{VERSION}\ncommit: {commit}\nprotocols: {}", protocols.join(", "))
+        let commit = COMMIT
+            .filter(|commit| !commit.is_empty())
+            .unwrap_or("unknown");
+        format!(
+            "{VERSION}\ncommit: {commit}\nprotocols: {}",
+            protocols.join(", ")
+        )
     });
     &TEXT
 }

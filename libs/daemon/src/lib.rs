@@ -60,8 +60,8 @@ pub use grpc_calls::{GrpcCalls, GrpcCallsService, GrpcMethod, WatchedBody};
 pub use handles::Handles;
 pub use latency::Latency;
 pub use metrics::Metrics;
-pub use per_core::{BusyCounter, PerCore};
 pub use net::{BindError, accept, bind_tcp, bind_udp};
+pub use per_core::{BusyCounter, PerCore};
 pub use private_file::{
     PrivateFileError, private_dir, read_private, read_private_of_service, write_private,
 };

@@ -60,7 +60,10 @@ fn console(mode: ConsoleMode, cockpit: SocketAddr) -> (Arc<Console>, watch::Send
         cockpit_conf: "/nonexistent/cockpit.conf".into(),
         ..ConsoleConfig::default()
     };
-    (Arc::new(Console::new(&config, facts_in, Tracer::off())), facts)
+    (
+        Arc::new(Console::new(&config, facts_in, Tracer::off())),
+        facts,
+    )
 }
 
 async fn closed() -> SocketAddr {
