@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use mesh_ssh::{PrivateKey, RunAs, ServerConfig, SshServer};
+use mesh_trace::Tracer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 static SERVER: LazyLock<SshServer> = LazyLock::new(|| {
@@ -14,6 +15,7 @@ static SERVER: LazyLock<SshServer> = LazyLock::new(|| {
         host_keys: vec![PrivateKey::generate()],
         run_as: RunAs::OwnUser,
         node: "fuzz".to_owned(),
+        tracer: Tracer::off(),
     };
     SshServer::new(config).expect("it has a host key")
 });

@@ -1,6 +1,8 @@
 //! The database goes away under a running mesh: what exists goes on, changes are refused, and
 //! everything heals without a hand.
 
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
 use std::time::{Duration, Instant};
 
 use integration::{Field, Layout, Server};

@@ -58,9 +58,8 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
     }
     assert_fleet_works(&field, &WORKERS);
 
-    // Joined ahead: what counts is the time from its start to the first page.
-    field.join_worker("worker-node-3", "default", &[]);
     let started = Instant::now();
+    field.join_worker("worker-node-3", "default", &[]);
     field.worker_mut("worker-node-3").start();
     field.wait_for_console("/worker-node-3/", Duration::from_secs(20));
     let took = started.elapsed();

@@ -29,9 +29,11 @@ struct Package {
 enum Probe {
     Program(&'static str),
     File(&'static str),
+    /// A module that `python3` can import.
+    Python(&'static str),
 }
 
-use Probe::{File, Program};
+use Probe::{File, Program, Python};
 
 const PACKAGES: &[Package] = &[
     package("gcc", Program("cc"), "building SQLite and ring"),
@@ -107,11 +109,7 @@ const PACKAGES: &[Package] = &[
         Program("lintian"),
         "checking the Debian packages",
     ),
-    package(
-        "python3-venv",
-        File("/usr/lib/python3.11/ensurepip"),
-        "cargo xtask k8s",
-    ),
+    package("python3-venv", Python("ensurepip"), "cargo xtask k8s"),
     package("python3-pip", Program("pip3"), "docker compose v2"),
     package(
         "prometheus",
@@ -137,6 +135,10 @@ impl Package {
         match self.probe {
             Program(name) => process::find_program(name).is_some(),
             File(path) => Path::new(path).exists(),
+            Python(module) => Command::new("python3")
+                .args(["-c", &format!("import {module}")])
+                .output()
+                .is_ok_and(|output| output.status.success()),
         }
     }
 }

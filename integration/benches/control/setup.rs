@@ -90,7 +90,7 @@ impl Setup {
         let statements = postgres.psql(database, sum)?;
         let stats = bus.ask(&["INFO", "commandstats"])?;
         let commands = stats
-            .split(|c: char| c == ',' || c == ':')
+            .split([',', ':'])
             .filter_map(|field| field.strip_prefix("calls="))
             .filter_map(|calls| calls.parse::<u64>().ok())
             .sum();

@@ -51,6 +51,10 @@ crate::settings! {
     }
 }
 
+#[expect(
+    clippy::derivable_impls,
+    reason = "settings! keeps no #[default] on a variant"
+)]
 impl Default for LogFormat {
     fn default() -> Self {
         Self::Text

@@ -415,7 +415,11 @@ impl Store {
                     mut last,
                     store,
                 } = txn;
-                last.slack = true;
+                // What came before was ours: it has been found and raised.
+                *last = Last {
+                    number: number - 1,
+                    slack: true,
+                };
                 match store.commit_raw(inner).await {
                     Ok(()) => {
                         *last = Last {
@@ -499,6 +503,11 @@ impl Txn {
             mut last,
             store,
         } = self;
+        // In case this is dropped half way.
+        *last = Last {
+            number: number - 1,
+            slack: true,
+        };
         let happened = match store.commit_raw(inner).await {
             Ok(()) => true,
             Err(error) if store.0.beside || !is_in_doubt(&error) => {

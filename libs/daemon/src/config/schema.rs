@@ -197,7 +197,7 @@ impl<T: Setting> Setting for BTreeMap<String, T> {
 }
 
 /// Defines a settings struct, or a fieldless enum, as it stands, and makes it a
-/// [`Setting`](crate::config::Setting): the doc comment of a field is what people read about it.
+/// [`Setting`]: the doc comment of a field is what people read about it.
 ///
 /// The attributes of a field come in this order: doc comment, `#[setting(…)]`, `#[serde(…)]`.
 /// `#[setting(form = "…")]` names the form of a type that is not a `Setting`,

@@ -119,7 +119,11 @@ impl StoreConfig {
             Ok(url) => {
                 let tls = self.tls_for(url.is_remote());
                 faults.require_unless_dev(
-                    !url.is_remote() || !matches!(tls, StoreTls::Disable | StoreTls::Require),
+                    !url.is_remote()
+                        || !matches!(
+                            tls,
+                            StoreTls::Disable | StoreTls::Require | StoreTls::VerifyCa
+                        ),
                     "store.tls",
                     "anybody on the way could read or take over the database: say verify-full \
                      with store.ca_file, or private-network when only this installation is on that \

@@ -2,6 +2,7 @@
 //! when the server goes away.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "figures are printed")]
 
 #[path = "../it/bootstrap.rs"]
 mod bootstrap;

@@ -1,5 +1,7 @@
 //! `mesh context`.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, bail};
 use mesh_api::context::{Contexts, DeployManager};
 use mesh_api::pb;
@@ -9,6 +11,10 @@ use serde_json::json;
 use super::Session;
 use crate::args::ContextVerb;
 use crate::output;
+
+/// How long a deploy-manager that was just started is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
     let contexts = Contexts::of_user()?;
@@ -93,8 +99,24 @@ async fn deployer(session: &Session, name: Option<&str>) -> Result<NodeId> {
     let request = pb::ListNodesRequest {
         network: context.network.clone(),
     };
-    let nodes = admin.list_nodes(request).await?.into_inner().nodes;
-    find_deployer(&nodes, name)
+    let give_up = Instant::now() + PATIENCE;
+    let mut said = false;
+    loop {
+        let nodes = admin.list_nodes(request.clone()).await?.into_inner().nodes;
+        match find_deployer(&nodes, name) {
+            Err(_) if nodes.iter().all(is_other) && Instant::now() < give_up => {
+                if !std::mem::replace(&mut said, true) {
+                    eprintln!("waiting for a deploy-manager to join");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            found => return found,
+        }
+    }
+}
+
+fn is_other(node: &pb::Node) -> bool {
+    node.role != i32::from(pb::Role::Deployer)
 }
 
 fn find_deployer(nodes: &[pb::Node], name: Option<&str>) -> Result<NodeId> {

@@ -4,6 +4,7 @@
 //! credential that holds no secret; `mesh login CREDENTIAL` joins both into a context.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
@@ -21,6 +22,9 @@ use super::{Session, read_input};
 use crate::args::LoginArgs;
 use crate::text;
 
+/// How long a coordinator that was just started is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
 const REQUEST_HEAD: &str = "mesh-operator-request-1:";
 
 /// What `mesh operator add` hands back; nothing in it is secret.
@@ -102,11 +106,12 @@ pub(super) async fn run(_session: &Session, args: LoginArgs) -> Result<()> {
 
 /// The first operator's context, from the coordinator's own state directory.
 async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Result<()> {
-    let files = coordinator::OperatorFiles::read(state)
+    let files = async || coordinator::OperatorFiles::read(state);
+    let files = patiently("its first start", files)
+        .await
         .context("read the first operator's key: is this a coordinator's state directory?")?;
     let context = first_operator(&files)?;
-    let channel = context
-        .coordinator()
+    let channel = patiently("it to answer", || context.coordinator())
         .await
         .context("connect to the coordinator")?;
     let mut admin = pb::admin_service_client::AdminServiceClient::new(channel);
@@ -120,6 +125,26 @@ async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Resu
         context.coordinators.join(", ")
     );
     Ok(())
+}
+
+/// Tries for a while: the coordinator may have been started in the same breath.
+async fn patiently<T, E>(
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let give_up = Instant::now() + PATIENCE;
+    let mut said = false;
+    loop {
+        match attempt().await {
+            Err(_) if Instant::now() < give_up => {
+                if !std::mem::replace(&mut said, true) {
+                    eprintln!("waiting for the coordinator: {what}");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The context of a coordinator's first operator.
