@@ -41,6 +41,9 @@ pub enum BadRequest {
     /// Both `Content-Length` and `Transfer-Encoding` (RFC 9112, 6.1): a smuggling attempt.
     #[error("the request has both Content-Length and Transfer-Encoding")]
     AmbiguousLength,
+    /// A `Transfer-Encoding` other than `chunked` (RFC 9112, 6.1): nothing here undoes it.
+    #[error("the request's Transfer-Encoding is not chunked alone")]
+    TransferEncoding,
     /// `Content-Length` is not one number (RFC 9112, 6.3).
     #[error("the request's Content-Length is not one number")]
     ContentLength,
@@ -73,6 +76,9 @@ pub enum UpstreamError {
     /// The body of the request broke off on the client's side.
     #[error("the request's body broke off")]
     Request(#[source] BoxError),
+    /// The client stopped in the middle of the request's body, for this long.
+    #[error("the client sent nothing more of the request's body for {} s", .0.as_secs_f32())]
+    RequestStalled(Duration),
     /// The body of the request is not as long as it was said to be.
     #[error("the request's body has another length than it was said to have")]
     RequestLength,
@@ -99,9 +105,24 @@ pub enum ProxyError {
 }
 
 impl ProxyError {
-    /// The status that tells a client this: 400, 502, 503 or 504.
+    /// Whether the client is to blame, and not the upstream.
+    pub const fn is_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::Request(_)
+                | Self::Upstream(
+                    UpstreamError::Request(_)
+                        | UpstreamError::RequestLength
+                        | UpstreamError::RequestStalled(_)
+                )
+        )
+    }
+
+    /// The status that tells a client this: 400, 408, 502, 503 or 504.
     pub const fn status(&self) -> StatusCode {
         match self {
+            Self::Upstream(UpstreamError::RequestStalled(_)) => StatusCode::REQUEST_TIMEOUT,
+            _ if self.is_clients() => StatusCode::BAD_REQUEST,
             Self::Request(_) => StatusCode::BAD_REQUEST,
             Self::Connect(ConnectError::Unreachable(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect(ConnectError::TimedOut) | Self::FirstByte(_) => {

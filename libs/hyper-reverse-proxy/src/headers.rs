@@ -348,11 +348,18 @@ impl<'a> Forwarded<'a> {
 }
 
 fn check_length(headers: &HeaderMap, found: Found) -> Result<(), BadRequest> {
+    if found.has(Found::ENCODING) {
+        if found.has(Found::LENGTH) {
+            return Err(BadRequest::AmbiguousLength);
+        }
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        return match (codings.next(), codings.next()) {
+            (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+            _ => Err(BadRequest::TransferEncoding),
+        };
+    }
     if !found.has(Found::LENGTH) {
         return Ok(());
-    }
-    if found.has(Found::ENCODING) {
-        return Err(BadRequest::AmbiguousLength);
     }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let digits = |value: &HeaderValue| {

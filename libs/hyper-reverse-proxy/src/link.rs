@@ -18,6 +18,7 @@ use tokio_util::io::poll_read_buf;
 use crate::body::{Outgoing, RequestBody};
 use crate::error::{ProxyError, UpstreamError};
 use crate::headers::Forwarded;
+use crate::pool::Limits;
 use crate::wire::{RequestLength, ResponseHead, ResponseReader, write_request_head};
 
 /// Bytes that one read may take: enough for an ordinary response with its head.
@@ -50,6 +51,8 @@ pub(crate) struct Link<S, B> {
     has_body: bool,
     /// Something of the body moved since the deadline was looked at last.
     moved: bool,
+    /// When the body was last seen to have moved.
+    stands_since: Instant,
     /// Something of the present request has been written, or taken from its body.
     begun: bool,
     /// Something has been read since.
@@ -112,6 +115,7 @@ where
             upload: None,
             has_body: false,
             moved: false,
+            stands_since: now,
             begun: false,
             answered: false,
             persistent: true,
@@ -169,17 +173,19 @@ where
         head: &mut request::Parts,
         forwarded: Option<Forwarded<'_>>,
         body: Outgoing<B>,
-        limit: Duration,
+        limits: &Limits,
     ) -> Result<ResponseHead, Failed<B>> {
         self.begin(head, forwarded, body).map_err(|error| Failed {
             error,
             unsent: None,
             unanswered: false,
         })?;
-        self.deadline.as_mut().reset(self.used_at + limit);
+        self.deadline
+            .as_mut()
+            .reset(self.used_at + limits.first_byte);
         let mut broken = None;
         let sent =
-            std::future::poll_fn(|cx| self.poll_answer(cx, &mut head.headers, limit, &mut broken))
+            std::future::poll_fn(|cx| self.poll_answer(cx, &mut head.headers, limits, &mut broken))
                 .await;
         sent.map_err(|error| Failed {
             error: match (error, broken) {
@@ -212,6 +218,7 @@ where
         });
         self.has_body = self.upload.is_some();
         self.moved = false;
+        self.stands_since = self.used_at;
         self.reader.begin(head.method == Method::HEAD);
         Ok(())
     }
@@ -220,7 +227,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
         headers: &mut HeaderMap,
-        limit: Duration,
+        limits: &Limits,
         broken: &mut Option<io::Error>,
     ) -> Poll<Result<ResponseHead, ProxyError>> {
         match self.poll_send(cx) {
@@ -246,18 +253,30 @@ where
             Poll::Pending => {}
         }
         while self.deadline.as_mut().poll(cx).is_ready() {
-            if !self.is_silence_excused() {
-                return Poll::Ready(Err(ProxyError::FirstByte(limit)));
+            let now = Instant::now();
+            if let Err(error) = self.excuse_silence(now, limits) {
+                return Poll::Ready(Err(error));
             }
-            self.deadline.as_mut().reset(Instant::now() + limit);
+            self.deadline.as_mut().reset(now + limits.first_byte);
         }
         Poll::Pending
     }
 
-    /// Whether the upstream may be excused for not answering yet. Clears the note of movement.
-    fn is_silence_excused(&mut self) -> bool {
+    /// The upstream is excused for not answering yet while the request's body moves, and while the
+    /// client is waited for; which is not for ever. Clears the note of movement.
+    fn excuse_silence(&mut self, now: Instant, limits: &Limits) -> Result<(), ProxyError> {
         let waits = |upload: &Upload<B>| upload.waits_for_client;
-        std::mem::take(&mut self.moved) || self.upload.as_ref().is_some_and(waits)
+        if std::mem::take(&mut self.moved) {
+            self.stands_since = now;
+            Ok(())
+        } else if !self.upload.as_ref().is_some_and(waits) {
+            Err(ProxyError::FirstByte(limits.first_byte))
+        } else if now.saturating_duration_since(self.stands_since) < limits.client_silence {
+            Ok(())
+        } else {
+            let stalled = UpstreamError::RequestStalled(limits.client_silence);
+            Err(ProxyError::Upstream(stalled))
+        }
     }
 
     fn poll_head(

@@ -22,9 +22,12 @@ use crate::wire::ResponseHead;
 pub struct Limits {
     /// For dialling.
     pub connect: Duration,
-    /// From the end of the request to the beginning of the response. A body that is still under
-    /// way, in either direction, has no deadline.
+    /// From the end of the request to the beginning of the response. A body that moves, in either
+    /// direction, has no deadline.
     pub first_byte: Duration,
+    /// How long a client may send nothing of an unfinished body before the response has begun; looked
+    /// at when `first_byte` is over, so up to that much later.
+    pub client_silence: Duration,
     /// How long an unused connection is kept.
     pub idle: Duration,
     /// How many unused connections to one upstream are kept.
@@ -38,8 +41,9 @@ impl Default for Limits {
         Self {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(60),
+            client_silence: Duration::from_secs(60),
             idle: Duration::from_secs(60),
-            idle_per_target: 256,
+            idle_per_target: 64,
             response_head: 64 * 1024,
         }
     }
@@ -75,8 +79,8 @@ impl<C: Connector, B: RequestBody> Lease<C, B> {
         forwarded: Option<Forwarded<'_>>,
         body: Outgoing<B>,
     ) -> Result<ResponseHead, Failed<B>> {
-        let limit = self.pool.limits.first_byte;
-        self.link.send(head, forwarded, body, limit).await
+        let limits = self.pool.limits;
+        self.link.send(head, forwarded, body, &limits).await
     }
 
     /// After a protocol switch: the stream, and what was read from it beyond the response's head.

@@ -212,6 +212,28 @@ async fn a_silent_upstream_times_out_and_a_slow_client_does_not() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_sends_the_rest_does_not_hold_the_upstream() {
+    let (gone, mut told) = tokio::sync::mpsc::channel(1);
+    let (up, _) = upstream(move |mut stream| {
+        let gone = gone.clone();
+        async move {
+            let asked = head(&mut stream).await;
+            assert!(asked.starts_with("POST "), "{asked}");
+            let mut body = Vec::new();
+            drop(stream.read_to_end(&mut body).await);
+            gone.send(body).await.expect("told");
+        }
+    })
+    .await;
+    let (addr, _) = proxy_to(up).await;
+    let mut client = TcpStream::connect(addr).await.expect("connect");
+    let post = "POST /w1/ HTTP/1.1\r\nHost: gw\r\nContent-Length: 4\r\n\r\nab";
+    let answer = ask(&mut client, post).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(within(told.recv()).await.expect("it ended"), b"ab");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_takes_its_upstream_connection_along() {
     let (gone, mut told) = tokio::sync::mpsc::channel(1);
     let (up, _) = upstream(move |mut stream| {

@@ -42,7 +42,7 @@ mod url;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait as _,
@@ -358,6 +358,12 @@ impl Store {
         self.0.health.is_stale()
     }
 
+    /// Whether what is in memory may still be acted upon while the store is down: not for ever, and
+    /// not beside another coordinator.
+    pub(crate) fn is_memory_trusted(&self) -> bool {
+        self.0.health.is_memory_trusted(Instant::now())
+    }
+
     /// Looks whether the store takes changes: the lock, and a trial write. After an outage it
     /// connects anew, and changes go through again when the trial does.
     pub(crate) async fn examine(&self) {
@@ -368,7 +374,7 @@ impl Store {
                 Ok(()) => {}
                 Err(NotHeld::Taken(holder)) => {
                     let reason = format!("another coordinator has taken the database: {holder}");
-                    return health.set_down(reason, false);
+                    return health.set_taken(reason);
                 }
                 Err(NotHeld::Unreachable(reason) | NotHeld::Refused(reason)) => {
                     return health.set_down(reason, true);

@@ -71,6 +71,17 @@ pub fn bad_request(fault: BadRequest) -> Problem {
     }
 }
 
+/// The client did not send the body that it announced.
+fn broken_off(error: &ProxyError) -> Problem {
+    Problem {
+        status: error.status(),
+        word: "bad-request",
+        title: "The request broke off".into(),
+        message: "The body of this request did not come whole, or not in time.".into(),
+        advice: "Send it again.".into(),
+    }
+}
+
 /// Only reading is possible here.
 pub fn method() -> Problem {
     Problem {
@@ -151,6 +162,7 @@ pub fn upstream(error: &ProxyError, to: &Destination) -> Problem {
     } = to;
     match error {
         ProxyError::Request(fault) => bad_request(*fault),
+        client if client.is_clients() => broken_off(client),
         ProxyError::Connect(ConnectError::Refused(_)) => Problem {
             status: error.status(),
             word: "refused",

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_reverse_proxy::headers::wanted_upgrade;
-use hyper_reverse_proxy::{BadRequest, Connector, Framing, Inbound, ProxyError, ReverseProxy};
+use hyper_reverse_proxy::{BadRequest, Connector, Framing, Inbound, ReverseProxy};
 use mesh_trace::TraceParent;
 use mesh_types::ServiceKind;
 use tokio::sync::watch;
@@ -303,7 +303,7 @@ impl<C: Connector<Target = Target>> Gateway<C> {
                 response.map(Answer::Proxied)
             }
             Err(error) => {
-                if !matches!(error, ProxyError::Request(_)) {
+                if !error.is_clients() {
                     self.shared.metrics.upstream_failures.inc();
                     tracing::info!(
                         network = %destination.network,

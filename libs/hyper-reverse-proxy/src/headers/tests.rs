@@ -164,7 +164,7 @@ fn forwarded_headers_of_a_trusted_peer_are_continued() {
 
 #[test]
 fn requests_of_two_readings_are_refused() {
-    let table: [(&[(&str, &str)], BadRequest); 6] = [
+    let table: [(&[(&str, &str)], BadRequest); 8] = [
         (
             &[
                 ("host", "a"),
@@ -188,6 +188,18 @@ fn requests_of_two_readings_are_refused() {
         (
             &[("host", "a"), ("content-length", "")],
             BadRequest::ContentLength,
+        ),
+        (
+            &[("host", "a"), ("transfer-encoding", "gzip, chunked")],
+            BadRequest::TransferEncoding,
+        ),
+        (
+            &[
+                ("host", "a"),
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ],
+            BadRequest::TransferEncoding,
         ),
         (&[("host", "a"), ("host", "b")], BadRequest::Host),
         (&[], BadRequest::Host),

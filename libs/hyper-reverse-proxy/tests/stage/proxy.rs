@@ -28,6 +28,7 @@ pub(crate) fn limits() -> Limits {
     Limits {
         connect: Duration::from_secs(2),
         first_byte: Duration::from_millis(300),
+        client_silence: Duration::from_millis(1500),
         ..Limits::default()
     }
 }

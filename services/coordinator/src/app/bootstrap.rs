@@ -478,7 +478,10 @@ async fn keep_operator_files(
         ..operator
     };
     let txn = store.write().await?;
-    txn.operator_update(&operator).await?;
+    // A coordinator beside may have revoked it since it was read.
+    if !txn.operator_renew(operator.id, issued.not_after).await? {
+        return txn.rollback().await.map_err(BootstrapError::from);
+    }
     txn.commit().await?;
     write_operator_files(state_dir, ca, &operator, &issued.certificate, key.as_ref())
 }

@@ -1,7 +1,10 @@
 //! What may happen while the store is down, and must be in its audit all the same.
 //!
 //! SSH certificates are needed most when something is broken. They are issued without the store;
-//! what is to be noted of them waits in memory, and stands in the log in the meantime.
+//! what is to be noted of them waits in memory, and stands in the log in the meantime. Not for ever:
+//! another coordinator may have taken over and revoked somebody ([`Store::is_memory_trusted`]).
+//!
+//! [`Store::is_memory_trusted`]: crate::store::Store::is_memory_trusted
 
 use std::sync::PoisonError;
 
@@ -23,7 +26,7 @@ impl Core {
     /// Stores the note, or keeps it until the store takes changes again.
     pub(super) async fn note_now_or_later(&self, note: Note) -> Result<(), Error> {
         let reason = match self.store_notes(std::slice::from_ref(&note)).await {
-            Err(Error::StoreUnavailable(reason)) => reason,
+            Err(Error::StoreUnavailable(reason)) if self.store.is_memory_trusted() => reason,
             outcome => return outcome,
         };
         let mut waiting = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! Whether the store can be used, as the last who tried has seen it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::sqlx;
 use sea_orm::{DbErr, RuntimeErr};
@@ -19,6 +19,10 @@ struct State {
     /// Held back on purpose: why.
     held: Option<String>,
     down: Option<Down>,
+    /// When it went down.
+    since: Option<Instant>,
+    /// Another coordinator holds the database while we are away from it.
+    taken: bool,
     /// Another coordinator has changed the database: what we hold in memory is old.
     stale: bool,
 }
@@ -26,6 +30,10 @@ struct State {
 /// Shared by everything that touches the database.
 #[derive(Debug, Default)]
 pub(super) struct Health(watch::Sender<State>);
+
+/// How long what members were told before an outage is still acted upon without the store: another
+/// coordinator may meanwhile have revoked or removed them.
+const TRUSTED: Duration = Duration::from_secs(60 * 60);
 
 /// What the text says once memory and database have gone different ways.
 pub(super) const STALE: &str =
@@ -53,6 +61,7 @@ impl Health {
                     "the store takes no changes until it heals; connections go on"
                 );
             }
+            state.since.get_or_insert_with(Instant::now);
             let down = Some(Down {
                 reason,
                 unreachable,
@@ -63,10 +72,25 @@ impl Health {
         });
     }
 
+    /// Another coordinator has taken the database over.
+    pub(super) fn set_taken(&self, reason: String) {
+        self.set_down(reason, false);
+        self.0.send_modify(|state| state.taken = true);
+    }
+
+    /// Whether what is in memory may still be acted upon although nothing can be stored.
+    pub(super) fn is_memory_trusted(&self, now: Instant) -> bool {
+        let state = self.0.borrow();
+        let recent = |since| now.saturating_duration_since(since) < TRUSTED;
+        !state.stale && !state.taken && state.since.is_none_or(recent)
+    }
+
     /// A change has gone through.
     pub(super) fn healed(&self) {
         self.0.send_if_modified(|state| {
             let was = state.down.take();
+            state.since = None;
+            state.taken = false;
             if was.is_some() {
                 tracing::info!("the store takes changes again");
             }
@@ -282,6 +306,26 @@ mod tests {
         assert_eq!(health.refusal(), None);
         health.failed(&DbErr::RecordNotUpdated);
         assert_eq!(health.refusal(), None, "says nothing of the store");
+    }
+
+    #[test]
+    fn memory_is_trusted_for_an_hour_and_not_beside_another_coordinator() {
+        let health = Health::default();
+        let now = Instant::now();
+        assert!(health.is_memory_trusted(now + 2 * TRUSTED));
+        health.set_down("away".into(), true);
+        health.set_down("still away".into(), true);
+        assert!(health.is_memory_trusted(now + TRUSTED / 2));
+        assert!(!health.is_memory_trusted(now + 2 * TRUSTED));
+        health.healed();
+        assert!(health.is_memory_trusted(now + 2 * TRUSTED));
+        health.set_taken("another coordinator".into());
+        assert!(!health.is_memory_trusted(now));
+        assert!(health.refusal().is_some());
+        health.healed();
+        assert!(health.is_memory_trusted(now));
+        health.set_stale();
+        assert!(!health.is_memory_trusted(now));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Operator credentials. A revoked one stays in the table, so that it is told why it is refused.
 
+use mesh_types::{OperatorId, Timestamp};
 use sea_orm::ActiveValue::Set;
+use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _};
 
 use super::entity::operator;
@@ -31,7 +33,7 @@ fn columns(record: &OperatorRecord) -> operator::ActiveModel {
         identity_key: Set(record.identity.as_spki_der().to_vec()),
         created_at: Set(record.created_at.as_micros()),
         certificate_not_after: Set(record.certificate_not_after.as_micros()),
-        revoked_at: Set(record.revoked_at.map(mesh_types::Timestamp::as_micros)),
+        revoked_at: Set(record.revoked_at.map(Timestamp::as_micros)),
     }
 }
 
@@ -56,6 +58,23 @@ impl Txn {
             .await
             .map_err(StoreError::writing)?;
         Ok(())
+    }
+
+    /// Notes a new certificate of an operator who is not revoked; whether there is such a one.
+    pub(crate) async fn operator_renew(
+        &self,
+        id: OperatorId,
+        certificate_not_after: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let not_after = Expr::value(certificate_not_after.as_micros());
+        let done = operator::Entity::update_many()
+            .col_expr(operator::Column::CertificateNotAfter, not_after)
+            .filter(operator::Column::Id.eq(id.as_bytes().to_vec()))
+            .filter(operator::Column::RevokedAt.is_null())
+            .exec(&self.inner)
+            .await
+            .map_err(StoreError::writing)?;
+        Ok(done.rows_affected > 0)
     }
 
     pub(crate) async fn operator_update(&self, record: &OperatorRecord) -> Result<(), StoreError> {

@@ -135,7 +135,11 @@ async fn a_start_waits_for_its_server_and_not_for_ever() {
 
     let waiting = build(Duration::from_secs(60));
     let (built, ()) = tokio::join!(waiting, async {
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        // In the server's place until the start has asked once.
+        let port = std::net::SocketAddr::from(([127, 0, 0, 1], server.port()));
+        let vacant = tokio::net::TcpListener::bind(port).await.expect("its port");
+        drop(vacant.accept().await.expect("the start asks"));
+        drop(vacant);
         server.start_again().expect("starts again");
     });
     built.expect("the server came");
