@@ -54,10 +54,16 @@ pub struct StackConfig {
     pub socket_memory: usize,
     /// Connections per listener that are half open or not yet accepted; more are left unanswered.
     pub backlog: usize,
-    /// A peer that is silent for this long on an open connection is gone.
+    /// A connection whose other end does not react for this long is over, however alive the peer
+    /// is otherwise. Longer than TCP ever waits between two probes of a closed window.
     pub timeout: Duration,
     /// How often an idle connection is probed.
     pub keepalive: Duration,
+    /// A peer from which nothing at all comes for this long is gone, with its connections.
+    pub silence: Duration,
+    /// The same for connections with data that was not acknowledged: it gets a chance to be sent
+    /// again.
+    pub silence_unacknowledged: Duration,
     /// Fresh randomness: sequence numbers and ephemeral ports start from it.
     pub seed: u64,
 }
@@ -70,7 +76,9 @@ impl Default for StackConfig {
             socket_memory: 512 * 1024 * 1024,
             backlog: 1024,
             timeout: Duration::from_secs(300),
-            keepalive: Duration::from_secs(60),
+            keepalive: Duration::from_secs(5),
+            silence: Duration::from_secs(15),
+            silence_unacknowledged: Duration::from_secs(20),
             seed: 0,
         }
     }

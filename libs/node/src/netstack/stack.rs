@@ -16,12 +16,15 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 use tokio::sync::{Notify, mpsc};
 
 mod life;
+mod ports;
+mod silence;
 
 use super::listener::OverlayListener;
 use super::phy::Phy;
 use super::stream::OverlayStream;
 use super::udp::OverlayUdp;
 use super::{DialError, ListenError, PacketStack, StackConfig};
+use silence::Silence;
 
 /// Packets per call of `exchange`, roughly: a round over all sockets is always finished.
 const OUTBOUND_LIMIT: usize = 128;
@@ -90,6 +93,7 @@ pub(super) struct Inner {
     next_port: u16,
     next_serial: u64,
     memory: usize,
+    silence: Silence,
     closed: bool,
 }
 
@@ -129,6 +133,7 @@ impl Netstack {
             next_port: EPHEMERAL + spread,
             next_serial: 0,
             memory: 0,
+            silence: Silence::new(now),
             closed: false,
         };
         Self {
@@ -309,9 +314,11 @@ impl PacketStack for Netstack {
         inner.now = now;
         let at = inner.clock(now);
         for packet in inbound {
+            inner.silence.hear(packet, now);
             inner.ingress(packet, outbound, at);
         }
         inner.promote(&self.shared);
+        inner.end_silent();
         let mut more = false;
         while !inner.egress(outbound, at) {
             if outbound.len() >= OUTBOUND_LIMIT {
@@ -403,77 +410,8 @@ impl Inner {
         }
         let handle = self.sockets.add(socket);
         self.flows.insert((local, to), handle);
+        self.silence.expect(to.ip(), self.now);
         Ok((handle, local))
-    }
-
-    fn free_port(&mut self, free: impl Fn(&Self, u16) -> bool) -> Result<u16, ListenError> {
-        for _ in EPHEMERAL..=u16::MAX {
-            let port = self.next_port;
-            self.next_port = if port == u16::MAX {
-                EPHEMERAL
-            } else {
-                port + 1
-            };
-            if free(self, port) && !self.listeners.contains_key(&port) {
-                return Ok(port);
-            }
-        }
-        Err(ListenError::NoPort)
-    }
-
-    fn bind_udp(&mut self, port: u16) -> Result<(SocketHandle, u16), ListenError> {
-        if self.closed {
-            return Err(ListenError::Closed);
-        }
-        let port = if port == 0 {
-            self.free_port(|inner, port| !inner.udp_ports.contains_key(&port))?
-        } else if self.udp_ports.contains_key(&port) {
-            return Err(ListenError::PortTaken(port));
-        } else {
-            port
-        };
-        if self.memory + 2 * UDP_BYTES > self.config.socket_memory {
-            return Err(ListenError::Busy);
-        }
-        let buffer = || {
-            udp::PacketBuffer::new(
-                vec![udp::PacketMetadata::EMPTY; UDP_SLOTS],
-                vec![0; UDP_BYTES],
-            )
-        };
-        let mut socket = udp::Socket::new(buffer(), buffer());
-        if socket.bind(port).is_err() {
-            return Err(ListenError::NoPort);
-        }
-        self.memory += 2 * UDP_BYTES;
-        let handle = self.sockets.add(socket);
-        self.udp_ports.insert(port, handle);
-        Ok((handle, port))
-    }
-
-    pub(super) fn release_udp(&mut self, handle: SocketHandle, port: u16) {
-        self.udp_ports.remove(&port);
-        drop(self.sockets.remove(handle));
-        self.memory -= 2 * UDP_BYTES;
-    }
-
-    fn new_listener(&mut self, accepted: mpsc::Sender<(OverlayStream, SocketAddr)>) -> Listener {
-        self.next_serial += 1;
-        Listener {
-            accepted,
-            half_open: 0,
-            serial: self.next_serial,
-        }
-    }
-
-    pub(super) fn remove_listener(&mut self, port: u16, serial: u64) {
-        if self
-            .listeners
-            .get(&port)
-            .is_some_and(|listener| listener.serial == serial)
-        {
-            self.listeners.remove(&port);
-        }
     }
 
     /// Ends a connection at once, with a reset.

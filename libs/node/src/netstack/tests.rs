@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
+mod silence;
+
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn addrs(n: u8) -> OverlayAddrs {

@@ -74,6 +74,7 @@ impl Inner {
         }
         let handle = self.sockets.add(socket);
         self.flows.insert(flow, handle);
+        self.silence.expect(flow.1.ip(), self.now);
         self.half_open.push(HalfOpen {
             handle,
             flow,
@@ -189,10 +190,10 @@ impl Inner {
         } else {
             Some(self.now + Duration::from_secs(1))
         };
-        match (next, housekeeping) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [next, housekeeping, self.silence.next_check()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
