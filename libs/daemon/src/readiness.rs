@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+
 /// What keeps the process from being ready. Clones share one list.
 #[derive(Clone, Default)]
 pub struct Readiness {
@@ -146,6 +148,25 @@ impl Latch {
         self.update(Some(reason.to_owned()), None);
     }
 
+    /// Follows something that the process can do without, for as long as somebody tells its state:
+    /// degraded when `worse` finds a reason, else ready.
+    pub async fn follow<T>(
+        self,
+        mut state: watch::Receiver<T>,
+        mut worse: impl FnMut(&T) -> Option<String>,
+    ) {
+        loop {
+            let reason = worse(&state.borrow_and_update());
+            match reason {
+                Some(reason) => self.degraded(&reason),
+                None => self.ready(),
+            }
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     fn update(&self, reason: Option<String>, worse: Option<String>) {
         let mut shared = self.readiness.lock();
         if let Some(entry) = shared.latches.iter_mut().find(|entry| entry.id == self.id) {
@@ -201,6 +222,25 @@ mod tests {
         assert_eq!(readiness.degraded()[0].name, "bus");
         bus.ready();
         assert_eq!(readiness.degraded(), []);
+    }
+
+    #[tokio::test]
+    async fn a_followed_state_is_told_for_as_long_as_it_is_known() {
+        let readiness = Readiness::default();
+        let latch = readiness.latch("coordinator", "not tried yet");
+        let (tell, told) = watch::channel(Some("refused"));
+        let following = tokio::spawn(latch.follow(told, |state| state.map(str::to_owned)));
+        while !readiness.is_ready() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(readiness.degraded()[0].reason, "refused");
+        tell.send(None).expect("followed");
+        while !readiness.degraded().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(tell);
+        following.await.expect("it ends");
+        assert_eq!(readiness.latches(), []);
     }
 
     #[test]

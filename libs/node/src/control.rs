@@ -18,6 +18,7 @@ mod stream;
 pub(crate) use machine::{Goodbye, Incoming, Validity};
 
 use crate::credential::{Credential, CredentialError};
+use crate::enrol::utc;
 use crate::grpc;
 use crate::state_dir::{Enrolled, StateDir, StateDirError, StoredNetmap};
 
@@ -61,6 +62,26 @@ impl ControlStatus {
     /// Whether the stream is open.
     pub fn is_connected(&self) -> bool {
         self.state == ControlState::Connected
+    }
+
+    /// What is wrong between this node and the coordinator, in a sentence; `None` when all is well
+    /// or nothing is wanted of it any more. `held` is what the node acts on meanwhile, such as
+    /// "the netmap".
+    pub fn trouble(&self, held: Option<&str>) -> Option<String> {
+        let error = self.last_error.as_deref();
+        match self.state {
+            ControlState::Removed | ControlState::Stopped => None,
+            ControlState::Connected => error.map(str::to_owned),
+            ControlState::Connecting | ControlState::Waiting => {
+                let error = error.unwrap_or("not connected yet");
+                Some(match (held, self.stale_since) {
+                    (Some(held), Some(since)) => {
+                        format!("{error}; acting on {held} of {}", utc(since))
+                    }
+                    _ => error.to_owned(),
+                })
+            }
+        }
     }
 }
 
@@ -254,3 +275,33 @@ pub(crate) fn span(enrolled: &Enrolled) -> Span {
     "the coordinator could not be told that this node leaves: an operator can remove it with 'mesh node remove'"
 )]
 pub struct LeaveError(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_coordinator_is_told_with_what_is_held_meanwhile() {
+        let mut status = ControlStatus {
+            state: ControlState::Waiting,
+            since: Timestamp::from_secs(951_782_400),
+            last_error: Some("connection refused".to_owned()),
+            stale_since: Some(Timestamp::from_secs(951_782_400)),
+            certificate_until: Timestamp::from_secs(0),
+        };
+        let trouble = |status: &ControlStatus| status.trouble(Some("the netmap"));
+        assert_eq!(
+            trouble(&status).as_deref(),
+            Some("connection refused; acting on the netmap of 2000-02-29 00:00 UTC")
+        );
+        assert_eq!(status.trouble(None).as_deref(), Some("connection refused"));
+        status.state = ControlState::Connected;
+        assert_eq!(trouble(&status).as_deref(), Some("connection refused"));
+        status.last_error = None;
+        assert_eq!(trouble(&status), None);
+        status.state = ControlState::Connecting;
+        assert!(trouble(&status).is_some_and(|text| text.starts_with("not connected yet; ")));
+        status.state = ControlState::Removed;
+        assert_eq!(trouble(&status), None);
+    }
+}

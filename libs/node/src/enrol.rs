@@ -296,7 +296,7 @@ fn span(secs: u64) -> String {
 }
 
 /// A point in time as `2026-11-21 11:31 UTC` (proleptic Gregorian calendar).
-fn utc(at: Timestamp) -> String {
+pub(crate) fn utc(at: Timestamp) -> String {
     let secs = at.as_secs();
     let (days, rest) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
     // Days since 0000-03-01, in eras of 400 years, so that the leap day ends a year.

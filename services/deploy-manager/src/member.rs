@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use mesh_daemon::{Handles, Latch, Shutdown, Tasks, accept, bind_tcp};
+use mesh_daemon::{Handles, Latch, Shutdown, Task, Tasks, accept, bind_tcp};
 use mesh_node::{DialError, Enrolled, Node, NodeConfig, OverlayStream, OverlayUdp, StateDir};
 use mesh_ssh::PrivateKey;
 use mesh_types::{Netmap, NetworkName};
@@ -30,6 +30,7 @@ pub(crate) struct Member {
     /// Certifies this process for SSH; made anew at each start and never written anywhere.
     pub(crate) ssh_key: PrivateKey,
     latch: Latch,
+    _coordinator: Task,
 }
 
 /// The bound SOCKS5 listener of a network, to be served.
@@ -77,6 +78,14 @@ impl Member {
         let latch = handles
             .readiness
             .latch(&format!("network {network}"), "the overlay is not up yet");
+        let coordinator = handles.readiness.latch(
+            &format!("coordinator of network {network}"),
+            "not tried yet",
+        );
+        let netmap = node.netmap();
+        let coordinator = coordinator.follow(node.control(), move |status| {
+            status.trouble(netmap.borrow().is_some().then_some("the netmap"))
+        });
         let member = Self {
             network,
             dir,
@@ -85,6 +94,7 @@ impl Member {
             socks,
             ssh_key: PrivateKey::generate(),
             latch,
+            _coordinator: Task::spawn("coordinator latch", coordinator),
         };
         Ok((member, Listening { listener, server }))
     }

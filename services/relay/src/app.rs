@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use mesh_daemon::tls::{self, CertificateSlot, ClientAuth};
 use mesh_daemon::{
-    AdminServer, Handles, Latch, Shutdown, TaskEnd, Tasks, bind_tcp, bind_udp, build_info,
+    AdminServer, Handles, Latch, Shutdown, Task, TaskEnd, Tasks, bind_tcp, bind_udp, build_info,
 };
-use mesh_node::{ControlConfig, ControlSession, NodeReport, StateDir};
+use mesh_node::{ControlConfig, ControlSession, ControlStatus, NodeReport, StateDir};
 use mesh_types::RelayId;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -39,7 +39,9 @@ pub struct App {
     admin: Option<AdminServer>,
     report: NodeReport,
     clients: Arc<Clients>,
+    known: bool,
     followed: Latch,
+    coordinator: Latch,
 }
 
 impl App {
@@ -77,9 +79,11 @@ impl App {
         let followed = handles
             .readiness
             .latch("clients", "the list of clients is not there yet");
-        if clients.load(&state)? {
+        let known = clients.load(&state)?;
+        if known {
             followed.ready();
         }
+        let coordinator = handles.readiness.latch("coordinator", "not tried yet");
         let session = ControlSession::start(
             ControlConfig {
                 version: build_info::VERSION.to_owned(),
@@ -109,7 +113,9 @@ impl App {
             stun,
             admin,
             clients,
+            known,
             followed,
+            coordinator,
         })
     }
 
@@ -154,9 +160,23 @@ impl App {
                 Arc::clone(&self.clients),
                 self.state.clone(),
                 self.followed,
+                self.known,
             ),
         );
         let mut status = self.session.status();
+        // A stored list is older than this process, and its time is not known.
+        let mut held = None;
+        let trouble = move |status: &ControlStatus| {
+            if status.is_connected() {
+                held = Some("the list of clients");
+            }
+            status.trouble(held)
+        };
+        // It ends with the session, which is no fault of the relay's.
+        let _coordinator = Task::spawn(
+            "coordinator latch",
+            self.coordinator.follow(status.clone(), trouble),
+        );
         let (slot, state) = (self.slot, self.state.clone());
         tasks.spawn("certificate", async move {
             let mut until = status.borrow_and_update().certificate_until;

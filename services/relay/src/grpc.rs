@@ -30,8 +30,15 @@ enum WatchError {
 }
 
 /// Follows the list for ever: applies each change, stores it, and connects again when it breaks.
-/// The latch is ready from the first whole list on.
-pub(crate) async fn follow(channel: Channel, clients: Arc<Clients>, state: StateDir, latch: Latch) {
+/// The latch is ready from the first whole list on, a stored one too (`known`), and degraded while
+/// that list is not followed.
+pub(crate) async fn follow(
+    channel: Channel,
+    clients: Arc<Clients>,
+    state: StateDir,
+    latch: Latch,
+    mut known: bool,
+) {
     let mut failures = 0_u32;
     loop {
         let mut received = false;
@@ -44,6 +51,10 @@ pub(crate) async fn follow(channel: Channel, clients: Arc<Clients>, state: State
             tracing::info!(%error, "the list of clients is not followed for now");
         } else {
             tracing::debug!(%error, "the list of clients cannot be had yet");
+        }
+        known |= received;
+        if known {
+            latch.degraded(&format!("{error}; the last list stays"));
         }
         let cap = BACKOFF_START
             .saturating_mul(1 << failures.min(10))

@@ -60,6 +60,7 @@ pub enum NetworkError {
 struct Joined {
     node: Node,
     _follow: Task,
+    _coordinator: Task,
 }
 
 /// The running networks.
@@ -167,10 +168,19 @@ impl Networks {
             "gateway-routes",
             follow(node.clone(), network.clone(), self.table.clone(), latch),
         );
+        let latch = self.handles.readiness.latch(
+            &format!("coordinator of network {network}"),
+            "not tried yet",
+        );
+        let netmap = node.netmap();
+        let coordinator = latch.follow(node.control(), move |status| {
+            status.trouble(netmap.borrow().is_some().then_some("the netmap"))
+        });
         tracing::info!(%network, "serving a network");
         let joined = Joined {
             node,
             _follow: follow,
+            _coordinator: Task::spawn("coordinator latch", coordinator),
         };
         self.lock().insert(network.clone(), joined);
         Ok(true)

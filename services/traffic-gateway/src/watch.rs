@@ -57,6 +57,9 @@ pub async fn follow(node: Node, network: NetworkName, table: Table, latch: Latch
         tokio::select! {
             end = grpc::routes(&node, &network, &table, &mut followed, &latch) => {
                 tracing::debug!(%network, reason = %end, "route stream ended");
+                if followed {
+                    latch.degraded(&format!("{end}; the last routes stay"));
+                }
             }
             () = stored_routes(&mut netmap, &network, &table, &latch), if !followed => {}
         }

@@ -47,6 +47,7 @@ pub struct App {
     socket_path: PathBuf,
     admin: Option<AdminServer>,
     latch: Latch,
+    coordinator: Latch,
     tracer: mesh_trace::Tracer,
 }
 
@@ -76,6 +77,7 @@ impl App {
             );
         }
         let latch = handles.readiness.latch("netmap", "no netmap yet");
+        let coordinator = handles.readiness.latch("coordinator", "not tried yet");
         let state = local::open_for_running(&dir).await?;
         // Bound at once, so that whoever asks from now on waits for this agent.
         let socket = LocalSocket::bind(&dir).context("bind the control socket agent.sock")?;
@@ -128,6 +130,7 @@ impl App {
             socket,
             admin,
             latch,
+            coordinator,
             tracer: handles.tracer,
             config,
         })
@@ -160,6 +163,15 @@ impl App {
     /// A part of the agent ended that must not.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut tasks = Tasks::new();
+        let netmap = self.node.netmap();
+        let trouble = move |status: &ControlStatus| {
+            status.trouble(netmap.borrow().is_some().then_some("the netmap"))
+        };
+        // It ends when the node is removed, which is no fault of the agent's.
+        let _coordinator = mesh_daemon::Task::spawn(
+            "coordinator latch",
+            self.coordinator.follow(self.node.control(), trouble),
+        );
         let (facts, facts_seen) = watch::channel(facts(&self.enrolled, &self.node));
         let console = Arc::new(Console::new(&self.config.console, facts_seen, self.tracer));
         console.look().await;
