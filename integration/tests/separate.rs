@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use integration::{Field, Layout};
-use mesh_testkit::{CurlReply, Need, TestUser, needs};
+use mesh_testkit::{Curl, CurlReply, Need, TestUser, eventually, needs};
 
 const NEEDED: [Need; 5] = [
     Need::Root,
@@ -14,6 +15,34 @@ const NEEDED: [Need; 5] = [
     Need::Program("setpriv"),
 ];
 const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
+
+/// Where each that follows the coordinator tells whether it is ready, and what it goes by when the
+/// coordinator is away.
+const FOLLOWERS: [(u16, &str); 4] = [
+    (9465, "the netmap"),
+    (9466, "the netmap"),
+    (9467, "the netmap"),
+    (9468, "the list of clients"),
+];
+
+/// Waits until every follower of the coordinator says that it has none, or none says so; ready all
+/// the time.
+#[track_caller]
+fn wait_for_followers(field: &Field, lost: bool) {
+    for (port, held) in FOLLOWERS {
+        eventually(&format!("{port} knows"), Duration::from_secs(20), || {
+            let url = format!("http://127.0.0.1:{port}/readyz");
+            let body = Curl::new().on(Some(field.host("core"))).get(url)?.ok()?;
+            let told = body
+                .lines()
+                .filter(|line| line.starts_with("coordinator") && line.contains(": degraded: "))
+                .filter(|line| line.contains(&format!("; acting on {held} of 2")));
+            let degraded = body.contains("degraded");
+            ensure!((told.count() == 1) == lost && degraded == lost, "{body}");
+            Ok(())
+        });
+    }
+}
 
 fn assert_fleet_works(field: &Field, workers: &[&str]) {
     let page = field
@@ -52,8 +81,11 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
     }
     let user = Arc::new(TestUser::create().expect("user"));
     let mut field = Field::start(Layout::Single, Some(&user));
-    for name in WORKERS {
-        field.add_worker(name, "default", &[]);
+    for (name, sets) in WORKERS
+        .into_iter()
+        .zip([&["admin.listen=127.0.0.1:9467"][..], &[]])
+    {
+        field.add_worker(name, "default", sets);
         field.wait_for_console(&format!("/{name}/"), Duration::from_secs(20));
     }
     assert_fleet_works(&field, &WORKERS);
@@ -69,6 +101,7 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
     );
     assert_fleet_works(&field, &[WORKERS[0], WORKERS[1], "worker-node-3"]);
 
+    wait_for_followers(&field, false);
     // What runs goes on while the coordinator is away, also for a worker that starts again then.
     let mut coordinator = field.take_service("coordinator");
     coordinator.terminate().expect("signalled");
@@ -78,6 +111,7 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
         .success()
         .expect("exit code 0");
     coordinator.assert_log_clean(&[]);
+    wait_for_followers(&field, true);
     for name in WORKERS {
         let reply = field.curl(&format!("/{name}/")).expect("curl runs");
         assert_eq!(reply.status, 200, "{name} without coordinator: {reply:?}");
@@ -92,30 +126,32 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
     stopped.assert_log_clean(&[]);
     field.worker_mut(WORKERS[0]).start();
     field.wait_for_console("/worker-node-1/", Duration::from_secs(20));
+    wait_for_followers(&field, true);
     field
         .start_coordinator()
         .expect("the coordinator starts again");
-    mesh_testkit::eventually("everybody is back", Duration::from_secs(20), || {
+    eventually("everybody is back", Duration::from_secs(20), || {
         let listed = field.operator().mesh(&["node", "list"]).success()?.stdout;
         let online = listed
             .lines()
             .filter(|line| line.contains("online"))
             .count();
-        anyhow::ensure!(online >= 5, "{online} online:\n{listed}");
+        ensure!(online >= 5, "{online} online:\n{listed}");
         Ok(())
     });
 
+    wait_for_followers(&field, false);
     // A removed worker is gone within 2 s, everywhere.
     field
         .operator()
         .mesh_ok(&["node", "remove", "--yes", "worker-node-3"]);
     let removed = Instant::now();
-    mesh_testkit::eventually(
+    eventually(
         "the removed worker is unknown",
         Duration::from_secs(10),
         || {
             let status = field.curl("/worker-node-3/")?.status;
-            anyhow::ensure!(status == 404, "status {status}");
+            ensure!(status == 404, "status {status}");
             Ok(())
         },
     );
