@@ -1,13 +1,15 @@
 //! Everything is started at once, in no order; one command makes what all of it waits for.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
 use integration::Cli;
 use mesh_testkit::{
-    Child, Curl, Need, Redis, Spec, eventually, free_tcp_port, free_udp_port, needs,
+    Child, Curl, CurlReply, Need, Redis, Spec, eventually, free_tcp_port, free_udp_port, needs,
 };
+use serde_json::Value;
 
 const NEEDED: [Need; 2] = [Need::Program("curl"), Need::Program("redis-server")];
 const SOON: Duration = Duration::from_secs(60);
@@ -55,6 +57,33 @@ impl Service {
     fn health(&self) -> (u16, String) {
         let reply = Curl::new().get(format!("http://{}/readyz", self.admin));
         reply.map_or((0, String::new()), |reply| (reply.status, reply.body))
+    }
+
+    /// `/version` and `--version` name the same build, under the service's own name.
+    fn tells_its_version(&self, cli: &Cli) {
+        let reply = Curl::new().get(format!("http://{}/version", self.admin));
+        let body = reply.and_then(CurlReply::ok).expect("a version");
+        let told: Value = serde_json::from_str(&body).expect("JSON");
+        let protocols = told["protocols"].as_object().expect("protocols").iter();
+        let protocols: BTreeSet<String> = protocols
+            .map(|(name, version)| format!("{name} {}", version.as_str().unwrap_or_default()))
+            .collect();
+        let spec = cli.product(self.name).arg("--version");
+        let long = spec.run(SOON).expect("runs").expect_code(0).stdout;
+        let line = |start: &str| {
+            let found = long.lines().find_map(|line| line.strip_prefix(start));
+            found.unwrap_or_else(|| panic!("no {start:?} in {long}"))
+        };
+        assert_eq!(told["name"], self.name, "{body}");
+        assert_eq!(told["version"], line(&format!("{} ", self.name)), "{body}");
+        assert_eq!(told["version"], env!("CARGO_PKG_VERSION"), "{body}");
+        assert_eq!(
+            told["commit"].as_str().unwrap_or("unknown"),
+            line("commit: "),
+            "{body}"
+        );
+        let listed: BTreeSet<String> = line("protocols: ").split(", ").map(str::to_owned).collect();
+        assert_eq!(protocols, listed, "{body}");
     }
 
     fn is_ready(&self) {
@@ -121,6 +150,11 @@ fn services_that_start_first_join_once_the_installation_is_bootstrapped() {
     }
     let refused = bootstrap().expect_code(1);
     assert!(refused.stderr.contains("in use by"), "{}", refused.all());
+
+    // One build, and each of its programs says so.
+    for service in [&coordinator, &relay, &gateway, &deployer, &worker] {
+        service.tells_its_version(&cli);
+    }
 
     // The context that it wrote is an operator's, and everybody is there under a name of its own.
     let nodes = cli.mesh_json(&["node", "list"]);

@@ -102,14 +102,8 @@ pub fn load_or_exit<T: Settings>(service: &str, args: &ConfigArgs, overrides: Ov
         reason = "runs before there is a log"
     )]
     let loaded = load::run_noting(service, args, overrides, environment().collect());
-    let settings: T = match loaded {
-        Ok((settings, relaxed)) => {
-            if args.dev {
-                // One process loads once; a second load has nothing new to tell.
-                drop(RELAXED.set(relaxed));
-            }
-            settings
-        }
+    let (settings, relaxed): (T, Vec<String>) = match loaded {
+        Ok(loaded) => loaded,
         Err(faults) => {
             eprintln!("error: {faults}");
             std::process::exit(EXIT_CONFIG);
@@ -121,7 +115,14 @@ pub fn load_or_exit<T: Settings>(service: &str, args: &ConfigArgs, overrides: Ov
     }
     if args.check_config {
         println!("the configuration of {service} is good");
+        if args.dev {
+            println!("{}", relaxation(&relaxed));
+        }
         std::process::exit(0);
+    }
+    if args.dev {
+        // One process loads once; a second load has nothing new to tell.
+        drop(RELAXED.set(relaxed));
     }
     settings
 }
@@ -132,15 +133,20 @@ static RELAXED: OnceLock<Vec<String>> = OnceLock::new();
 
 /// Tells the log, once it is there, what `--dev` accepts.
 pub(crate) fn log_relaxed() {
-    let Some(relaxed) = RELAXED.get() else {
-        return;
-    };
-    if relaxed.is_empty() {
-        tracing::info!("--dev was given, and nothing needs it");
-    } else {
-        let list = relaxed.join("\n  ");
-        tracing::info!("--dev accepts what production refuses:\n  {list}");
+    if let Some(relaxed) = RELAXED.get() {
+        tracing::info!("{}", relaxation(relaxed));
     }
+}
+
+/// What `--dev` accepts, for people.
+fn relaxation(relaxed: &[String]) -> String {
+    if relaxed.is_empty() {
+        return "--dev was given, and nothing needs it".to_owned();
+    }
+    format!(
+        "--dev accepts what production refuses:\n  {}",
+        relaxed.join("\n  ")
+    )
 }
 
 /// The settings as TOML, secrets redacted: what `--print-config` shows.

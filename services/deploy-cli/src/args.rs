@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 #[command(
     name = "deploy-cli",
     version,
+    long_version = mesh_daemon::build_info::long_version(),
     about = "Runs commands on the nodes of a mesh",
     after_help = "Exit codes: 0 every target went well; 1 at least one failed; 2 usage; a single-target exec \
                   gives the remote command's own code, 255 when it did not run.",
@@ -221,6 +222,20 @@ mod tests {
             "reboot a",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        use clap::CommandFactory as _;
+        let lines = mesh_testkit::documented::command_lines("deploy-cli");
+        assert!(!lines.is_empty());
+        for mut line in lines {
+            let words = line.words.split_off(1).into_iter().map(Into::into);
+            let words = crate::legacy::rewrite(words);
+            let words = words.iter().map(|word| word.to_string_lossy().into_owned());
+            line.words.extend(words);
+            assert_eq!(line.fault(&Cli::command()), None);
         }
     }
 

@@ -11,6 +11,7 @@ use mesh_types::{Label, NetworkName, NodeName, Role, Selector, UptimeClass};
 #[command(
     name = "mesh",
     version,
+    long_version = mesh_daemon::build_info::long_version(),
     arg_required_else_help = true,
     max_term_width = 100
 )]
@@ -510,6 +511,25 @@ mod tests {
         assert_eq!(lifetime("30m"), Ok(Duration::from_secs(1800)));
         for wrong in ["59s", "25h", "soon", ""] {
             assert!(lifetime(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        let lines = mesh_testkit::documented::command_lines("mesh");
+        assert!(!lines.is_empty());
+        for mut line in lines {
+            // What is handed on to deploy-cli is its business.
+            let handed_on = match line.words.get(1).map(String::as_str) {
+                Some("deploy") => 2,
+                Some("nc" | "ssh-config") => 1,
+                _ => {
+                    assert_eq!(line.fault(&command()), None);
+                    continue;
+                }
+            };
+            line.words.splice(..handed_on, ["deploy-cli".to_owned()]);
+            assert_eq!(line.fault(&deploy_cli::command()), None);
         }
     }
 

@@ -111,6 +111,8 @@ impl App {
     /// Serves until shutdown, then lets open requests finish within its grace.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let (addr, url) = (self.local_addr(), self.url());
+        // Until the last request is answered `/readyz` says that the gateway is going.
+        let draining = shutdown.guard();
         let stop = CancellationToken::new();
         let (fleet, shown) = watch::channel(Arc::new(Snapshot::new(picture(&self.networks))));
         let _fleet = Task::spawn(
@@ -169,6 +171,7 @@ impl App {
             () = shutdown.draining() => stop.cancel(),
         }
         finished.await.context("drain")?;
+        drop(draining);
         self.networks.shutdown().await;
         Ok(())
     }

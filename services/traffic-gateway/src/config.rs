@@ -50,7 +50,8 @@ mesh_daemon::settings! {
         pub allowed_hosts: Vec<String>,
         /// `<node>.<suffix>` and `<node>.<network>.<suffix>` lead to that node.
         pub host_suffixes: Vec<String>,
-        /// Proxies of ours in front, whose `X-Forwarded-*` headers are believed.
+        /// Proxies of ours in front, whose `X-Forwarded-*` headers are believed: their own range.
+        /// A public one wider than /8 (IPv6: /24) holds strangers as well and is refused.
         #[setting(form = "list of address ranges, such as 10.0.0.0/8")]
         pub trusted_proxies: Vec<IpNet>,
         /// Certificate and key, when the gateway is to speak TLS itself.
@@ -66,7 +67,10 @@ mesh_daemon::settings! {
         /// The longest request head that is accepted, in bytes; at least 8192.
         pub max_head: usize,
         /// Client connections that may be open at a time, WebSockets included; those beyond are
-        /// answered 503, or closed when the gateway speaks TLS itself.
+        /// answered 503, or closed when the gateway speaks TLS itself. Each request under way and
+        /// each WebSocket also takes a connection inside the worker's network, of 256 KiB; a
+        /// network has memory for 2048 of them (512 MiB), and what is asked for beyond that is
+        /// answered 503 `unreachable`. So more clients than that are for those who mostly wait.
         pub max_connections: usize,
     }
 }
@@ -206,6 +210,13 @@ impl ServerConfig {
     /// What only `--dev` accepts, as (key, text).
     pub(crate) fn dangers(&self) -> Vec<(&'static str, String)> {
         let mut dangers = Vec::new();
+        for net in self.trusted_proxies.iter().filter(|net| is_too_wide(net)) {
+            let text = format!(
+                "{net} holds strangers too, whose X-Forwarded-* headers would be believed: name \
+                 the range that your proxies are in, such as 10.0.0.0/24"
+            );
+            dangers.push(("server.trusted_proxies", text));
+        }
         if self.has_tls() || self.listen.ip().is_loopback() {
             return dangers;
         }
@@ -261,6 +272,16 @@ impl ServerConfig {
         }
         faults
     }
+}
+
+/// Whether a range of proxies is wider than anybody's own, and not private as a whole. The widest
+/// that a provider publishes for its proxies are a /12 and an IPv6 /29.
+fn is_too_wide(net: &IpNet) -> bool {
+    let least = match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 24,
+    };
+    net.prefix_len() < least && !(is_private(net.network()) && is_private(net.broadcast()))
 }
 
 /// Whether an address is one that no router of the internet knows.
@@ -359,6 +380,36 @@ mod tests {
         mapped.allowed_hosts.clear();
         mapped.host_suffixes = vec!["mesh.example.org".into()];
         assert_eq!(mapped.dangers()[0].0, "server.published_on_loopback");
+    }
+
+    #[test]
+    fn proxies_are_named_by_their_own_range_and_not_by_everybodys() {
+        for (range, refused) in [
+            ("0.0.0.0/0", true),
+            ("::/0", true),
+            ("128.0.0.0/1", true),
+            ("10.0.0.0/7", true),
+            ("2000::/3", true),
+            ("fc00::/6", true),
+            ("10.0.0.0/8", false),
+            ("100.64.0.0/10", false),
+            ("203.0.113.7/32", false),
+            ("fc00::/7", false),
+            ("2a06:98c0::/29", false),
+        ] {
+            // Nothing else may excuse it: neither TLS nor a listener on loopback.
+            for listen in ["0.0.0.0:80", "127.0.0.1:80"] {
+                let mut behind = server(listen);
+                behind.trusted_proxies = vec![range.parse().expect("a net")];
+                let found: Vec<_> = behind.dangers().into_iter().map(|(key, _)| key).collect();
+                let wanted: &[&str] = if refused {
+                    &["server.trusted_proxies"]
+                } else {
+                    &[]
+                };
+                assert_eq!(found, wanted, "{range}");
+            }
+        }
     }
 
     #[test]

@@ -77,7 +77,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "deploy-cli",
-        &["mesh-api", "mesh-ssh", "mesh-trace", "mesh-types"],
+        &[
+            "mesh-api",
+            "mesh-daemon",
+            "mesh-ssh",
+            "mesh-trace",
+            "mesh-types",
+        ],
     ),
     // All in one process: the only crate that may link services.
     (

@@ -92,7 +92,7 @@ pub(super) fn check(schema: &Schema, layers: &[Layer], faults: &mut Faults) {
                 Secrecy::Secret => {
                     if let Some(weakness) = weakness(text) {
                         let text = format!(
-                            "{weakness}: make one with 'openssl rand -base64 24', and give it in a \
+                            "{weakness}: make one with 'openssl rand -hex 32', and give it in a \
                              file as {}_file",
                             key.name
                         );
