@@ -183,7 +183,7 @@ fn run(spec: Spec, within: Duration) -> Finished {
 }
 
 /// The same binary where every user may run it: a checkout may lie in a folder that is not open.
-fn reachable(path: &Path) -> PathBuf {
+pub(crate) fn reachable(path: &Path) -> PathBuf {
     use std::os::unix::fs::MetadataExt as _;
     let open = path.ancestors().all(|part| {
         part.metadata()

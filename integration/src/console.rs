@@ -14,6 +14,7 @@ const TERMINAL_TEXT: &str = ".xterm-accessibility, .xterm-rows";
 pub struct Console {
     base: String,
     worker: String,
+    shots: String,
 }
 
 impl Console {
@@ -22,7 +23,15 @@ impl Console {
         Self {
             base: base.into(),
             worker: worker.into(),
+            shots: String::new(),
         }
+    }
+
+    /// The same, with this ahead of the names of its screenshots.
+    #[must_use]
+    pub fn shots(mut self, prefix: &str) -> Self {
+        prefix.clone_into(&mut self.shots);
+        self
     }
 
     fn url(&self, path: &str) -> String {
@@ -95,7 +104,7 @@ impl Console {
             })
             .expect("the answer");
         browser
-            .screenshot(&format!("terminal-{}", self.worker))
+            .screenshot(&format!("{}terminal-{}", self.shots, self.worker))
             .expect("screenshot");
         browser.leave_frames().expect("the page itself");
     }

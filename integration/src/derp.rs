@@ -105,24 +105,23 @@ impl DerpClient {
     }
 
     /// Sends a packet to another node of this relay.
-    pub async fn send(&mut self, to: &RawNode, payload: &[u8]) -> anyhow::Result<()> {
+    pub async fn send(&mut self, to: &WgPublicKey, payload: &[u8]) -> anyhow::Result<()> {
         let mut frame = Vec::new();
-        encode_send(
-            &WgPublicKey::from_bytes(to.applicant.wg_public()),
-            payload,
-            &mut frame,
-        );
+        encode_send(to, payload, &mut frame);
         self.stream.write_all(&frame).await?;
         Ok(())
     }
 
-    /// The next packet; `None` when none comes within that time.
-    pub async fn receive(&mut self, within: Duration) -> anyhow::Result<Option<Vec<u8>>> {
+    /// The next packet and its sender; `None` when none comes within that time.
+    pub async fn receive(
+        &mut self,
+        within: Duration,
+    ) -> anyhow::Result<Option<(WgPublicKey, Vec<u8>)>> {
         let deadline = tokio::time::Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             match self.next(left).await? {
-                Some(Received::Packet(payload)) => return Ok(Some(payload)),
+                Some(Received::Packet(from, payload)) => return Ok(Some((from, payload))),
                 Some(Received::Ready | Received::Other) => {}
                 None => return Ok(None),
             }
@@ -134,7 +133,7 @@ impl DerpClient {
         loop {
             let received = self.client.poll()?.map(|event| match event {
                 ClientEvent::Ready => Received::Ready,
-                ClientEvent::Packet { payload, .. } => Received::Packet(payload.to_vec()),
+                ClientEvent::Packet { from, payload } => Received::Packet(from, payload.to_vec()),
                 _ => Received::Other,
             });
             let mut output = Vec::new();
@@ -160,6 +159,6 @@ impl DerpClient {
 #[derive(Debug)]
 enum Received {
     Ready,
-    Packet(Vec<u8>),
+    Packet(WgPublicKey, Vec<u8>),
     Other,
 }

@@ -300,7 +300,7 @@ impl Field {
 /// When there is no such node.
 #[track_caller]
 pub fn overlay_addr(cli: &Cli, network: &str, node: &str) -> Ipv4Addr {
-    node_where(cli, network, |found| found["name"] == node)
+    addr_of(&node_where(cli, network, |found| found["name"] == node))
 }
 
 /// The overlay IPv4 address of the first node of that role.
@@ -309,18 +309,32 @@ pub fn overlay_addr(cli: &Cli, network: &str, node: &str) -> Ipv4Addr {
 /// When there is no such node.
 #[track_caller]
 pub fn overlay_addr_of_role(cli: &Cli, network: &str, role: &str) -> Ipv4Addr {
+    addr_of(&node_of_role(cli, network, role))
+}
+
+/// The first node of that role, as `mesh --json node list` shows it.
+///
+/// # Panics
+/// When there is no such node.
+#[track_caller]
+pub fn node_of_role(cli: &Cli, network: &str, role: &str) -> Value {
     node_where(cli, network, |found| found["role"] == role)
 }
 
 #[track_caller]
-fn node_where(cli: &Cli, network: &str, wanted: impl Fn(&Value) -> bool) -> Ipv4Addr {
+fn addr_of(node: &Value) -> Ipv4Addr {
+    let addr = node["addrs"][0].as_str().and_then(|addr| addr.parse().ok());
+    addr.unwrap_or_else(|| panic!("no overlay address in {node}"))
+}
+
+#[track_caller]
+fn node_where(cli: &Cli, network: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let listed = cli.mesh_json(&["node", "list", "--network", network]);
     let nodes = listed["nodes"]
         .as_array()
         .unwrap_or_else(|| panic!("no nodes in {listed}"));
     let found = nodes.iter().find(|node| wanted(node));
-    let addr = found
-        .and_then(|node| node["addrs"][0].as_str())
-        .and_then(|addr| addr.parse().ok());
-    addr.unwrap_or_else(|| panic!("no such node with an overlay address in {listed}"))
+    found
+        .unwrap_or_else(|| panic!("no such node in {listed}"))
+        .clone()
 }

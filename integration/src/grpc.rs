@@ -9,23 +9,50 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// The time after which a stream that says nothing counts as open, and the call as allowed.
-const SILENCE: Duration = Duration::from_secs(3);
+/// How long a server may take for its first answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stream that is open may take for its first message.
+const OPEN: Duration = Duration::from_secs(3);
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How a server took a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It answered, or complained about the request's content.
+    /// It answered with a message, or complained about the request's content.
     Allowed,
     /// It does not know who is calling.
     Unauthenticated,
     /// It knows who is calling and says no.
     Denied,
-    /// The call did not get there, which tells nothing.
+    /// It said nothing, or something that is neither an answer nor a refusal, or the call did not
+    /// get there: that tells nothing.
     Broken(String),
 }
+
+/// What the coordinator calls a caller that it does not know.
+const UNKNOWN_CALLER: [&str; 3] = [
+    "unauthenticated",
+    "certificate-expired",
+    "certificate-replaced",
+];
+/// What it calls a caller that it knows and does not let.
+const REFUSED: [&str; 4] = ["not-allowed", "removed", "revoked", "wrong-network"];
+/// What it calls a request that is wrong by its content, which it looks at only once it knows that
+/// the caller may ask.
+const CONTENT: [&str; 9] = [
+    "bad-signature",
+    "csr-invalid",
+    "exists",
+    "invalid",
+    "no-deployer",
+    "nonce-unknown",
+    "not-found",
+    "token-unknown",
+    "unknown-node",
+];
+/// A stream that has nothing to say before something happens: that it is open is its answer.
+const WAITS: [&str; 1] = ["AdminService/WatchEvents"];
 
 /// Every method of the contract as `Service/Method`, read from the `.proto` files.
 pub fn methods() -> anyhow::Result<Vec<String>> {
@@ -56,12 +83,25 @@ pub fn methods() -> anyhow::Result<Vec<String>> {
 /// A call that a broken connection swallowed is made again: a server that wants no more of the
 /// caller may close before its reason is read.
 pub async fn call(channel: Channel, method: &str, message: Vec<u8>) -> Outcome {
+    call_within(PATIENCE, channel, method, message).await
+}
+
+async fn call_within(
+    patience: Duration,
+    channel: Channel,
+    method: &str,
+    message: Vec<u8>,
+) -> Outcome {
     let mut broken = Outcome::Broken(String::new());
     for _ in 0..ATTEMPTS {
         let answer = first_answer(channel.clone(), method, message.clone());
-        match tokio::time::timeout(SILENCE, answer).await {
-            Err(_) | Ok(Ok(())) => return Outcome::Allowed,
-            Ok(Err(status)) => match outcome(&status) {
+        let given = tokio::time::timeout(patience, answer).await;
+        match given.unwrap_or(Given::Silence) {
+            Given::Message => return Outcome::Allowed,
+            Given::Opened if WAITS.contains(&method) => return Outcome::Allowed,
+            Given::Opened => return Outcome::Broken("an open stream without a message".to_owned()),
+            Given::Silence => return Outcome::Broken(format!("silence for {patience:?}")),
+            Given::Status(status) => match outcome(&status) {
                 Outcome::Broken(reason) => broken = Outcome::Broken(reason),
                 settled => return settled,
             },
@@ -78,40 +118,47 @@ fn outcome(status: &Status) -> Outcome {
         .get("mesh-error")
         .and_then(|word| word.to_str().ok());
     match (status.code(), word) {
-        (_, Some("unauthenticated")) => Outcome::Unauthenticated,
-        (_, Some("not-allowed" | "removed" | "revoked" | "wrong-network")) => Outcome::Denied,
-        (_, Some(_)) => Outcome::Allowed,
+        (_, Some(word)) if UNKNOWN_CALLER.contains(&word) => Outcome::Unauthenticated,
+        (_, Some(word)) if REFUSED.contains(&word) => Outcome::Denied,
+        (_, Some(word)) if CONTENT.contains(&word) => Outcome::Allowed,
         (Code::Unauthenticated, None) => Outcome::Unauthenticated,
         (Code::PermissionDenied, None) => Outcome::Denied,
         // A server that asks for a certificate cuts off whoever has none (RFC 8446, 6.2).
         (_, None) if format!("{status:?}").contains("CertificateRequired") => {
             Outcome::Unauthenticated
         }
-        (
-            Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::ResourceExhausted,
-            None,
-        ) => Outcome::Allowed,
+        (Code::InvalidArgument | Code::NotFound, None) => Outcome::Allowed,
         _ => Outcome::Broken(format!("{status:?}")),
     }
 }
 
-async fn first_answer(channel: Channel, method: &str, message: Vec<u8>) -> Result<(), Status> {
+/// What a server gave first.
+enum Given {
+    Message,
+    /// A stream that says nothing, or that ended so.
+    Opened,
+    Silence,
+    Status(Status),
+}
+
+async fn first_answer(channel: Channel, method: &str, message: Vec<u8>) -> Given {
     let mut grpc = tonic::client::Grpc::new(channel);
-    grpc.ready()
-        .await
-        .map_err(|error| Status::unavailable(format!("not connected: {error:?}")))?;
-    let path = format!("/mesh.v1.{method}")
-        .parse()
-        .map_err(|_| Status::internal("not a method name"))?;
+    if let Err(error) = grpc.ready().await {
+        return Given::Status(Status::unavailable(format!("not connected: {error:?}")));
+    }
+    let Ok(path) = format!("/mesh.v1.{method}").parse() else {
+        return Given::Status(Status::internal("not a method name"));
+    };
     let request = tonic::Request::new(tokio_stream_of(message));
-    let mut stream = grpc.streaming(request, path, Bytes).await?.into_inner();
-    stream.message().await?;
-    Ok(())
+    let mut stream = match grpc.streaming(request, path, Bytes).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Given::Status(status),
+    };
+    match tokio::time::timeout(OPEN, stream.message()).await {
+        Ok(Ok(Some(_))) => Given::Message,
+        Ok(Ok(None)) | Err(_) => Given::Opened,
+        Ok(Err(status)) => Given::Status(status),
+    }
 }
 
 fn tokio_stream_of(message: Vec<u8>) -> impl futures_util::Stream<Item = Vec<u8>> {
@@ -159,6 +206,45 @@ impl Decoder for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_proper_answer_is_one() {
+        let with = |code, word: &'static str| {
+            let mut status = Status::new(code, "a sentence");
+            let word = tonic::metadata::MetadataValue::from_static(word);
+            status.metadata_mut().insert("mesh-error", word);
+            outcome(&status)
+        };
+        assert_eq!(with(Code::NotFound, "not-found"), Outcome::Allowed);
+        assert_eq!(with(Code::PermissionDenied, "not-allowed"), Outcome::Denied);
+        let unknown = with(Code::Unauthenticated, "certificate-expired");
+        assert_eq!(unknown, Outcome::Unauthenticated);
+        for broken in [
+            with(Code::Unavailable, "shutting-down"),
+            with(Code::Internal, "internal"),
+            with(Code::ResourceExhausted, "rate-limited"),
+            outcome(&Status::unimplemented("no such method")),
+            outcome(&Status::unknown("transport error")),
+            outcome(&Status::unavailable("not connected")),
+            outcome(&Status::deadline_exceeded("too late")),
+        ] {
+            assert!(matches!(broken, Outcome::Broken(_)), "{broken:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_is_no_answer() {
+        let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let mute = mute.expect("a listener");
+        let at = format!("http://{}", mute.local_addr().expect("bound"));
+        let channel = Channel::from_shared(at).expect("an address").connect_lazy();
+        let patience = Duration::from_millis(50);
+        let outcome = call_within(patience, channel, "ControlService/Challenge", Vec::new()).await;
+        let Outcome::Broken(reason) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert!(reason.contains("silence"), "{reason}");
+    }
 
     #[test]
     fn the_contract_has_methods() {

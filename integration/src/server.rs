@@ -12,7 +12,7 @@ use mesh_testkit::Host;
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// An HTTP server on 127.0.0.1 that serves one file at `/file` and says `hello from <name>: <path>`
+/// An HTTP server that serves one file at `/file` and says `hello from <name>: <path>`
 /// everywhere else. Its socket is on the host where it was made; it ends when dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -23,9 +23,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it on a host (or this machine) at a free port.
+    /// Starts it on a host's (or this machine's) loopback at a free port.
     pub fn start(host: Option<&Host>, name: &str, file: Option<&Path>) -> anyhow::Result<Self> {
-        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        Self::at(host, Ipv4Addr::LOCALHOST, name, file)
+    }
+
+    /// The same on another address.
+    pub fn at(
+        host: Option<&Host>,
+        addr: Ipv4Addr,
+        name: &str,
+        file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let bind = || TcpListener::bind((addr, 0));
         let listener = host.map_or_else(bind, |host| host.enter(bind))?;
         let addr = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -54,7 +64,7 @@ impl Server {
         })
     }
 
-    /// Where it listens, on its host's loopback.
+    /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }

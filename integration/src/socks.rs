@@ -20,6 +20,17 @@ pub enum Wanted {
 pub struct Reply(pub u8);
 
 impl Reply {
+    /// Succeeded.
+    pub const GRANTED: Self = Self(0);
+    /// Connection not allowed by ruleset.
+    pub const NOT_ALLOWED: Self = Self(2);
+    /// Host unreachable.
+    pub const HOST_UNREACHABLE: Self = Self(4);
+    /// Connection refused.
+    pub const REFUSED: Self = Self(5);
+    /// TTL expired: no answer in time.
+    pub const TIMED_OUT: Self = Self(6);
+
     /// Whether the proxy granted it.
     pub fn granted(self) -> bool {
         self.0 == 0
@@ -140,5 +151,24 @@ impl Association {
         datagram.extend(payload);
         self.socket.send(&datagram)?;
         Ok(())
+    }
+
+    /// The next datagram that the proxy brings from the overlay, with its sender; `None` when none
+    /// comes within that time.
+    pub fn receive(&self, within: Duration) -> anyhow::Result<Option<(SocketAddr, Vec<u8>)>> {
+        self.socket.set_read_timeout(Some(within))?;
+        let mut room = [0; 2048];
+        let length = match self.socket.recv(&mut room) {
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let datagram = &room[..length];
+        let (head, rest) = datagram.split_at_checked(4).context("a header")?;
+        anyhow::ensure!(head == [0, 0, 0, 1], "not from an IPv4 address: {head:?}");
+        let (addr, rest) = rest.split_first_chunk::<4>().context("an address")?;
+        let (port, payload) = rest.split_first_chunk::<2>().context("a port")?;
+        let from = SocketAddr::from((*addr, u16::from_be_bytes(*port)));
+        Ok(Some((from, payload.to_vec())))
     }
 }

@@ -74,6 +74,15 @@ fn request(method: &str, worker: &RawNode) -> Vec<u8> {
             network: "default".to_owned(),
         }
         .encode_to_vec(),
+        // To a target that there is not, whose end is told at once.
+        "DeployService/Exec" => pb::ExecRequest {
+            network: "default".to_owned(),
+            targets: vec!["nowhere".to_owned()],
+            command: "true".to_owned(),
+            user: "nobody".to_owned(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
         "ControlService/Sync" => {
             let hello = pb::SyncHello {
                 cursor: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use integration::{Cli, MeshUp, MeshUpOptions, NodeReady, mesh_up, metrics};
-use mesh_testkit::{Curl, Lab, Need, TestUser, eventually, needs};
+use mesh_testkit::{Curl, CurlReply, Host, Lab, Need, TestUser, eventually, needs};
 
 const NEEDED: [Need; 6] = [
     Need::Root,
@@ -18,7 +18,9 @@ const NEEDED: [Need; 6] = [
     Need::Program("setpriv"),
 ];
 const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
-const MIB: u32 = 1 << 20;
+const MIB: u64 = 1 << 20;
+/// Console pages that are asked for, to tell their bytes from what goes on anyway.
+const PAGES: u64 = 100;
 
 /// What must be the same after a restart.
 fn identity(up: &MeshUp) -> Vec<(String, String, Vec<String>, Vec<u8>)> {
@@ -35,17 +37,22 @@ fn identity(up: &MeshUp) -> Vec<(String, String, Vec<String>, Vec<u8>)> {
     nodes
 }
 
-/// The WireGuard keys as the coordinator knows them.
-fn wireguard_keys(cli: &Cli) -> Vec<(String, String)> {
+/// The WireGuard keys and SSH host keys as the coordinator knows them.
+fn keys(cli: &Cli) -> Vec<(String, Vec<String>)> {
     WORKERS
         .iter()
         .map(|name| {
             let shown = cli.mesh_json(&["node", "show", name]);
-            let key = shown
-                .pointer("/node/wg_key")
-                .or_else(|| shown.get("wg_key"));
-            let key = key.and_then(|key| key.as_str()).expect("a WireGuard key");
-            ((*name).to_owned(), key.to_owned())
+            let node = shown.get("node").unwrap_or(&shown);
+            let wireguard = node["wg_key"].as_str().expect("a WireGuard key").to_owned();
+            let ssh: Vec<String> = node["ssh_host_keys"]
+                .as_array()
+                .expect("SSH host keys")
+                .iter()
+                .map(|key| key.as_str().expect("a line").to_owned())
+                .collect();
+            assert!(!ssh.is_empty(), "no SSH host key in {shown}");
+            ((*wireguard).to_owned(), ssh)
         })
         .collect()
 }
@@ -95,12 +102,27 @@ fn assert_consoles(cli: &Cli, up: &MeshUp) {
     }
 }
 
-/// Overlay bytes that a worker has sent, by its own counters.
-fn sent(up: &MeshUp, worker: &str) -> f64 {
+/// Bytes that a worker has sent once they were sealed, by its own counters of its sockets: those of
+/// its UDP socket, and those of its connection to the relay.
+fn sealed(up: &MeshUp, worker: &str) -> u64 {
     let text = up.metrics().expect("metrics");
-    let total = metrics::sum(&text, &["tx_bytes", &format!("\"{worker}\"")]);
-    assert!(total > 0.0, "no tx_bytes of {worker} in:\n{text}");
-    total
+    let label = format!("\"{worker}\"");
+    let of = |name: &str| {
+        let name = format!("mesh_agent_{name}_sent_bytes_total{{");
+        let sample = text
+            .lines()
+            .find(|line| line.starts_with(&name) && line.contains(&label));
+        assert!(sample.is_some(), "no {name} of {worker} in:\n{text}");
+        metrics::count(&text, &[&name, &label])
+    };
+    of("udp") + of("relay")
+}
+
+/// What `action` makes a worker send, and the other one meanwhile.
+fn sent_during(up: &MeshUp, worker: &str, other: &str, action: impl FnOnce()) -> (u64, u64) {
+    let before = (sealed(up, worker), sealed(up, other));
+    action();
+    (sealed(up, worker) - before.0, sealed(up, other) - before.1)
 }
 
 #[test]
@@ -136,10 +158,7 @@ fn one_command_starts_it_all() {
         assert!(page.contains(name), "{name} is not on the page:\n{page}");
     }
     assert!(!page.contains('<'), "curl gets plain text, not:\n{page}");
-    let health = up
-        .curl("/health")
-        .and_then(mesh_testkit::CurlReply::ok)
-        .expect("health");
+    let health = up.curl("/health").and_then(CurlReply::ok).expect("health");
     assert_eq!(health.trim(), "OK");
     assert_consoles(&cli, &up);
     assert_ok_lines(&cli, &up);
@@ -159,60 +178,64 @@ fn one_command_starts_it_all() {
     let context = cli.contexts().path(&up.ready().context);
     mesh_up::is_private(&context).expect("a private context");
 
-    let before = (identity(&up), wireguard_keys(&cli));
+    let before = (identity(&up), keys(&cli));
     let took = up.stop().expect("Ctrl-C");
     assert!(took < Duration::from_secs(5), "Ctrl-C took {took:?}");
     up.child().assert_log_clean(&[]);
 
     let up = MeshUp::start(&cli, options);
-    assert_eq!((identity(&up), wireguard_keys(&cli)), before);
+    assert_eq!((identity(&up), keys(&cli)), before);
     assert_consoles(&cli, &up);
     assert_ok_lines(&cli, &up);
     up.child().assert_log_clean(&[]);
 }
 
-#[test]
-fn bytes_go_through_the_tunnel_and_a_dropped_worker_fails_alone() {
-    if !needs(&NEEDED) {
-        return;
-    }
-    let lab = Lab::new().expect("lab");
-    let laptop = lab.host("laptop").expect("host");
-    let cli = Cli::new().expect("folders").on(&laptop);
-    let up = MeshUp::demo(&cli);
-    let [one, two] = WORKERS;
-    assert_ok_lines(&cli, &up);
-
-    // What a command prints on one worker leaves that worker through its tunnel, once.
-    let (one_before, two_before) = (sent(&up, one), sent(&up, two));
+/// Commands and pages of one worker leave that worker sealed, once, and the other has no part in it.
+fn bytes_are_the_workers_own(cli: &Cli, up: &MeshUp, worker: &str, other: &str) {
     let print = format!("head -c {MIB} /dev/zero | tr '\\0' x");
-    let ran = cli.deploy(&["exec", &print, one]).expect_code(0);
+    let (own, others) = sent_during(up, worker, other, || {
+        let ran = cli.deploy(&["exec", &print, worker]).expect_code(0);
+        assert!(
+            ran.stdout.len() as u64 >= MIB,
+            "{} bytes arrived",
+            ran.stdout.len()
+        );
+    });
     assert!(
-        ran.stdout.len() >= MIB as usize,
-        "{} bytes arrived",
-        ran.stdout.len()
+        (MIB..MIB * 3 / 2).contains(&own),
+        "{worker} sent {own} bytes for {MIB}"
     );
-    let (one_moved, two_moved) = (sent(&up, one) - one_before, sent(&up, two) - two_before);
-    let mib = f64::from(MIB);
     assert!(
-        (mib..mib * 1.5).contains(&one_moved),
-        "{one} sent {one_moved} bytes for {mib}"
-    );
-    assert!(
-        two_moved < mib / 4.0,
-        "{two} sent {two_moved} bytes of {one}'s"
+        others < MIB / 8,
+        "{other} sent {others} bytes of {worker}'s"
     );
 
+    let browser = || Curl::new().on(cli.host()).args(["-H", "Accept: text/html"]);
+    let page = browser().get(up.url(&format!("/{worker}/")));
+    let page = page.and_then(CurlReply::ok).expect("a page").len() as u64;
+    let shown = page * PAGES;
+    let (own, others) = sent_during(up, worker, other, || {
+        let many = up.url(&format!("/{worker}/?[1-{PAGES}]"));
+        let pages = browser().get(many).and_then(CurlReply::ok).expect("pages");
+        assert!(pages.len() as u64 >= shown, "{} bytes shown", pages.len());
+    });
+    assert!(
+        (shown..shown * 2).contains(&own),
+        "{worker}'s console showed {shown} bytes, and {own} were sent"
+    );
+    assert!(
+        others < shown / 4,
+        "{other} sent {others} bytes of {worker}'s console"
+    );
+}
+
+/// With one worker's packets dropped, its console, its status and its commands fail, and the
+/// other's do not.
+fn a_dropped_worker_fails_alone(laptop: &Host, cli: &Cli, up: &MeshUp, worker: &str, other: &str) {
     // The worker's own socket, and the relay as the way around it.
-    let derp = up
-        .ready()
-        .relay
-        .derp
-        .rsplit_once(':')
-        .expect("host and port")
-        .1
-        .to_owned();
-    let wg = up.node(one).wg_port;
+    let derp = &up.ready().relay.derp;
+    let derp = derp.rsplit_once(':').expect("host and port").1;
+    let wg = up.node(worker).wg_port;
     let blocked = laptop
         .block(&[
             format!("udp sport {wg}"),
@@ -234,38 +257,67 @@ fn bytes_go_through_the_tunnel_and_a_dropped_worker_fails_alone() {
         "the dropped worker's console fails",
         Duration::from_secs(40),
         || {
-            let status = console(one);
+            let status = console(worker);
             ensure!(matches!(status, 502..=504), "status {status}");
             Ok(())
         },
     );
+    assert_eq!(console(other), 200);
     let status = cli
-        .deploy(&["--timeout", "8s", "status", one, two])
+        .deploy(&["--timeout", "5s", "status", worker, other])
         .expect_code(1);
     let lines: Vec<&str> = status.stdout.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", status.all());
     assert!(
-        lines[0].starts_with(&format!("[FAIL] {one}: ")),
+        lines[0].starts_with(&format!("[FAIL] {worker}: ")),
         "{}",
         status.all()
     );
     assert!(
-        lines[1].starts_with(&format!("[OK] {two} -> ")),
+        lines[1].starts_with(&format!("[OK] {other} -> ")),
         "{}",
         status.all()
     );
-    let exec = cli.deploy(&["--timeout", "8s", "exec", "true", one]);
-    assert_eq!(exec.code, Some(255), "{}", exec.all());
-    cli.deploy(&["exec", "true", two]).expect_code(0);
-    assert_eq!(console(two), 200);
+    for via in ["socks", "grpc"] {
+        let options = ["--via", via, "--timeout", "5s", "exec"];
+        let exec = cli.deploy(&[&options[..], &["true", worker]].concat());
+        assert_eq!(exec.code, Some(255), "{}", exec.all());
+        let exec = cli.deploy(&[&options[..], &["uname -n", other]].concat());
+        let exec = exec.expect_code(0);
+        assert!(exec.stdout.contains("laptop"), "{}", exec.all());
+    }
+    assert_eq!(console(other), 200);
     assert!(blocked.dropped().expect("counter") > 0);
 
     blocked.lift().expect("rule lifted");
     eventually("the worker is back", Duration::from_secs(30), || {
-        let status = console(one);
+        let status = console(worker);
         ensure!(status == 200, "status {status}");
         Ok(())
     });
-    cli.deploy(&["exec", "true", one]).expect_code(0);
+    cli.deploy(&["exec", "true", worker]).expect_code(0);
+}
+
+#[test]
+fn bytes_go_through_the_tunnel_and_a_dropped_worker_fails_alone() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let lab = Lab::new().expect("lab");
+    let laptop = lab.host("laptop").expect("host");
+    let cli = Cli::new().expect("folders").on(&laptop);
+    let mut up = MeshUp::demo(&cli);
+    assert_ok_lines(&cli, &up);
+    let [one, two] = WORKERS;
+    for (worker, other) in [(one, two), (two, one)] {
+        bytes_are_the_workers_own(&cli, &up, worker, other);
+    }
+    for (worker, other) in [(one, two), (two, one)] {
+        a_dropped_worker_fails_alone(&laptop, &cli, &up, worker, other);
+    }
+    // Also with all these connections behind it.
+    let took = up.stop().expect("Ctrl-C");
+    assert!(took < Duration::from_secs(5), "Ctrl-C took {took:?}");
     up.child().assert_log_clean(&[]);
 }
 

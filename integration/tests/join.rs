@@ -111,18 +111,18 @@ fn every_unusable_token_has_its_own_message() {
     let mut nowhere = good.clone();
     nowhere.coordinators = vec!["127.0.0.1:1".to_owned()];
     let mut damaged = good.reveal();
-    let swapped = if damaged.ends_with('A') { "B" } else { "A" };
+    let swapped = if &damaged[40..41] == "A" { "B" } else { "A" };
     damaged.replace_range(40..41, swapped);
 
     let mut messages: Vec<(&str, &str, String)> = vec![
         (
             "revoked",
-            "revoked",
+            "was revoked",
             refused_join(&cli, "revoked", &revoked),
         ),
         (
             "altered",
-            "token",
+            "was altered",
             refused_join(&cli, "altered", &wrong_secret.reveal()),
         ),
         (
@@ -150,13 +150,21 @@ fn every_unusable_token_has_its_own_message() {
     runtime()
         .block_on(Applicant::new("late").expect("keys").join(&good))
         .expect("joins");
-    messages.push(("used", "used", refused_join(&cli, "used", &good.reveal())));
+    messages.push((
+        "used",
+        "has been used",
+        refused_join(&cli, "used", &good.reveal()),
+    ));
     // A token lives a minute at least, so this one is waited for while the others are tried.
     eventually("the short token's minute", Duration::from_secs(70), || {
         ensure!(std::time::Instant::now() >= short_until, "it still lives");
         Ok(())
     });
-    messages.push(("expired", "expired", refused_join(&cli, "expired", &short)));
+    messages.push((
+        "expired",
+        "has expired",
+        refused_join(&cli, "expired", &short),
+    ));
 
     for (what, part, message) in &messages {
         assert!(

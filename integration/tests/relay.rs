@@ -1,50 +1,60 @@
 //! With UDP dropped everything goes on over the relay, and turns direct when it comes back.
 
-use std::net::Ipv4Addr;
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use integration::journeys::commands::{Commands, DOWN_NODE};
+use integration::journeys::consoles::Consoles;
+use integration::journeys::refusals::{OTHER, Refusals};
+use integration::journeys::transfers::{NODE, Transfers, download, through};
+use integration::journeys::{WORKERS, commands, consoles, refusals, transfers};
 use integration::server::{sha256, write_noise};
 use integration::{Field, Layout, Server, metrics};
-use mesh_testkit::{Blocked, Curl, CurlReply, Need, eventually, needs};
+use mesh_testkit::{Blocked, CurlReply, Need, eventually, needs};
+use serde_json::Value;
 
-const NEEDED: [Need; 5] = [
-    Need::Root,
-    Need::Program("ip"),
-    Need::Program("nft"),
-    Need::Program("curl"),
-    Need::Program("sha256sum"),
-];
 const SOON: Duration = Duration::from_secs(30);
-const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
+/// Slow enough to be under way when the path changes, and when the relay goes.
+const RATE: &str = "5M";
+const MOVED: usize = 80 << 20;
 
-/// Drops UDP among the mesh hosts; STUN and DERP on `core` stay reachable.
-fn drop_udp(field: &Field) -> Vec<Blocked> {
-    let addrs = |except: &str| -> Vec<Ipv4Addr> {
-        ["edge", WORKERS[0], WORKERS[1]]
-            .into_iter()
-            .filter(|name| *name != except)
-            .map(|name| field.addr(name))
-            .collect()
-    };
-    let mut rules = Vec::new();
-    for name in ["edge", WORKERS[0], WORKERS[1]] {
-        for other in addrs(name) {
-            rules.push(field.host(name).block_udp(other).expect("rule"));
-        }
-    }
-    rules
+/// Drops UDP among these hosts; STUN and DERP on `core` stay reachable.
+fn drop_udp(field: &Field, names: &[&str]) -> Vec<Blocked> {
+    let rules = names.iter().map(|name| {
+        let others = names.iter().filter(|other| *other != name);
+        let matches: Vec<String> = others
+            .flat_map(|other| {
+                let addr = field.addr(other);
+                ["saddr", "daddr"].map(|end| format!("meta l4proto udp ip {end} {addr}"))
+            })
+            .collect();
+        field.host(name).block(&matches).expect("rule")
+    });
+    rules.collect()
 }
 
-/// Bytes and packets that the relay has carried.
-fn carried(field: &Field) -> f64 {
+/// Bytes that the relay has carried.
+fn carried(field: &Field) -> u64 {
     let text = field.metrics("relay").expect("metrics");
-    let total = metrics::sum(&text, &["mesh_relay", "forwarded"]);
+    let name = "mesh_relay_forwarded_bytes_total";
+    assert!(text.contains(name), "no {name} in:\n{text}");
+    metrics::count(&text, &[name])
+}
+
+/// Goes through a journey, which says how many bytes it moved at least: the relay must have carried
+/// them.
+fn relayed(field: &mut Field, what: &str, journey: impl FnOnce(&mut Field) -> u64) {
+    let before = carried(field);
+    let moved = journey(field);
+    let rise = carried(field) - before;
+    println!("{what}: {moved} bytes moved, {rise} carried by the relay");
+    assert!(moved > 0, "{what} moved nothing");
     assert!(
-        text.contains("forwarded"),
-        "no counter of forwarded packets in:\n{text}"
+        rise >= moved,
+        "{what}: {moved} bytes moved, {rise} of them over the relay"
     );
-    total
 }
 
 /// How the gateway reaches a worker, as its page for programs tells it.
@@ -53,7 +63,7 @@ fn path_of(field: &Field, worker: &str) -> anyhow::Result<String> {
         .client_curl()
         .args(["-H", "Accept: application/json"])
         .get(field.url("/"))?;
-    let page: serde_json::Value = serde_json::from_str(&page.ok()?)?;
+    let page: Value = serde_json::from_str(&page.ok()?)?;
     let nodes = page["nodes"].as_array().context("nodes")?;
     let node = nodes
         .iter()
@@ -62,129 +72,174 @@ fn path_of(field: &Field, worker: &str) -> anyhow::Result<String> {
     Ok(node["path"].as_str().unwrap_or_default().to_owned())
 }
 
-fn assert_all_works(field: &Field, port: u16) {
+/// How a worker reaches its peer of that role, and what it counts of it.
+fn peer_of(field: &Field, worker: &str, role: &str) -> anyhow::Result<Value> {
+    let status = field.worker(worker).status()?;
+    let peers = status["peers"].as_array().context("peers")?;
+    let peer = peers.iter().find(|peer| peer["role"] == role);
+    peer.cloned()
+        .with_context(|| format!("no {role}: {status}"))
+}
+
+/// Every byte between the workers and those that use them went over the relay.
+fn assert_relayed_only(field: &Field) {
     for name in WORKERS {
-        field.wait_for_console(&format!("/{name}/"), SOON);
+        assert_eq!(path_of(field, name).expect("a path"), "relay", "{name}");
+        for role in ["gateway", "deployer"] {
+            let peer = peer_of(field, name, role).expect("a peer");
+            assert_eq!(peer["path"]["kind"], "relay", "{name}: {peer}");
+            for way in ["rx", "tx"] {
+                let all = &peer[format!("{way}_bytes")];
+                assert!(all.as_u64() > Some(0), "{name}: {peer}");
+                assert_eq!(all, &peer[format!("{way}_relay_bytes")], "{name}: {peer}");
+            }
+        }
     }
-    let status = field
-        .operator()
-        .deploy(&["status", WORKERS[0], WORKERS[1]])
-        .expect_code(0);
-    assert_eq!(
-        status.stdout.matches("[OK] ").count(),
-        2,
-        "{}",
-        status.all()
-    );
+}
+
+fn wait_until_direct(field: &Field) {
+    eventually("all paths turn direct", SOON, || {
+        for name in WORKERS {
+            field.curl(&format!("/{name}/ping"))?.ok()?;
+            let path = path_of(field, name)?;
+            ensure!(path == "direct", "{name} and the gateway: {path}");
+            let deployer = peer_of(field, name, "deployer")?;
+            let kind = &deployer["path"]["kind"];
+            ensure!(kind == "direct", "{name} and the deploy-manager: {kind}");
+        }
+        Ok(())
+    });
+}
+
+/// Console, status, command and SOCKS once each, without a second try.
+fn assert_all_works_at_once(field: &Field, port: u16) {
+    for name in WORKERS {
+        let page = field.curl(&format!("/{name}/")).expect("curl runs");
+        assert_eq!(page.status, 200, "{page:?}");
+    }
     for via in ["socks", "grpc"] {
-        let ran = field
-            .operator()
-            .deploy(&["--via", via, "exec", "uname -n", "all"]);
-        let ran = ran.expect_code(0);
+        let deploy = |verb: &[&str]| {
+            let words = [&["--via", via], verb, &WORKERS].concat();
+            field.operator().deploy(&words).expect_code(0)
+        };
+        let status = deploy(&["status"]);
+        let oks = status.stdout.matches("[OK] ").count();
+        assert_eq!(oks, 2, "{}", status.all());
+        let ran = deploy(&["exec", "uname -n"]);
         assert!(
             WORKERS.iter().all(|name| ran.stdout.contains(name)),
             "{}",
             ran.all()
         );
     }
-    let body = Curl::new()
-        .on(Some(field.host("edge")))
-        .args(["--socks5-hostname", &field.socks("default").to_string()])
-        .get(format!("http://{}:{port}/over-socks", WORKERS[0]))
+    let body = through(field, "default")
+        .get(format!("http://{NODE}:{port}/over-socks"))
         .and_then(CurlReply::ok);
     assert!(body.expect("the service").contains("/over-socks"));
 }
 
 #[test]
-fn traffic_moves_between_relay_and_direct_path_without_loss() {
-    if !needs(&NEEDED) {
+fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
+    let needed = [
+        &consoles::NEEDED[..],
+        &commands::NEEDED,
+        &transfers::NEEDED,
+        &refusals::NEEDED,
+        &[Need::Program("nft")],
+    ];
+    if !needs(&needed.concat()) {
         return;
     }
-    let mut field = Field::start(Layout::Spread, None);
-    let source = write_noise(field.operator().work("noise"), 48 << 20).expect("file");
-    let host = field.prepare_host(WORKERS[0]).expect("host");
-    let server = Server::start(Some(&host), WORKERS[0], Some(&source)).expect("server");
-    let port = server.port();
-    field.prepare_host(WORKERS[1]).expect("host");
-    let rules = drop_udp(&field);
-    field
-        .add_worker(WORKERS[0], "default", &[])
-        .publish("files", port);
-    field.add_worker(WORKERS[1], "default", &[]);
+    let mut field = Field::with_networks(Layout::Spread, None, &[OTHER]);
+    let workers = [WORKERS[0], WORKERS[1], DOWN_NODE, "foreign"];
+    for name in workers {
+        field.prepare_host(name).expect("host");
+    }
+    let rules = drop_udp(&field, &[&["edge"], &workers[..]].concat());
+    let mut consoles = Consoles::install(&mut field);
+    let mut commands = Commands::install(&mut field);
+    let transfers = Transfers::install(&mut field);
+    commands.join(&mut field);
+    transfers.publish(&field);
 
-    assert_all_works(&field, port);
-    let before = carried(&field);
-    assert!(before > 0.0, "the relay carried nothing");
-    assert_eq!(path_of(&field, WORKERS[0]).expect("a path"), "relay");
-    let dropped: u64 = rules
-        .iter()
-        .map(|rule| rule.dropped().expect("counter"))
-        .sum();
-    assert!(dropped > 0, "no direct path was ever tried");
+    relayed(&mut field, "consoles", |field| {
+        consoles.use_both(field, "relay-")
+    });
+    relayed(&mut field, "commands", |field| commands.use_all(field));
+    relayed(&mut field, "transfers", |field| {
+        transfers.large_beside_ten(field)
+    });
+    let refusals = Refusals::install(&mut field, NODE, transfers.port());
+    refusals.refuse_all(&field);
+    assert_relayed_only(&field);
+    for (rule, name) in rules.iter().zip([&["edge"], &workers[..]].concat()) {
+        let dropped = rule.dropped().expect("counter");
+        assert!(dropped > 0, "nobody ever tried a direct path at {name}");
+    }
 
-    // Slow enough to be under way when the rule goes.
+    turn_direct_during_a_transfer(&mut field, rules);
+
+    // And when it comes back, so do they: gateway and deploy-manager in both networks, three
+    // workers.
+    field.start_relay().expect("the relay starts again");
+    eventually("all are on the relay again", SOON, || {
+        let clients = metrics::count(&field.metrics("relay")?, &["mesh_relay_clients"]);
+        ensure!(clients >= 7, "{clients} clients");
+        Ok(())
+    });
+    field.assert_logs_clean(&[]);
+}
+
+fn turn_direct_during_a_transfer(field: &mut Field, rules: Vec<Blocked>) {
+    let source = write_noise(field.operator().work("moved-noise"), MOVED).expect("file");
+    let server = Server::start(Some(field.host(NODE)), NODE, Some(&source)).expect("server");
+    field.worker(NODE).publish("moved", server.port());
+    transfers::wait_for_service(field, "default", NODE, NODE, server.port());
+
+    let before = carried(field);
     let into = field.operator().work("moved");
-    let mut transfer = Curl::new()
-        .on(Some(field.host("edge")))
-        .args(["--socks5-hostname", &field.socks("default").to_string()])
-        .args(["--limit-rate", "6M", "--max-time", "120", "-o"])
-        .arg(&into)
-        .arg(format!("http://{}:{port}/file", WORKERS[0]))
-        .into_spec()
+    let mut transfer = download(field, server.port(), &into, RATE)
         .name("transfer")
         .spawn()
         .expect("starts");
-    eventually("the transfer is under way over the relay", SOON, || {
-        let size = std::fs::metadata(&into)?.len();
-        ensure!(size > 1 << 20, "{size} bytes");
-        Ok(())
+    let size = || anyhow::Ok(std::fs::metadata(&into)?.len());
+    let begun = eventually("the transfer is under way", SOON, || {
+        let size = size()?;
+        ensure!(size > 4 << 20, "{size} bytes");
+        Ok(size)
     });
-    assert!(
-        carried(&field) > before,
-        "the transfer does not pass the relay"
-    );
+    let rise = carried(field) - before;
+    assert!(rise >= begun, "{begun} bytes moved, {rise} over the relay");
     for rule in rules {
         rule.lift().expect("rule lifted");
     }
-    eventually("the gateway's path turns direct", SOON, || {
-        field.curl(&format!("/{}/", WORKERS[0]))?.ok()?;
-        let path = path_of(&field, WORKERS[0])?;
-        ensure!(path == "direct", "{path}");
+    wait_until_direct(field);
+
+    // What moves from here on does so without the relay.
+    let (before, moved) = (carried(field), size().expect("size"));
+    eventually("the transfer goes on", SOON, || {
+        let size = size()?;
+        ensure!(size > moved + (8 << 20), "{size} bytes after {moved}");
         Ok(())
     });
-    eventually("the deploy-manager's path turns direct", SOON, || {
-        let status = field.worker(WORKERS[0]).status()?;
-        let peers = status["peers"].as_array().context("peers")?;
-        let peer = peers
-            .iter()
-            .find(|peer| peer["role"] == "deployer")
-            .context("a deployer")?;
-        let path = peer["path"].to_string();
-        ensure!(path.contains("direct"), "{path}");
-        Ok(())
-    });
+    let rise = carried(field) - before;
+    assert!(rise < 1 << 20, "{rise} bytes still go over the relay");
     assert!(
         transfer.is_running(),
-        "the transfer was over before the path changed"
+        "the transfer was over before the relay was killed"
     );
 
     // Killed, as a crash does: whoever is direct does not notice.
     let mut relay = field.take_service("relay");
     relay.kill().expect("killed");
+    relay.assert_log_clean(&[]);
+    assert_all_works_at_once(field, server.port());
+    for name in WORKERS {
+        assert_eq!(path_of(field, name).expect("a path"), "direct", "{name}");
+    }
     transfer
         .finish(Duration::from_secs(60))
         .expect("ends")
         .expect_code(0);
     assert_eq!(sha256(&into).expect("sum"), sha256(&source).expect("sum"));
-    assert_all_works(&field, port);
-
-    // And when it comes back, so do they.
-    field.start_relay().expect("the relay starts again");
-    eventually("somebody is on the relay again", SOON, || {
-        let text = field.metrics("relay")?;
-        let clients = metrics::sum(&text, &["mesh_relay", "clients"]);
-        ensure!(clients >= 4.0, "{clients} clients in:\n{text}");
-        Ok(())
-    });
-    field.assert_logs_clean(&[]);
 }

@@ -63,6 +63,11 @@ impl Worker {
         spec.run(USUAL).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
+    /// Further settings (`key=value`) for its next start.
+    pub fn add_settings(&mut self, sets: &[String]) {
+        self.sets.extend(sets.iter().cloned());
+    }
+
     /// Publishes a service of its loopback.
     #[track_caller]
     pub fn publish(&self, name: &str, port: u16) {
@@ -131,19 +136,33 @@ impl Field {
     /// When it does not join.
     #[track_caller]
     pub fn join_worker(&mut self, name: &str, network: &str, sets: &[&str]) -> &mut Worker {
-        self.try_join(name, network, sets)
+        self.try_join(name, name, network, sets)
             .unwrap_or_else(|error| panic!("{error:#}"));
         self.worker_mut(name)
     }
 
-    fn try_join(&mut self, name: &str, network: &str, sets: &[&str]) -> anyhow::Result<()> {
+    /// As [`Field::add_worker`], with a node name that is not its host's: two networks may have
+    /// nodes of the same name. In this field it goes by the host's name.
+    ///
+    /// # Panics
+    /// When it does not join.
+    #[track_caller]
+    pub fn add_worker_named(&mut self, host: &str, node: &str, network: &str) -> &mut Worker {
+        self.try_join(host, node, network, &[])
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.worker_mut(host).start();
+        self.worker_mut(host)
+    }
+
+    fn try_join(
+        &mut self,
+        name: &str,
+        node: &str,
+        network: &str,
+        sets: &[&str],
+    ) -> anyhow::Result<()> {
         let (host, addr) = match self.layout {
-            Layout::Spread => {
-                if !self.hosts.contains_key(name) {
-                    self.prepare_host(name)?;
-                }
-                (self.host(name).clone(), self.addr(name))
-            }
+            Layout::Spread => (self.prepare_host(name)?, self.addr(name)),
             Layout::Single => (self.host("core").clone(), self.addr("core")),
         };
         let mut cli = Cli::new()?.on(&host).with_env_of(&self.operator);
@@ -168,14 +187,18 @@ impl Field {
             .agent("join")
             .arg("--token-file")
             .arg(file)
-            .args(["--hostname", name]);
+            .args(["--hostname", node]);
         join.run(USUAL)?.success().context("worker-agent join")?;
         self.workers.insert(name.to_owned(), worker);
         Ok(())
     }
 
-    /// Makes a worker's host ahead of the worker, to start things on it.
+    /// Makes a worker's host ahead of the worker, to start things on it; the one of that name when
+    /// there is one already.
     pub fn prepare_host(&mut self, name: &str) -> anyhow::Result<Host> {
+        if let Some((host, _)) = self.hosts.get(name) {
+            return Ok(host.clone());
+        }
         let number = u8::try_from(self.hosts.len()).context("a few hosts")?;
         let addr = Ipv4Addr::new(10, 90, 0, 9 + number);
         let host = self.lab.host_on(name, &self.mesh, addr)?;
