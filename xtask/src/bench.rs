@@ -26,41 +26,36 @@ pub(crate) struct Args {
 
 struct Bench {
     name: &'static str,
-    package: &'static str,
-    /// Whether it runs the product's binaries or programs of other people.
-    black_box: bool,
+    /// The product's programs that it starts; with any of them it also needs those of other
+    /// people.
+    programs: &'static [&'static str],
     purpose: &'static str,
 }
 
 const BENCHES: &[Bench] = &[
     Bench {
         name: "gateway",
-        package: "traffic-gateway",
-        black_box: true,
+        programs: &["traffic-gateway", "mesh", "worker-agent"],
         purpose: "requests per second and p99 against nginx, haproxy and caddy",
     },
     Bench {
         name: "tunnel-core",
-        package: "mesh-tunnel",
-        black_box: false,
+        programs: &[],
         purpose: "packets per second and core, against bare boringtun",
     },
     Bench {
         name: "netmap",
-        package: "mesh-netmap",
-        black_box: false,
+        programs: &[],
         purpose: "10 000 nodes: cost of a full map and of one change",
     },
     Bench {
         name: "control",
-        package: "integration",
-        black_box: true,
+        programs: &["coordinator", "mesh"],
         purpose: "1 000 agents: a change to its viewers, joins, reconnect, memory",
     },
     Bench {
         name: "join",
-        package: "integration",
-        black_box: true,
+        programs: &["mesh", "worker-agent"],
         purpose: "join to first 200 through the gateway; joins per second",
     },
 ];
@@ -80,26 +75,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             names.join(", ")
         );
     };
-    if bench.black_box {
+    // The whole workspace is named each time: with the same packages chosen, cargo resolves the
+    // same features and compiles nothing twice.
+    if !bench.programs.is_empty() {
         setup::run(&setup::Args {
             yes: false,
             check: false,
         })?;
-        process::run(process::cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+        let mut build = process::cargo();
+        build.args(["build", "--release", "--workspace"]);
+        for program in bench.programs {
+            build.args(["--bin", program]);
+        }
+        process::run(&mut build)?;
     }
     let mut build = process::cargo();
-    process::run(build.args([
-        "bench",
-        "-p",
-        bench.package,
-        "--bench",
-        bench.name,
-        "--no-run",
-    ]))?;
+    process::run(build.args(["bench", "--workspace", "--bench", bench.name, "--no-run"]))?;
 
     let begun = (Instant::now(), SystemTime::now());
     let mut command = process::cargo();
-    command.args(["bench", "-p", bench.package, "--bench", bench.name, "--"]);
+    command.args(["bench", "--workspace", "--bench", bench.name, "--"]);
     if args.quick {
         command.arg("--quick");
     }

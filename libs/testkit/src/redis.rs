@@ -24,6 +24,7 @@ pub struct RedisOptions {
     tls: Option<(String, String)>,
     password: bool,
     users: Vec<String>,
+    port: Option<u16>,
 }
 
 impl RedisOptions {
@@ -31,6 +32,13 @@ impl RedisOptions {
     #[must_use]
     pub fn tls(mut self, certificate: impl Into<String>, key: impl Into<String>) -> Self {
         self.tls = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Listens on this port, where a free one would not be known in time.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
         self
     }
 
@@ -67,7 +75,7 @@ impl Redis {
     /// Like [`Self::start`], with options.
     pub fn start_with(options: RedisOptions) -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix("mesh-redis-").context("make Redis' directory")?;
-        let port = free_tcp_port();
+        let port = options.port.unwrap_or_else(free_tcp_port);
         let path = dir.path().display();
         let mut config = format!(
             "bind 127.0.0.1\nprotected-mode no\nsave \"\"\nappendonly no\ndaemonize no\ndir {path}\n"

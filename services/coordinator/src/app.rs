@@ -22,6 +22,8 @@ mod renew;
 mod report;
 mod ssh;
 mod status;
+#[cfg(test)]
+mod testing;
 mod token;
 
 use std::net::IpAddr;
@@ -31,7 +33,7 @@ use std::time::Duration;
 use mesh_netmap::{NodeRow, RelayRow};
 use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp, TokenId};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::{MutexGuard, broadcast};
+use tokio::sync::{MutexGuard, broadcast, oneshot};
 
 pub(crate) use self::enrol::{Enrolled, Enrolment, ProvenKey};
 pub(crate) use self::node::{NodeRefText, NodeSettings, NodeView};
@@ -82,7 +84,7 @@ pub(crate) struct Core {
     feed: broadcast::Sender<Arc<EventRecord>>,
     writers: Mutex<mesh_daemon::Tasks>,
     /// Notes for the audit that wait for the store.
-    deferred: Mutex<Vec<deferred::Note>>,
+    deferred: deferred::Deferred,
     key_changes: Mutex<report::KeyChanges>,
     /// Set when the port is bound.
     advertised: OnceLock<Vec<String>>,
@@ -132,17 +134,25 @@ impl Core {
         name: &'static str,
         action: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        {
-            let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-            writers.reap();
-            let action = mesh_trace::in_current(async move {
-                // The caller may be gone; the action counts all the same.
-                drop(answer.send(action.await));
-            });
-            writers.spawn(name, action);
-        }
+        let answered = self.start(name, action);
         answered.await.map_err(|_| Error::ShuttingDown)?
+    }
+
+    /// Like [`Self::finish`], for callers that have other things to do until the answer comes.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        action: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> oneshot::Receiver<Result<T, Error>> {
+        let (answer, answered) = oneshot::channel();
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        writers.reap();
+        let action = mesh_trace::in_current(async move {
+            // The caller may be gone; the action counts all the same.
+            drop(answer.send(action.await));
+        });
+        writers.spawn(name, action);
+        answered
     }
 
     /// Does an action, and does it again after a short random pause while the database gives way to
@@ -204,15 +214,10 @@ impl Core {
         taken.map_err(|wait| Error::RateLimited(wait.as_secs() + 1))
     }
 
-    /// Lets one challenge through to this address, or says when.
-    pub(crate) async fn admit_challenge(&self, from: IpAddr) -> Result<(), Error> {
-        self.take(RateKey::Challenge(from.into())).await
-    }
-
     /// Lets a join through that names this token, or says when.
     pub(crate) async fn admit_enrolment(&self, from: IpAddr, token: TokenId) -> Result<(), Error> {
         let source = Source::from(from);
-        let is_genuine = self.genuine_tokens().contains(token);
+        let is_genuine = self.genuine_tokens().contains(token) || self.is_new_token(token).await;
         self.take(if is_genuine {
             RateKey::Token(token, source)
         } else {
@@ -233,6 +238,27 @@ impl Core {
         .await
     }
 
+    /// Looks in the store whether somebody else has made this token meanwhile, such as `coordinator
+    /// bootstrap`. Whoever asks for tokens that are not there costs at most one look a second, and
+    /// each look learns of all that are.
+    async fn is_new_token(&self, token: TokenId) -> bool {
+        if !self.genuine_tokens().may_look(std::time::Instant::now()) {
+            return false;
+        }
+        match self.store.token_live(self.now(), genuine::CAPACITY).await {
+            Ok(live) => {
+                let mut known = self.genuine_tokens();
+                live.into_iter().rev().for_each(|id| known.insert(id));
+                known.contains(token)
+            }
+            Err(error) => {
+                let error = mesh_daemon::report::chain(&error);
+                tracing::debug!(error, "tokens made elsewhere are not known yet");
+                false
+            }
+        }
+    }
+
     fn genuine_tokens(&self) -> std::sync::MutexGuard<'_, GenuineTokens> {
         self.genuine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,7 +266,7 @@ impl Core {
     /// A fresh one-use nonce.
     pub(crate) fn challenge(&self) -> Result<(Challenge, Timestamp), Error> {
         let (random, now) = (self.random()?, self.now());
-        let mut challenges = self
+        let challenges = self
             .challenges
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -303,7 +329,19 @@ impl Core {
         if left > 0 {
             tracing::warn!(left, "changes were still under way at the end");
         }
-        self.write_deferred().await;
+        drop(writers);
+        let waiting = tokio::time::timeout(limit, self.write_waiting()).await;
+        let problem = match waiting {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(mesh_daemon::report::chain(&error)),
+            Err(_) => Some("the store does not answer".to_owned()),
+        };
+        if let Some(error) = problem {
+            tracing::warn!(
+                error,
+                "the audit never got what it was owed; this log has it"
+            );
+        }
         self.store.close().await;
     }
 }

@@ -113,6 +113,11 @@ mod tests {
     }
 
     #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        mesh_testkit::documented::assert_understood(&Args::command());
+    }
+
+    #[test]
     fn roles_are_given_as_a_list_and_the_context_has_a_place_of_its_own() {
         let line = "coordinator bootstrap --tokens-dir /t --reusable worker,relay";
         let args = Args::try_parse_from(line.split(' ')).expect("parses");

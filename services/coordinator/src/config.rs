@@ -84,10 +84,10 @@ mesh_daemon::settings! {
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
     #[serde(default, deny_unknown_fields)]
     pub struct LimitsConfig {
-        /// Calls without a certificate from one source address (for IPv6: /64): challenges, and
-        /// joins and renewals that name neither a genuine token nor a member.
+        /// Joins and renewals from one source address (for IPv6: /64) that name neither a token
+        /// that there is nor a member.
         pub anonymous: RateConfig,
-        /// Joins by one genuine token, and renewals of one member, from one source address.
+        /// Joins by one token, and renewals of one member, from one source address.
         pub known: RateConfig,
     }
 }

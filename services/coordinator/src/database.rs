@@ -90,7 +90,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<Migrated> {
             store.close().await;
             waiting?.1
         }
-        Err(error) if is_missing(&error) => Vec::new(),
+        Err(error) if is_missing(&error) => Store::migrations(),
         Err(error) => return Err(error),
     };
     let store = open(config, &config.store, Purpose::Serve).await?;

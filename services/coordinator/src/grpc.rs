@@ -4,7 +4,6 @@
 mod admin;
 pub(crate) mod auth;
 mod control;
-pub(crate) mod encoded;
 mod sync;
 mod view;
 mod watch;

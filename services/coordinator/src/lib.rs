@@ -28,6 +28,7 @@ mod record;
 mod seal;
 mod serve;
 mod store;
+pub mod sync_message;
 mod tls;
 
 use std::net::SocketAddr;
@@ -57,8 +58,8 @@ pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken}
 use crate::bus::BusState;
 use crate::grpc::Grpc;
 use crate::grpc::auth;
-use crate::grpc::encoded::ProtoEncoder;
 use crate::serve::Server;
+use crate::sync_message::ProtoEncoder;
 
 /// How long writing down who was seen last may take at the end. With the drain and [`CLOSE`] it
 /// stays below the 30 s that Kubernetes grants.
@@ -77,7 +78,8 @@ pub struct App {
     core: Arc<Core>,
     server: Server,
     admin: Option<AdminServer>,
-    maintenance: Tasks,
+    /// The owner of the engine: what was committed is applied there to the very end.
+    engine: Task,
     events: mpsc::Receiver<Event>,
     local_addr: SocketAddr,
     serving: Latch,
@@ -197,8 +199,7 @@ impl App {
         let admin = admin
             .map(|admin| AdminServer::bind(admin, handles.clone()))
             .transpose()?;
-        let mut maintenance = Tasks::new();
-        maintenance.spawn("netmap-owner", owner);
+        let engine = Task::spawn("netmap-owner", owner);
         let tls = tls::server_config(&core.ca, &clock)?;
         let server = Server {
             listener,
@@ -211,7 +212,7 @@ impl App {
             core,
             server,
             admin,
-            maintenance,
+            engine,
             events,
             local_addr,
             serving,
@@ -269,7 +270,7 @@ impl App {
             core,
             server,
             admin,
-            mut maintenance,
+            mut engine,
             events,
             local_addr,
             serving,
@@ -284,6 +285,7 @@ impl App {
         if let Some(admin) = admin {
             serving_tasks.spawn("admin", admin.run(shutdown.clone()));
         }
+        let mut maintenance = Tasks::new();
         let keeper = Arc::clone(&core);
         maintenance.spawn(
             "presence",
@@ -314,24 +316,25 @@ impl App {
         serving.ready();
         tracing::info!(addr = %local_addr, advertised = ?core.advertised(), "the coordinator is ready");
 
-        let failed = tokio::select! {
+        let failure = tokio::select! {
             () = shutdown.draining() => None,
-            (name, end) = maintenance.next_end() => Some((name, end)),
+            (name, end) = maintenance.next_end() => Some(failure(&core, name, &end)),
+            end = engine.finished() => Some(failure(&core, "netmap-owner", &end)),
         };
-        if let Some((name, end)) = failed {
-            anyhow::ensure!(
-                !core.is_stale(),
-                "another coordinator has changed this database: this one ends, start it again"
-            );
-            anyhow::bail!("the coordinator's task {name} ended by itself: {end:?}");
-        }
         serving.not_ready("shutting down");
+        if let Some(failure) = failure {
+            // Streams and connections are cut; what is being stored is stored.
+            drop((serving_tasks, grpc));
+            end_maintenance(maintenance).await;
+            core.close(CLOSE).await;
+            return Err(failure);
+        }
         // Streams and connections share one drain.
         let end = tokio::time::Instant::now() + shutdown.grace();
         let left = || end.saturating_duration_since(tokio::time::Instant::now());
         grpc.finish(left()).await;
         serving_tasks.join_all(left()).await;
-        let write = core.write_last_seen(mesh_types::Timestamp::default());
+        let write = core.note_last_seen(mesh_types::Timestamp::default());
         let problem = match tokio::time::timeout(LAST_WRITE, write).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(mesh_daemon::report::chain(&error)),
@@ -340,11 +343,27 @@ impl App {
         if let Some(error) = problem {
             tracing::info!(error, "last-seen times were not written at the end");
         }
-        maintenance.abort_all();
+        end_maintenance(maintenance).await;
         core.close(CLOSE).await;
+        drop(engine);
         tracing::info!("the coordinator has ended");
         Ok(())
     }
+}
+
+/// Why the coordinator ends although nobody asked it to.
+fn failure(core: &Core, name: &str, end: &mesh_daemon::TaskEnd) -> anyhow::Error {
+    match core.end_reason() {
+        Some(reason) => anyhow::anyhow!(reason),
+        None => anyhow::anyhow!("the coordinator's task {name} ended by itself: {end:?}"),
+    }
+}
+
+/// Ends what goes on in the background. What these tasks write is not theirs ([`Core::finish`]), so
+/// no change is cut off half way.
+async fn end_maintenance(mut tasks: Tasks) {
+    tasks.abort_all();
+    tasks.join_all(LAST_WRITE).await;
 }
 
 /// Holds all changes back while reads and streams go on.
@@ -381,25 +400,28 @@ async fn watch_bus(core: Arc<Core>, latch: Latch) {
 }
 
 /// Keeps readiness true to whether the store takes changes. Returns when this process must end
-/// because another coordinator has changed the database.
+/// because the database is another coordinator's.
 async fn watch_store(core: Arc<Core>, latch: Latch) {
     let mut watch = core.watch_store();
     core.examine_store().await;
-    while !core.is_stale() {
+    let reason = loop {
+        if let Some(reason) = core.end_reason() {
+            break reason;
+        }
         match core.write_problem() {
             None => latch.ready(),
             Some(problem) => latch.not_ready(&problem),
         }
         watch.changed().await;
-    }
-    latch.not_ready("another coordinator has changed the database");
+    };
+    latch.not_ready(&reason);
 }
 
 /// Tries the store now and then, and more often while it takes no changes, so that it heals without
 /// a hand. Returns like [`watch_store`], which never waits for a trial.
 async fn try_store(core: Arc<Core>) {
     let mut watch = core.watch_store();
-    while !core.is_stale() {
+    while core.end_reason().is_none() {
         let pause = match core.write_problem() {
             None => STORE_TRIAL,
             Some(_) => STORE_TRIAL_DOWN,

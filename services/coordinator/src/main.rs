@@ -6,12 +6,17 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use coordinator::{App, Config, SystemClock, provision};
 use mesh_daemon::{ShutdownTrigger, config, signals, telemetry};
 use mesh_trace::FLUSH;
 
 use crate::args::{Args, BootstrapArgs, Command, RunArgs};
+
+/// Gives memory back that a moment has needed, such as all nodes that come at once: the system's
+/// allocator keeps half as much again (docs/scale.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -24,7 +29,7 @@ async fn main() -> ExitCode {
         Some(Command::Run(flags)) => run(flags).await,
         Some(Command::Bootstrap(args)) => bootstrap(args).await,
         Some(Command::Service(verb)) => {
-            return verb.run::<Config>("coordinator", &flags.config, flags.overrides());
+            return verb.run::<Config>(Args::command(), &flags.config, flags.overrides());
         }
     };
     match done {

@@ -3,6 +3,7 @@
 //!
 //! Who names a genuine token or a member draws on that share, so strangers behind the same address
 //! lock nobody out; and each such share is one address's only, so that nobody elsewhere uses it up.
+//! Challenges cost nobody a share: nothing is kept of them ([`crate::app::challenge`]).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -47,8 +48,6 @@ struct Bucket {
 /// From which share a call is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum RateKey {
-    /// Challenges for an address.
-    Challenge(Source),
     /// Tries of an address that name nobody we know.
     Stranger(Source),
     /// Joins by a genuine token.
@@ -80,7 +79,6 @@ impl fmt::Display for RateKey {
     /// As part of a name in a shared store.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Challenge(source) => write!(f, "challenge:{source:?}"),
             Self::Stranger(source) => write!(f, "stranger:{source:?}"),
             Self::Token(id, source) => write!(f, "token:{id}:{source:?}"),
             Self::Member(id, source) => {
@@ -110,7 +108,7 @@ impl Rates {
     /// The limit of this share.
     pub(crate) fn of(&self, key: RateKey) -> RateConfig {
         match key {
-            RateKey::Challenge(_) | RateKey::Stranger(_) => self.anonymous,
+            RateKey::Stranger(_) => self.anonymous,
             RateKey::Token(..) | RateKey::Member(..) => self.known,
         }
     }
@@ -244,7 +242,6 @@ mod tests {
         while limiter.take(v4(1), now).is_ok() {}
         let source = |n: u32| Source::from(IpAddr::from(std::net::Ipv4Addr::from_bits(n)));
         let token = TokenId::from_bytes([1; 16]);
-        assert!(limiter.take(RateKey::Challenge(source(1)), now).is_ok());
         assert!(limiter.take(RateKey::Token(token, source(1)), now).is_ok());
         assert!(
             limiter
@@ -268,7 +265,6 @@ mod tests {
         let source = Source::from("2001:db8::1".parse::<IpAddr>().expect("an address"));
         let token = TokenId::from_bytes([1; 16]);
         let names: std::collections::BTreeSet<String> = [
-            RateKey::Challenge(source),
             RateKey::Stranger(source),
             RateKey::Token(token, source),
             RateKey::Member([1; 16], source),
@@ -276,8 +272,8 @@ mod tests {
         .iter()
         .map(ToString::to_string)
         .collect();
-        assert_eq!(names.len(), 4);
-        assert!(names.contains("challenge:2001:db8::"), "{names:?}");
+        assert_eq!(names.len(), 3);
+        assert!(names.contains("stranger:2001:db8::"), "{names:?}");
     }
 
     #[test]

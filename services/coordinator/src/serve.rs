@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
 use crate::caller::PeerCertificate;
@@ -104,6 +105,28 @@ impl Connection {
     }
 
     async fn converse(&self, stream: TcpStream) -> Result<(), String> {
+        // Boxed apart, each in its exact size: thousands of connections are open, and what the
+        // handshake needed would else be part of all that follows.
+        let stream = Box::pin(self.handshake(stream)).await?;
+        let peer = self.peer(&stream)?;
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            router.clone().oneshot(request.map(Body::new))
+        });
+        let builder = builder();
+        let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.shutdown.draining() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        ended.map_err(|error| error.to_string())
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
         let handshake = async {
             if speaks_plain_http(&stream).await {
                 return Err((Some(stream), "plain HTTP on the TLS port".to_owned()));
@@ -111,20 +134,24 @@ impl Connection {
             let accepted = self.acceptor.accept(stream).await;
             accepted.map_err(|error| (None, format!("TLS: {error}")))
         };
-        let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
-            Ok(Ok(stream)) => stream,
+        match tokio::time::timeout(HANDSHAKE, handshake).await {
+            Ok(Ok(stream)) => Ok(stream),
             Ok(Err((plain, reason))) => {
                 self.figures.handshake_failures.inc();
                 if let Some(stream) = plain {
                     refuse_plain_http(stream).await;
                 }
-                return Err(reason);
+                Err(reason)
             }
             Err(_) => {
                 self.figures.handshake_failures.inc();
-                return Err("no TLS handshake in time".to_owned());
+                Err("no TLS handshake in time".to_owned())
             }
-        };
+        }
+    }
+
+    /// Who is on the other side.
+    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<PeerInfo, String> {
         let shown = stream
             .get_ref()
             .1
@@ -139,26 +166,10 @@ impl Connection {
                 ))
             }
         };
-        let peer = PeerInfo {
+        Ok(PeerInfo {
             addr: self.addr,
             certificate,
-        };
-        let router = self.router.clone();
-        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(peer.clone());
-            router.clone().oneshot(request.map(Body::new))
-        });
-        let builder = builder();
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.shutdown.draining() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        ended.map_err(|error| error.to_string())
+        })
     }
 }
 

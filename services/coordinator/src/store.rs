@@ -23,6 +23,7 @@ mod entity;
 mod error;
 mod event;
 mod health;
+mod meta;
 mod migration;
 mod network;
 mod node;
@@ -32,11 +33,14 @@ mod prune;
 mod relay;
 mod row;
 mod secret;
+mod snapshot;
 mod sqlite;
 #[cfg(test)]
 mod tests;
 mod timed;
 mod token;
+mod trial;
+mod txn;
 mod url;
 
 use std::fs::File;
@@ -44,40 +48,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait as _,
-    SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait as _,
-};
-use sea_orm_migration::{MigratorTrait as _, SchemaManager};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use sea_orm::DatabaseConnection;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 pub(crate) use self::copy::TableSum;
-use self::entity::meta;
 pub(crate) use self::error::StoreError;
+use self::health::Health;
 pub(crate) use self::health::Watch;
-use self::health::{Health, is_in_doubt, no_answer};
-use self::migration::Migrator;
-use self::postgres::{NotHeld, Postgres};
+use self::meta::{change_number, check_version, is_up_to_date, migrate};
+use self::postgres::Postgres;
 pub(crate) use self::prune::{Cutoffs, Pruned};
 pub(crate) use self::secret::SealedSecret;
+use self::snapshot::Reader;
 use self::timed::Timed;
+use self::txn::Last;
+pub(crate) use self::txn::Txn;
 pub(crate) use self::url::StoreUrl;
 use crate::config::StoreConfig;
 
-/// The version of everything in the state directory that this program knows.
-const STATE_VERSION: i64 = 1;
-const STATE_VERSION_KEY: &str = "state_version";
-/// The row that counts writing transactions.
-const CHANGE_KEY: &str = "change";
 /// How long SQLite may take for a statement: its own wait for a lock is 5 s.
 const SQLITE_LIMIT: Duration = Duration::from_secs(15);
 /// What an answer may take beyond the server's own limit, before we stop waiting for it.
 const MARGIN: Duration = Duration::from_secs(1);
-/// How often it is asked again whether a commit in doubt has happened.
-const SETTLE_EVERY: Duration = Duration::from_secs(1);
-/// How long a trial waits for a writer under way.
-const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The open store; clones share it.
 #[derive(Debug, Clone)]
@@ -88,6 +81,8 @@ struct Inner {
     place: String,
     engine: Engine,
     pools: RwLock<Pools>,
+    /// Held by whoever tries the store: two at once would close each other's pools.
+    trial: Mutex<()>,
     /// Whose turn it is to write, and the number of the last change.
     last: Arc<Mutex<Last>>,
     health: Arc<Health>,
@@ -106,23 +101,7 @@ enum Engine {
 #[derive(Debug, Clone)]
 struct Pools {
     writer: DatabaseConnection,
-    reader: DatabaseConnection,
-}
-
-#[derive(Debug)]
-struct Last {
-    number: i64,
-    /// A trial write, which nothing in memory hangs on, may have happened once more.
-    slack: bool,
-}
-
-/// One transaction that may write; dropped without [`Txn::commit`] it changes nothing.
-#[derive(Debug)]
-pub(crate) struct Txn {
-    inner: Timed<DatabaseTransaction>,
-    number: i64,
-    last: OwnedMutexGuard<Last>,
-    store: Store,
+    reader: Reader,
 }
 
 /// What the database is opened for.
@@ -136,15 +115,6 @@ pub(crate) enum Purpose {
     Inspect,
     /// To copy into it, by somebody who holds the state directory already.
     Target,
-}
-
-/// How much a trial proves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trial {
-    /// Writes and takes it back.
-    Undone,
-    /// Writes for good: a full disk shows only then.
-    Done,
 }
 
 impl Store {
@@ -196,7 +166,7 @@ impl Store {
                 if purpose != Purpose::Inspect {
                     migrate(&writer).await?;
                 }
-                let reader = sqlite::connect(&path, 2).await?;
+                let reader = Reader::Pool(sqlite::connect(&path, 2).await?);
                 let pools = Pools { writer, reader };
                 (Engine::Sqlite, pools, place, SQLITE_LIMIT)
             }
@@ -216,7 +186,7 @@ impl Store {
                 close(&unlimited).await;
                 let pools = Pools {
                     writer: postgres.writer(),
-                    reader: postgres.reader(),
+                    reader: Reader::Pool(postgres.reader()),
                 };
                 let limit = config.statement_timeout + MARGIN;
                 (Engine::Postgres(postgres), pools, place, limit)
@@ -227,10 +197,11 @@ impl Store {
             _ => change_number(&pools.writer).await?,
         };
         tracing::info!(database = place, change = number, "the store is open");
-        Ok(Self(Arc::new(Inner {
+        let store = Self(Arc::new(Inner {
             place,
             engine,
             pools: RwLock::new(pools),
+            trial: Mutex::new(()),
             last: Arc::new(Mutex::new(Last {
                 number,
                 slack: false,
@@ -239,7 +210,11 @@ impl Store {
             limit,
             beside,
             _locks: locks,
-        })))
+        }));
+        if purpose == Purpose::Inspect {
+            store.freeze().await?;
+        }
+        Ok(store)
     }
 
     fn pools(&self) -> Pools {
@@ -266,71 +241,11 @@ impl Store {
 
     /// A connection to read by. Waits for no writer, and fails at once while the database is known
     /// not to answer.
-    fn reader(&self) -> Timed<DatabaseConnection> {
+    fn reader(&self) -> Timed<Reader> {
         Timed {
             fail_fast: true,
             ..self.timed(self.pools().reader)
         }
-    }
-
-    /// Begins a transaction that may write; others wait for it.
-    pub(crate) async fn write(&self) -> Result<Txn, StoreError> {
-        self.refuse()?;
-        let last = Arc::clone(&self.0.last).lock_owned().await;
-        self.refuse()?;
-        self.begin(last).await
-    }
-
-    fn refuse(&self) -> Result<(), StoreError> {
-        match self.0.health.refusal() {
-            _ if self.0.health.is_stale() => Err(StoreError::Stale),
-            Some(reason) => Err(StoreError::ReadOnly(reason)),
-            None => Ok(()),
-        }
-    }
-
-    async fn begin(&self, last: OwnedMutexGuard<Last>) -> Result<Txn, StoreError> {
-        let inner = self.begin_raw().await?;
-        let lock = if self.0.beside {
-            format!("SELECT value FROM meta WHERE name = '{CHANGE_KEY}' FOR UPDATE")
-        } else {
-            format!("UPDATE meta SET value = value + 1 WHERE name = '{CHANGE_KEY}' RETURNING value")
-        };
-        let number = one_value(&inner, lock).await.map_err(StoreError::writing)?;
-        let next = last.number + 1;
-        if !self.0.beside && number != next && !(last.slack && number == next + 1) {
-            tracing::error!(
-                expected = next,
-                found = number,
-                "another coordinator has changed the database"
-            );
-            self.0.health.set_stale();
-            return Err(StoreError::Stale);
-        }
-        Ok(Txn {
-            inner,
-            number,
-            last,
-            store: self.clone(),
-        })
-    }
-
-    async fn begin_raw(&self) -> Result<Timed<DatabaseTransaction>, StoreError> {
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        let writer = self.pools().writer;
-        let limit = self.0.limit;
-        let begun = match timeout(limit, writer.begin_with_options(options)).await {
-            Ok(begun) => begun,
-            Err(_) => Err(no_answer(limit)),
-        };
-        let inner = begun.map_err(|error| {
-            self.0.health.failed(&error);
-            StoreError::writing(error)
-        })?;
-        Ok(self.timed(inner))
     }
 
     /// Holds all changes back (`Some`: why) or lets them through again.
@@ -353,9 +268,10 @@ impl Store {
         self.0.health.refusal()
     }
 
-    /// Whether this process must end, since memory and database have gone different ways.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.0.health.is_stale()
+    /// Why this process must end, if it must: memory and database have gone different ways, or
+    /// the database is another coordinator's now.
+    pub(crate) fn end_reason(&self) -> Option<String> {
+        self.0.health.end_reason()
     }
 
     /// Whether what is in memory may still be acted upon while the store is down: not for ever, and
@@ -364,128 +280,10 @@ impl Store {
         self.0.health.is_memory_trusted(Instant::now())
     }
 
-    /// Looks whether the store takes changes: the lock, and a trial write. After an outage it
-    /// connects anew, and changes go through again when the trial does.
-    pub(crate) async fn examine(&self) {
-        let health = &self.0.health;
-        let was_down = health.is_down();
-        if let Engine::Postgres(postgres) = &self.0.engine {
-            match postgres.hold().await {
-                Ok(()) => {}
-                Err(NotHeld::Taken(holder)) => {
-                    let reason = format!("another coordinator has taken the database: {holder}");
-                    return health.set_taken(reason);
-                }
-                Err(NotHeld::Unreachable(reason) | NotHeld::Refused(reason)) => {
-                    return health.set_down(reason, true);
-                }
-            }
-            if was_down {
-                // Connections of before may hang for minutes in a network that drops packets.
-                let fresh = Pools {
-                    writer: postgres.writer(),
-                    reader: postgres.reader(),
-                };
-                let old = self.replace_pools(fresh);
-                for pool in [&old.reader, &old.writer] {
-                    drop(timeout(MARGIN, close(pool)).await);
-                }
-            }
-        }
-        let trial = if was_down { Trial::Done } else { Trial::Undone };
-        match self.try_write(trial).await {
-            Ok(true) => health.healed(),
-            // A writer is under way; what becomes of it will tell.
-            Ok(false) => {}
-            Err(error) => {
-                let error = mesh_daemon::report::chain(&error);
-                tracing::debug!(error, "a trial write failed");
-            }
-        }
-    }
-
-    /// `false`: a writer was under way.
-    async fn try_write(&self, trial: Trial) -> Result<bool, StoreError> {
-        let turn = Arc::clone(&self.0.last).lock_owned();
-        let Ok(last) = timeout(TRIAL_PATIENCE, turn).await else {
-            return Ok(false);
-        };
-        let txn = self.begin(last).await?;
-        txn.meta_set("write_trial", 0).await?;
-        match trial {
-            Trial::Undone => txn.rollback().await?,
-            Trial::Done => {
-                let Txn {
-                    inner,
-                    number,
-                    mut last,
-                    store,
-                } = txn;
-                // What came before was ours: it has been found and raised.
-                *last = Last {
-                    number: number - 1,
-                    slack: true,
-                };
-                match store.commit_raw(inner).await {
-                    Ok(()) => {
-                        *last = Last {
-                            number,
-                            slack: false,
-                        };
-                    }
-                    Err(error) => return Err(StoreError::writing(error)),
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    async fn commit_raw(&self, txn: Timed<DatabaseTransaction>) -> Result<(), DbErr> {
-        let limit = txn.limit;
-        let outcome = match timeout(limit, txn.inner.commit()).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(no_answer(limit)),
-        };
-        if let Err(error) = &outcome {
-            self.0.health.failed(error);
-        }
-        outcome
-    }
-
-    /// Waits until the database says whether the change with this number has happened.
-    ///
-    /// The row's lock is asked for: while the old connection still holds it, its commit may yet come.
-    async fn settle(&self, number: i64) -> Result<bool, StoreError> {
-        tracing::info!(number, "it is in doubt whether a change was stored; asking");
-        loop {
-            tokio::time::sleep(SETTLE_EVERY).await;
-            let asked = async {
-                let txn = self.begin_raw().await?;
-                let lock = match txn.get_database_backend() {
-                    DbBackend::Postgres => " FOR UPDATE",
-                    _ => "",
-                };
-                let ask = format!("SELECT value FROM meta WHERE name = '{CHANGE_KEY}'{lock}");
-                one_value(&txn, ask).await.map_err(StoreError::reading)
-            };
-            match asked.await {
-                Ok(found) if found == number => return Ok(true),
-                Ok(found) if found == number - 1 => return Ok(false),
-                Ok(_) => {
-                    self.0.health.set_stale();
-                    return Err(StoreError::Stale);
-                }
-                Err(error) => {
-                    let error = mesh_daemon::report::chain(&error);
-                    tracing::debug!(error, "it is still in doubt");
-                }
-            }
-        }
-    }
-
     /// Closes all connections, so that the last pages are in the database file.
     pub(crate) async fn close(&self) {
-        let Pools { writer, reader } = self.pools();
+        let reader = self.thaw();
+        let writer = self.pools().writer;
         for connection in [&reader, &writer] {
             if timeout(self.0.limit, close(connection)).await.is_err() {
                 tracing::info!("the database did not answer the goodbye");
@@ -495,139 +293,6 @@ impl Store {
             postgres.release().await;
         }
     }
-}
-
-impl Txn {
-    /// Makes everything since the beginning durable.
-    ///
-    /// When the connection breaks at this very point, nobody knows whether it happened; then this
-    /// waits until the database can be asked.
-    pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        let Self {
-            inner,
-            number,
-            mut last,
-            store,
-        } = self;
-        // In case this is dropped half way.
-        *last = Last {
-            number: number - 1,
-            slack: true,
-        };
-        let happened = match store.commit_raw(inner).await {
-            Ok(()) => true,
-            Err(error) if store.0.beside || !is_in_doubt(&error) => {
-                return Err(StoreError::writing(error));
-            }
-            Err(error) => {
-                if !store.settle(number).await? {
-                    return Err(StoreError::writing(error));
-                }
-                true
-            }
-        };
-        if happened {
-            *last = Last {
-                number,
-                slack: false,
-            };
-        }
-        Ok(())
-    }
-
-    /// Undoes everything since the beginning.
-    pub(crate) async fn rollback(self) -> Result<(), StoreError> {
-        let limit = self.inner.limit;
-        match timeout(limit, self.inner.inner.rollback()).await {
-            Ok(outcome) => outcome.map_err(StoreError::writing),
-            Err(_) => Err(StoreError::writing(no_answer(limit))),
-        }
-    }
-
-    async fn meta_set(&self, name: &str, value: i64) -> Result<(), StoreError> {
-        set_meta(&self.inner, name, value).await
-    }
-}
-
-async fn one_value(on: &impl ConnectionTrait, sql: String) -> Result<i64, DbErr> {
-    let statement = Statement::from_string(on.get_database_backend(), sql);
-    on.query_one_raw(statement)
-        .await?
-        .ok_or(DbErr::RecordNotUpdated)?
-        .try_get_by_index(0)
-}
-
-async fn set_meta(on: &impl ConnectionTrait, name: &str, value: i64) -> Result<(), StoreError> {
-    use sea_orm::ActiveValue::Set;
-    use sea_orm::sea_query::OnConflict;
-
-    let row = meta::ActiveModel {
-        name: Set(name.to_owned()),
-        value: Set(value),
-    };
-    let replace = OnConflict::column(meta::Column::Name)
-        .update_column(meta::Column::Value)
-        .to_owned();
-    meta::Entity::insert(row)
-        .on_conflict(replace)
-        .exec_without_returning(on)
-        .await
-        .map_err(StoreError::writing)?;
-    Ok(())
-}
-
-async fn read_meta(on: &impl ConnectionTrait, name: &str) -> Result<Option<i64>, StoreError> {
-    let row = meta::Entity::find_by_id(name)
-        .one(on)
-        .await
-        .map_err(StoreError::reading)?;
-    Ok(row.map(|row| row.value))
-}
-
-async fn check_version(on: &DatabaseConnection, place: &str) -> Result<(), StoreError> {
-    let manager = SchemaManager::new(on);
-    if !manager
-        .has_table("meta")
-        .await
-        .map_err(StoreError::reading)?
-    {
-        return Ok(());
-    }
-    match read_meta(on, STATE_VERSION_KEY).await? {
-        Some(found) if found > STATE_VERSION => Err(StoreError::Newer {
-            place: place.to_owned(),
-            found,
-        }),
-        _ => Ok(()),
-    }
-}
-
-async fn migrate(on: &DatabaseConnection) -> Result<(), StoreError> {
-    Migrator::up(on, None).await.map_err(StoreError::writing)?;
-    set_meta(on, STATE_VERSION_KEY, STATE_VERSION).await
-}
-
-/// Whether no migration waits to be run.
-async fn is_up_to_date(on: &DatabaseConnection) -> Result<bool, StoreError> {
-    let manager = SchemaManager::new(on);
-    let known = manager
-        .has_table("meta")
-        .await
-        .map_err(StoreError::reading)?;
-    if !known {
-        return Ok(false);
-    }
-    let waiting = Migrator::get_pending_migrations(on).await;
-    Ok(waiting.map_err(StoreError::reading)?.is_empty())
-}
-
-/// The number of the last change; the row is made when it is not there yet.
-async fn change_number(on: &DatabaseConnection) -> Result<i64, StoreError> {
-    if let Some(number) = read_meta(on, CHANGE_KEY).await? {
-        return Ok(number);
-    }
-    set_meta(on, CHANGE_KEY, 0).await?;
-    Ok(0)
 }
 
 fn sqlite_path(path: Option<&str>, dir: &Path) -> PathBuf {

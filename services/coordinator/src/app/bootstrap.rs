@@ -14,6 +14,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{broadcast, mpsc};
 use zeroize::Zeroizing;
 
+use super::genuine::{self, GenuineTokens};
 use super::{Core, node_row, relay_row};
 use crate::app::challenge::Challenges;
 use crate::app::heartbeat::RefusalEvents;
@@ -193,6 +194,9 @@ pub(crate) async fn open(
         .map_err(BootstrapError::Load)?;
     let (events_in, events) = mpsc::channel(EVENTS);
     let (netmap, owner) = Netmap::new(engine, events_in);
+    let mut genuine = GenuineTokens::default();
+    let live = store.token_live(now, genuine::CAPACITY).await?;
+    live.into_iter().rev().for_each(|id| genuine.insert(id));
     let core = Core {
         clock,
         ca: Arc::new(ca),
@@ -203,13 +207,13 @@ pub(crate) async fn open(
         sealer,
         random: SystemRandom::new(),
         turn: tokio::sync::Mutex::new(()),
-        challenges: Mutex::new(Challenges::default()),
+        challenges: Mutex::new(Challenges::new(&random()?)),
         bus,
-        genuine: Mutex::default(),
+        genuine: Mutex::new(genuine),
         refusals: Mutex::new(RefusalEvents::default()),
         feed: broadcast::Sender::new(FEED),
         writers: Mutex::new(mesh_daemon::Tasks::new()),
-        deferred: Mutex::default(),
+        deferred: super::deferred::Deferred::default(),
         key_changes: Mutex::default(),
         advertised: OnceLock::new(),
         started_at: now,
@@ -428,7 +432,36 @@ fn write_operator_files(
     write("id", operator.id.to_string().as_bytes())
 }
 
-/// Keeps the first operator's credential in the state directory: writes it where it is missing,
+/// Until when the certificate in the operator's directory is good: that of this key, of our
+/// authority. What the database says of its dates is no help: the file may be lost, or of a state
+/// directory that somebody put back, or another process may have renewed it elsewhere.
+fn certificate_on_file(
+    state_dir: &Path,
+    ca: &Ca,
+    operator: &OperatorRecord,
+) -> Result<Option<Timestamp>, BootstrapError> {
+    let dir = operator_dir(state_dir);
+    let read = |name: &str| read_private(&dir.join(name)).map_err(BootstrapError::Dir);
+    let on_file = |label: &str, bytes: Option<Vec<u8>>| {
+        let text = String::from_utf8(bytes?).ok()?;
+        let (_, read) = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok()?;
+        (read.label == label).then_some(read.contents)
+    };
+    if on_file("CERTIFICATE", read("ca.crt")?).as_deref() != Some(ca.certificate().as_ref()) {
+        return Ok(None);
+    }
+    let Some(certificate) = on_file("CERTIFICATE", read("operator.crt")?) else {
+        return Ok(None);
+    };
+    let good = x509_parser::parse_x509_certificate(&certificate).ok();
+    Ok(good.and_then(|(_, certificate)| {
+        let is_its = certificate.public_key().raw == operator.identity.as_spki_der();
+        let until = certificate.validity().not_after.timestamp();
+        is_its.then_some(Timestamp::from_secs(until))
+    }))
+}
+
+/// Keeps the first operator's credential in the state directory: writes what is missing of it,
 /// and renews its certificate while the coordinator has it at hand, so that the machine that runs
 /// the coordinator never locks itself out.
 async fn keep_operator_files(
@@ -443,29 +476,31 @@ async fn keep_operator_files(
     let mut active = operators
         .into_iter()
         .filter(|operator| operator.revoked_at.is_none());
-    let (operator, key) = match read_private(&path).map_err(BootstrapError::Dir)? {
-        Some(id) => {
-            let id = String::from_utf8_lossy(&id).trim().parse::<OperatorId>();
-            let Some(operator) = active.find(|operator| Ok(operator.id) == id) else {
-                return Ok(());
-            };
-            if now.plus(OPERATOR_RENEW) < operator.certificate_not_after {
-                return Ok(());
-            }
-            (operator, None)
-        }
-        None => {
-            let Some(operator) = active.find(|operator| operator.name == FIRST_OPERATOR) else {
-                return Ok(());
-            };
-            let name = operator_secret(operator.id);
-            let Some(sealed) = store.secret_show(&name).await? else {
-                return Ok(());
-            };
-            let key = sealer.open(&name, &sealed.sealed)?;
-            let key = Identity::from_pkcs8(&key).map_err(|_| BootstrapError::OperatorKey)?;
-            (operator, Some(key))
-        }
+    let id = read_private(&path).map_err(BootstrapError::Dir)?;
+    let id = id.map(|id| String::from_utf8_lossy(&id).trim().parse::<OperatorId>());
+    let operator = active.find(|operator| match &id {
+        Some(id) => Ok(operator.id) == *id,
+        None => operator.name == FIRST_OPERATOR,
+    });
+    let Some(operator) = operator else {
+        return Ok(());
+    };
+    let has_key = operator_dir(state_dir).join("operator.key").exists();
+    let on_file = certificate_on_file(state_dir, ca, &operator)?;
+    let is_good = on_file.is_some_and(|until| now.plus(OPERATOR_RENEW) < until);
+    if has_key && id.is_some() && is_good {
+        return Ok(());
+    }
+    let key = if has_key && id.is_some() {
+        None
+    } else {
+        let name = operator_secret(operator.id);
+        // Its key is kept elsewhere.
+        let Some(sealed) = store.secret_show(&name).await? else {
+            return Ok(());
+        };
+        let key = sealer.open(&name, &sealed.sealed)?;
+        Some(Identity::from_pkcs8(&key).map_err(|_| BootstrapError::OperatorKey)?)
     };
     let issued = ca.issue(
         &Subject::Operator(operator.id),

@@ -11,7 +11,7 @@ use mesh_types::{
 
 use super::enrol::secret_hash;
 use super::report::fingerprints;
-use super::{Core, usable_name};
+use super::{Change, Core, usable_name};
 use crate::error::Error;
 use crate::members::NetworkInfo;
 use crate::record::{EventKind, NodeRecord, RelayRecord};
@@ -167,6 +167,11 @@ impl Core {
         change
             .audit("node-rename", format!("node:{}", node.id), &before, &after)
             .await?;
+        self.commit_node(change, record).await
+    }
+
+    /// Makes a changed node durable, applies it, and answers it as it is then.
+    async fn commit_node(&self, change: Change<'_>, record: NodeRecord) -> Result<NodeView, Error> {
         let turn = change.commit().await?;
         let id = record.id;
         self.apply_node(record, false).await?;
@@ -228,12 +233,7 @@ impl Core {
         change
             .audit("node-set", format!("node:{}", node.id), &before, &after)
             .await?;
-        let turn = change.commit().await?;
-        let id = record.id;
-        self.apply_node(record, false).await?;
-        drop(turn);
-        self.view(self.members.node(id).ok_or(Error::Removed("node"))?)
-            .await
+        self.commit_node(change, record).await
     }
 
     /// Removes a node, or a relay of this name or id; its streams end at once.
@@ -340,12 +340,7 @@ impl Core {
                 &[("keys", &new)],
             )
             .await?;
-        let turn = change.commit().await?;
-        let id = record.id;
-        self.apply_node(record, false).await?;
-        drop(turn);
-        self.view(self.members.node(id).ok_or(Error::Removed("node"))?)
-            .await
+        self.commit_node(change, record).await
     }
 
     /// Lets a machine that lost its keys join once as this node, within an hour.

@@ -1,16 +1,18 @@
 //! What happens of itself: nodes come and go, and are noted as last seen.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_netmap::{Event, absence_expected};
 use mesh_types::{NodeId, NodeState, RelayId, Timestamp, UptimeClass};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Core;
 use crate::error::Error;
 use crate::metrics::{Presence, State, Uptime};
-use crate::record::EventKind;
+use crate::record::{EventKind, EventRecord};
 
 /// How often `last_seen` is written at most.
 const LAST_SEEN_EVERY: Duration = Duration::from_secs(60);
@@ -18,6 +20,10 @@ const LAST_SEEN_EVERY: Duration = Duration::from_secs(60);
 const FIGURES_EVERY: Duration = Duration::from_secs(5);
 /// How many engine events share a transaction.
 const EVENT_BATCH: usize = 256;
+/// How many wait at most while the store takes no changes.
+const EVENTS_WAITING: usize = 20_000;
+/// How often it is tried again when nothing says that the store is better.
+const EVENT_RETRY: Duration = Duration::from_secs(5);
 
 const STATES: [NodeState; 3] = [NodeState::Online, NodeState::Stale, NodeState::Offline];
 /// Where offline is among [`STATES`].
@@ -58,60 +64,124 @@ const fn index(state: NodeState) -> usize {
     }
 }
 
+/// Changes of presence that are being stored.
+struct Writing {
+    answer: oneshot::Receiver<Result<(), Error>>,
+    /// How many of those that wait.
+    count: usize,
+}
+
+/// The answer of what is being stored; pending while nothing is. Cancel-safe.
+async fn answer(writing: &mut Option<Writing>) -> Result<(), Error> {
+    match writing {
+        Some(writing) => {
+            let answered = (&mut writing.answer).await;
+            answered.map_err(|_| Error::ShuttingDown)?
+        }
+        None => std::future::pending().await,
+    }
+}
+
 impl Core {
-    /// Records what the engine saw happening, until its owner is gone.
-    pub(crate) async fn record_presence(&self, mut events: mpsc::Receiver<Event>) {
+    /// Records what the engine saw happening, until its owner is gone. While the store takes no
+    /// changes what happened waits, with its time, and is told once it does.
+    pub(crate) async fn record_presence(
+        self: &Arc<Self>,
+        mut events: mpsc::Receiver<Event>,
+    ) -> Result<(), Error> {
+        let mut store = self.store.watch();
+        let mut waiting = VecDeque::new();
+        let mut writing: Option<Writing> = None;
+        // After a failure nothing is tried until there is news of the store, or some time is over.
+        let mut resting = false;
         let mut batch = Vec::with_capacity(EVENT_BATCH);
-        while events.recv_many(&mut batch, EVENT_BATCH).await > 0 {
-            if let Err(error) = self.again(|| self.record_batch(&batch)).await {
-                let error = mesh_daemon::report::chain(&error);
-                tracing::debug!(error, "changes of presence were not recorded");
+        loop {
+            tokio::select! {
+                received = events.recv_many(&mut batch, EVENT_BATCH) => {
+                    if received == 0 {
+                        return Ok(());
+                    }
+                    let now = self.now();
+                    waiting.extend(batch.drain(..).filter_map(|event| self.told(&event, now)));
+                    let lost = waiting.len().saturating_sub(EVENTS_WAITING);
+                    if lost > 0 && writing.is_none() {
+                        waiting.drain(..lost);
+                        tracing::info!(lost, "the oldest of too many changes of presence are not recorded");
+                    }
+                }
+                stored = answer(&mut writing) => {
+                    let count = writing.take().map_or(0, |writing| writing.count);
+                    match stored {
+                        Ok(()) => drop(waiting.drain(..count)),
+                        Err(error @ (Error::StoreUnavailable(_) | Error::StoreConflict)) => {
+                            let error = mesh_daemon::report::chain(&error);
+                            tracing::debug!(error, "changes of presence are recorded later");
+                            resting = true;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                () = store.changed() => resting = false,
+                () = tokio::time::sleep(EVENT_RETRY), if resting => resting = false,
             }
-            batch.clear();
+            let idle = writing.is_none() && !resting && self.store.refusal().is_none();
+            if idle && !waiting.is_empty() {
+                let batch: Vec<_> = waiting.iter().take(EVENT_BATCH).cloned().collect();
+                let (core, count) = (Arc::clone(self), batch.len());
+                let answer = self.start("presence", async move {
+                    core.again(|| core.store_events(&batch)).await
+                });
+                writing = Some(Writing { answer, count });
+            }
         }
     }
 
-    async fn record_batch(&self, batch: &[Event]) -> Result<(), Error> {
+    async fn store_events(&self, events: &[EventRecord]) -> Result<(), Error> {
         let mut change = self.change("coordinator").await?;
-        for event in batch {
-            match *event {
-                Event::NodeState {
-                    node,
-                    network,
-                    from,
-                    to,
-                } => {
-                    let (Some(node), Some(network)) =
-                        (self.members.node(node), self.members.network(network))
-                    else {
-                        continue;
-                    };
-                    let expected = absence_expected(node.uptime_class, change.now);
-                    let kind = match to {
-                        NodeState::Online => EventKind::NodeOnline,
-                        NodeState::Stale => EventKind::NodeStale,
-                        NodeState::Offline if expected => EventKind::NodeAbsent,
-                        NodeState::Offline => EventKind::NodeOffline,
-                    };
-                    tracing::info!(node = %node.id, name = %node.name, network = %network.record.name, state = %to, "a node changed state");
-                    let detail = format!("was {from}");
-                    change.event(Some(&network.record.name), kind, &node.name, detail);
-                }
-                Event::RelayState { relay, from, to } => {
-                    let Some(relay) = self.members.relay(relay) else {
-                        continue;
-                    };
-                    let kind = match to {
-                        NodeState::Online => EventKind::RelayOnline,
-                        NodeState::Stale => EventKind::RelayStale,
-                        NodeState::Offline => EventKind::RelayOffline,
-                    };
-                    tracing::info!(relay = %relay.id, name = %relay.name, state = %to, "a relay changed state");
-                    change.event(None, kind, &relay.name, format!("was {from}"));
-                }
-            }
-        }
+        change.events.extend_from_slice(events);
         change.commit().await.map(drop)
+    }
+
+    /// What happened, as it is told; `None` when whom it happened to is gone.
+    fn told(&self, event: &Event, now: Timestamp) -> Option<EventRecord> {
+        let (network, kind, subject, from) = match *event {
+            Event::NodeState {
+                node,
+                network,
+                from,
+                to,
+            } => {
+                let node = self.members.node(node)?;
+                let network = self.members.network(network)?.record.name.clone();
+                let expected = absence_expected(node.uptime_class, now);
+                let kind = match to {
+                    NodeState::Online => EventKind::NodeOnline,
+                    NodeState::Stale => EventKind::NodeStale,
+                    NodeState::Offline if expected => EventKind::NodeAbsent,
+                    NodeState::Offline => EventKind::NodeOffline,
+                };
+                tracing::info!(node = %node.id, name = %node.name, network = %network, state = %to, "a node changed state");
+                (Some(network), kind, node.name.to_string(), from)
+            }
+            Event::RelayState { relay, from, to } => {
+                let relay = self.members.relay(relay)?;
+                let kind = match to {
+                    NodeState::Online => EventKind::RelayOnline,
+                    NodeState::Stale => EventKind::RelayStale,
+                    NodeState::Offline => EventKind::RelayOffline,
+                };
+                tracing::info!(relay = %relay.id, name = %relay.name, state = %to, "a relay changed state");
+                (None, kind, relay.name.to_string(), from)
+            }
+        };
+        Some(EventRecord {
+            id: 0,
+            time: now,
+            network,
+            kind,
+            subject,
+            detail: format!("was {from}"),
+        })
     }
 
     /// Keeps the figures of nodes and relays true; never returns.
@@ -171,12 +241,12 @@ impl Core {
     }
 
     /// Writes down once a minute who was seen since; never returns.
-    pub(crate) async fn record_last_seen(&self) -> std::convert::Infallible {
+    pub(crate) async fn record_last_seen(self: &Arc<Self>) -> std::convert::Infallible {
         let mut written = self.now();
         loop {
             tokio::time::sleep(LAST_SEEN_EVERY).await;
             let now = self.now();
-            match self.again(|| self.write_last_seen(written)).await {
+            match self.note_last_seen(written).await {
                 Ok(()) => written = now,
                 Err(error) => {
                     let error = mesh_daemon::report::chain(&error);
@@ -186,8 +256,14 @@ impl Core {
         }
     }
 
-    /// Writes down who was seen since `since`.
-    pub(crate) async fn write_last_seen(&self, since: Timestamp) -> Result<(), Error> {
+    /// Writes down who was seen since `since`; to its end also when the caller is ended.
+    pub(crate) async fn note_last_seen(self: &Arc<Self>, since: Timestamp) -> Result<(), Error> {
+        let core = Arc::clone(self);
+        let action = async move { core.again(|| core.write_last_seen(since)).await };
+        self.finish("last-seen", action).await
+    }
+
+    async fn write_last_seen(&self, since: Timestamp) -> Result<(), Error> {
         let networks: Vec<_> = self
             .members
             .networks()
@@ -223,6 +299,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::testing;
 
     #[test]
     fn nodes_are_counted_by_class_and_state() {
@@ -239,5 +316,42 @@ mod tests {
         for (at, state) in STATES.into_iter().enumerate() {
             assert_eq!(index(state), at);
         }
+    }
+
+    #[tokio::test]
+    async fn what_happens_while_the_store_is_away_is_told_with_its_time_when_it_is_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let core = testing::core(&dir).await;
+        let relay = RelayId::from_bytes([7; 16]);
+        core.members.put_relay(testing::relay(relay));
+        let (seen, events) = mpsc::channel(8);
+        let recorder = {
+            let core = Arc::clone(&core);
+            tokio::spawn(async move { core.record_presence(events).await })
+        };
+        let mut feed = core.feed.subscribe();
+        core.guard_writes(Some("away".to_owned()));
+        let (online, stale) = (NodeState::Online, NodeState::Stale);
+        for (from, to) in [(online, stale), (stale, online)] {
+            let event = Event::RelayState { relay, from, to };
+            seen.send(event).await.expect("is heard");
+        }
+        while seen.capacity() < seen.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        assert!(
+            feed.try_recv().is_err(),
+            "nothing is told before it is stored"
+        );
+        core.guard_writes(None);
+        for kind in [EventKind::RelayStale, EventKind::RelayOnline] {
+            let told = tokio::time::timeout(Duration::from_secs(4), feed.recv()).await;
+            let told = told.expect("told soon").expect("told");
+            assert_eq!((told.kind, told.time), (kind, testing::NOW));
+        }
+        drop(seen);
+        recorder.await.expect("no panic").expect("ends well");
+        let kept = core.store.event_list(None, 0, 2).await.expect("reads");
+        assert_eq!(kept.len(), 2);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_api::model::node::NodeReport;
 use mesh_ssh::key::PublicKey;
 use mesh_types::heartbeat::HeartbeatRefusal;
-use mesh_types::{IdentityPublicKey, NodeId, RelayId, Service, Timestamp};
+use mesh_types::{IdentityPublicKey, NetworkName, NodeId, RelayId, Service, Timestamp};
 
 use super::enrol::short;
 use super::heartbeat::refusal_word;
@@ -133,7 +133,8 @@ impl Core {
     }
 
     /// A refused heartbeat: counted, and an event at most once a minute per node and reason.
-    pub(crate) async fn heartbeat_refused(&self, party: Party, refusal: HeartbeatRefusal) {
+    /// Nobody waits for the event.
+    pub(crate) fn heartbeat_refused(self: &Arc<Self>, party: Party, refusal: HeartbeatRefusal) {
         let reason = refusal_word(refusal);
         self.figures
             .heartbeat_refusals
@@ -166,28 +167,45 @@ impl Core {
             },
         };
         tracing::info!(name, reason, "a heartbeat was refused");
-        let noted = async {
-            let mut change = self.change("coordinator").await?;
-            let detail = format!("{reason}: {refusal}");
-            change.event(network.as_ref(), EventKind::HeartbeatRefused, name, detail);
-            change.commit().await.map(drop)
-        };
-        if let Err(error) = noted.await {
-            let error = mesh_daemon::report::chain(&error);
-            tracing::debug!(error, "a refused heartbeat was not recorded");
+        let core = Arc::clone(self);
+        let note = Box::pin(async move {
+            let noted = core.note_refusal(network, &name, refusal).await;
+            if let Err(error) = &noted {
+                let error = mesh_daemon::report::chain(error);
+                tracing::debug!(error, "a refused heartbeat was not recorded");
+            }
+            noted
+        });
+        drop(self.start("heartbeat-refused", note));
+    }
+
+    async fn note_refusal(
+        &self,
+        network: Option<NetworkName>,
+        name: &str,
+        refusal: HeartbeatRefusal,
+    ) -> Result<(), Error> {
+        let mut change = self.change("coordinator").await?;
+        let detail = format!("{}: {refusal}", refusal_word(refusal));
+        change.event(network.as_ref(), EventKind::HeartbeatRefused, name, detail);
+        change.commit().await.map(drop)
+    }
+
+    /// Whether a program is of another version than we know.
+    pub(crate) fn is_version_news(&self, party: Party, version: &str) -> bool {
+        let version = short(version);
+        match party {
+            Party::Node(id) => self.members.node(id).is_some_and(|n| n.version != version),
+            Party::Relay(id) => self.members.relay(id).is_some_and(|r| r.version != version),
         }
     }
 
     /// Takes over the version a program reports of itself.
     pub(crate) async fn hello(&self, party: Party, version: &str) -> Result<(), Error> {
-        let version = short(version);
-        let news = match party {
-            Party::Node(id) => self.members.node(id).is_some_and(|n| n.version != version),
-            Party::Relay(id) => self.members.relay(id).is_some_and(|r| r.version != version),
-        };
-        if !news {
+        if !self.is_version_news(party, version) {
             return Ok(());
         }
+        let version = short(version);
         let change = self.change("coordinator").await?;
         match party {
             Party::Node(id) => {

@@ -90,9 +90,9 @@ impl Core {
         self.store.watch()
     }
 
-    /// Whether this process must end: another coordinator has changed the database.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.store.is_stale()
+    /// Why this process must end, if it must: the database is another coordinator's.
+    pub(crate) fn end_reason(&self) -> Option<String> {
+        self.store.end_reason()
     }
 
     /// Checks the audit chain from end to end and says so in the log when it does not hold.

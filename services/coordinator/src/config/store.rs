@@ -39,9 +39,13 @@ mesh_daemon::settings! {
         /// How long a start waits for a database that does not answer yet.
         #[serde(with = "duration")]
         pub wait: Duration,
-        /// How long events (what happened) are kept. The audit (who did what) is kept for ever.
+        /// How long events (what happened) are kept.
         #[serde(with = "duration")]
         pub keep_events: Duration,
+        /// How long the audit (who did what) is kept; `0s`: for ever. What is left is still a whole
+        /// chain, and says up to where it was cut.
+        #[serde(with = "duration")]
+        pub keep_audit: Duration,
         /// How long join tokens are kept after they expired or were revoked.
         #[serde(with = "duration")]
         pub keep_tokens: Duration,
@@ -97,6 +101,7 @@ impl Default for StoreConfig {
             statement_timeout: Duration::from_secs(10),
             wait: Duration::from_secs(60),
             keep_events: DAY * 90,
+            keep_audit: Duration::ZERO,
             keep_tokens: DAY * 7,
             keep_tombstones: DAY * 400,
         }
@@ -111,6 +116,11 @@ impl StoreConfig {
         } else {
             StoreTls::Disable
         })
+    }
+
+    /// How long the audit is kept; `None`: for ever.
+    pub(crate) fn keep_audit(&self) -> Option<Duration> {
+        Some(self.keep_audit).filter(|age| !age.is_zero())
     }
 
     pub(crate) fn validate(&self, faults: &mut Faults) {
@@ -147,7 +157,9 @@ impl StoreConfig {
                 "less than 100ms leaves no database time to answer",
             );
         }
+        let audit = self.keep_audit().unwrap_or(Duration::MAX);
         for (age, least, key) in [
+            (audit, DAY * 30, "store.keep_audit"),
             (self.keep_events, DAY, "store.keep_events"),
             (self.keep_tokens, DAY, "store.keep_tokens"),
             (self.keep_tombstones, DAY * 30, "store.keep_tombstones"),

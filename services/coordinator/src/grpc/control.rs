@@ -118,9 +118,8 @@ pub(super) fn party(caller: &Caller) -> Result<Party, Error> {
 impl ControlService for Control {
     async fn challenge(
         &self,
-        request: Request<pb::ChallengeRequest>,
+        _request: Request<pb::ChallengeRequest>,
     ) -> Result<Response<pb::ChallengeResponse>, Status> {
-        self.core.admit_challenge(source(&request)?).await?;
         let (challenge, now) = self.core.challenge()?;
         Ok(Response::new(pb::ChallengeResponse {
             nonce: challenge.nonce.to_vec(),

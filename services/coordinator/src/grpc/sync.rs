@@ -15,7 +15,7 @@ use mesh_daemon::DrainGuard;
 use mesh_netmap::Output;
 use mesh_types::{IdentityPublicKey, Timestamp};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tonic::codec::{BufferSettings, HEADER_SIZE};
 use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
@@ -24,13 +24,13 @@ use tonic_prost::ProstDecoder;
 
 use super::auth::caller;
 use super::control::party;
-use super::encoded::Response;
 use super::{Grpc, MAX_REQUEST};
 use crate::app::heartbeat::{HeartbeatCheck, HeartbeatFacts, refusal_word};
 use crate::app::{Core, Party};
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::netmap::{Of, Session};
+use crate::sync_message::Response;
 
 /// How long a new stream may wait with its first message.
 const HELLO: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const PACE: Duration = Duration::from_millis(50);
 /// First size of the buffer for what a node says, in bytes: most messages are smaller, and thousands
 /// of streams are open.
-const BUFFER: usize = 1024;
+const BUFFER: usize = 256;
 /// Up to how much of it is gathered.
 const GATHER: usize = 32 * 1024;
 
@@ -158,7 +158,7 @@ struct Stream {
 enum Step {
     On,
     /// Says goodbye and ends.
-    Bye(Response),
+    Bye(Boxed),
     /// Ends with this error.
     Fail(Status),
     /// The other side is gone.
@@ -173,8 +173,16 @@ struct Pending {
     part_at: Instant,
     /// The newest acknowledgement.
     ack: Option<Boxed>,
-    report: Option<NodeReport>,
+    report: Option<Box<NodeReport>>,
     report_at: Instant,
+    /// The report that is being taken over. It may wait for the database, which nothing else here
+    /// does.
+    passing: Option<Passing>,
+}
+
+struct Passing {
+    report: Box<NodeReport>,
+    answer: oneshot::Receiver<Result<(), Error>>,
 }
 
 impl Stream {
@@ -185,7 +193,7 @@ impl Stream {
         figure.dec();
         let last = match end {
             Step::On | Step::Gone => return,
-            Step::Bye(goodbye) => Ok(Box::new(goodbye)),
+            Step::Bye(goodbye) => Ok(goodbye),
             Step::Fail(status) => Err(status),
         };
         if tokio::time::timeout(GOODBYE, self.outbound.send(last))
@@ -201,42 +209,58 @@ impl Stream {
     }
 
     async fn converse(&self, inbound: &mut Streaming<pb::SyncRequest>) -> Step {
+        // Boxed, or what it takes to open would be part of every open stream.
+        let (session, nonce) = match Box::pin(self.open(inbound)).await {
+            Ok(opened) => opened,
+            Err(step) => return step,
+        };
+        let check = HeartbeatCheck::new(self.party.bytes(), self.identity.clone(), nonce);
+        self.follow(inbound, session, check).await
+    }
+
+    /// Hears the hello, says welcome and opens the session.
+    async fn open(
+        &self,
+        inbound: &mut Streaming<pb::SyncRequest>,
+    ) -> Result<(Session, [u8; 32]), Step> {
         let hello = match tokio::time::timeout(HELLO, inbound.message()).await {
             Ok(Ok(Some(pb::SyncRequest {
                 message: Some(pb::sync_request::Message::Hello(hello)),
             }))) => hello,
             Ok(Ok(Some(_))) => {
-                return Step::Fail(Status::invalid_argument(
-                    "the first message must be a hello",
-                ));
+                let status = Status::invalid_argument("the first message must be a hello");
+                return Err(Step::Fail(status));
             }
-            Ok(Ok(None) | Err(_)) => return Step::Gone,
-            Err(_) => return Step::Fail(Status::deadline_exceeded("no hello within 10 seconds")),
+            Ok(Ok(None) | Err(_)) => return Err(Step::Gone),
+            Err(_) => {
+                let status = Status::deadline_exceeded("no hello within 10 seconds");
+                return Err(Step::Fail(status));
+            }
         };
         let of = match self.party {
             Party::Node(id) => Of::Node(id, hello.cursor.map(Into::into)),
             Party::Relay(id) => Of::Relay(id),
         };
-        let nonce = match self.core().nonce() {
-            Ok(nonce) => nonce,
-            Err(error) => return Step::Fail(error.into()),
-        };
-        let welcome = Response::welcome(&nonce, self.core().now());
-        if self.outbound.send(Ok(Box::new(welcome))).await.is_err() {
-            return Step::Gone;
+        let nonce = self
+            .core()
+            .nonce()
+            .map_err(|error| Step::Fail(error.into()))?;
+        let welcome = Box::new(Response::welcome(&nonce, self.core().now()));
+        if self.outbound.send(Ok(welcome)).await.is_err() {
+            return Err(Step::Gone);
         }
         let session = tokio::select! {
             opened = self.core().netmap.open(of) => opened,
-            () = self.grpc.shutdown.draining() => return bye_shutdown(),
+            () = self.grpc.shutdown.draining() => return Err(bye_shutdown()),
         };
-        let session = match session {
-            Ok(session) => session,
-            Err(Error::Removed(_)) => return bye_removed(),
-            Err(error) => return Step::Fail(error.into()),
-        };
-        self.take_version(hello.version).await;
-        let check = HeartbeatCheck::new(self.party.bytes(), self.identity.clone(), nonce);
-        self.follow(inbound, session, check).await
+        match session {
+            Ok(session) => {
+                self.take_version(hello.version);
+                Ok((session, nonce))
+            }
+            Err(Error::Removed(_)) => Err(bye_removed()),
+            Err(error) => Err(Step::Fail(error.into())),
+        }
     }
 
     async fn follow(
@@ -251,13 +275,17 @@ impl Stream {
             ack: None,
             report: None,
             report_at: Instant::now(),
+            passing: None,
         };
         let mut recheck = tokio::time::interval(RECHECK);
         loop {
             let step = tokio::select! {
-                message = inbound.message() => match message {
-                    Ok(Some(request)) => self.take(request, &mut check, &mut pending).await,
-                    Ok(None) | Err(_) => Step::Gone,
+                message = inbound.message() => match take(message, &mut pending) {
+                    Taken::Beat(heartbeat) => {
+                        pending.ack = Some(self.take_heartbeat(heartbeat, &mut check).await);
+                        Step::On
+                    }
+                    Taken::Step(step) => step,
                 },
                 news = next_after(&mut session, pending.part_at), if pending.part.is_none() => {
                     take_news(news, &mut pending)
@@ -273,9 +301,12 @@ impl Stream {
                     }
                     Err(_) => Step::Gone,
                 },
-                () = tokio::time::sleep_until(pending.report_at), if pending.report.is_some() => {
-                    self.pass_report(&mut pending).await
+                () = tokio::time::sleep_until(pending.report_at),
+                    if pending.report.is_some() && pending.passing.is_none() => {
+                    self.pass_report(&mut pending);
+                    Step::On
                 }
+                answer = passed(&mut pending.passing) => self.report_passed(&mut pending, answer),
                 _ = recheck.tick() => {
                     if self.core().still_enrolled(self.party, &self.identity) {
                         Step::On
@@ -291,40 +322,7 @@ impl Stream {
         }
     }
 
-    async fn take(
-        &self,
-        request: pb::SyncRequest,
-        check: &mut HeartbeatCheck,
-        pending: &mut Pending,
-    ) -> Step {
-        use pb::sync_request::Message;
-
-        match request.message {
-            Some(Message::Heartbeat(heartbeat)) => {
-                let ack = self.take_heartbeat(heartbeat, check).await;
-                pending.ack = Some(Box::new(ack));
-                Step::On
-            }
-            Some(Message::Report(report)) => match NodeReport::try_from(report) {
-                Ok(report) => {
-                    pending.report = Some(report);
-                    Step::On
-                }
-                Err(error) => Step::Fail(error.into()),
-            },
-            Some(Message::Hello(_)) => Step::Fail(Status::invalid_argument(
-                "a second hello on the same stream",
-            )),
-            // A newer program's message: nothing we could act on.
-            None => Step::On,
-        }
-    }
-
-    async fn take_heartbeat(
-        &self,
-        heartbeat: pb::Heartbeat,
-        check: &mut HeartbeatCheck,
-    ) -> Response {
+    async fn take_heartbeat(&self, heartbeat: pb::Heartbeat, check: &mut HeartbeatCheck) -> Boxed {
         let pb::Heartbeat { body, signature } = heartbeat;
         let now = self.core().now();
         let facts = facts(&body);
@@ -335,39 +333,46 @@ impl Stream {
                     let error = mesh_daemon::report::chain(&error);
                     tracing::debug!(party = ?self.party, error, "a heartbeat did not count");
                 }
-                Response::ack(sequence, "", now)
+                Box::new(Response::ack(sequence, "", now))
             }
             Err(refusal) => {
-                // Boxed, as it is rare and large.
-                Box::pin(self.core().heartbeat_refused(self.party, refusal)).await;
-                Response::ack(sequence, refusal_word(refusal), now)
+                self.core().heartbeat_refused(self.party, refusal);
+                Box::new(Response::ack(sequence, refusal_word(refusal), now))
             }
         }
     }
 
-    async fn take_version(&self, version: String) {
+    /// Has the program's version noted; nobody waits for that.
+    fn take_version(&self, version: String) {
         let (core, party) = (Arc::clone(self.core()), self.party);
-        let taken = self
-            .core()
-            .finish(
-                "hello",
-                Box::pin(async move { core.again(|| core.hello(party, &version)).await }),
-            )
-            .await;
-        if let Err(error) = taken {
-            let error = mesh_daemon::report::chain(&error);
-            tracing::debug!(?party, error, "a program's version was not noted");
+        if !core.is_version_news(party, &version) {
+            return;
         }
+        let action = Box::pin(async move {
+            let noted = core.again(|| core.hello(party, &version)).await;
+            if let Err(error) = &noted {
+                let error = mesh_daemon::report::chain(error);
+                tracing::debug!(?party, error, "a program's version was not noted");
+            }
+            noted
+        });
+        drop(self.core().start("hello", action));
     }
 
-    async fn pass_report(&self, pending: &mut Pending) -> Step {
+    fn pass_report(&self, pending: &mut Pending) {
         let Some(report) = pending.report.take() else {
-            return Step::On;
+            return;
         };
         let (core, party, again) = (Arc::clone(self.core()), self.party, report.clone());
         // Boxed, or its size would be part of every stream's.
-        let action = Box::pin(async move { core.report(party, report).await });
-        match self.core().finish("report", action).await {
+        let action = Box::pin(async move { core.report(party, *again).await });
+        let answer = self.core().start("report", action);
+        pending.passing = Some(Passing { report, answer });
+    }
+
+    fn report_passed(&self, pending: &mut Pending, answer: Result<(), Error>) -> Step {
+        let passed = pending.passing.take();
+        match answer {
             Ok(()) => {
                 pending.report_at = Instant::now() + REPORT_EVERY;
                 Step::On
@@ -375,12 +380,52 @@ impl Stream {
             Err(Error::Removed(_)) => bye_removed(),
             Err(error) => {
                 let error = mesh_daemon::report::chain(&error);
-                tracing::info!(?party, error, "a report is taken over later");
-                pending.report = Some(again);
+                tracing::info!(party = ?self.party, error, "a report is taken over later");
+                // A newer one may have come meanwhile.
+                let newest = pending.report.take();
+                pending.report = newest.or(passed.map(|passed| passed.report));
                 pending.report_at = Instant::now() + REPORT_RETRY;
                 Step::On
             }
         }
+    }
+}
+
+/// What a message from a stream asks for.
+enum Taken {
+    Beat(pb::Heartbeat),
+    Step(Step),
+}
+
+/// Takes a message over; what may wait is answered by [`Stream::take_heartbeat`].
+fn take(message: Result<Option<pb::SyncRequest>, Status>, pending: &mut Pending) -> Taken {
+    use pb::sync_request::Message;
+
+    let Ok(Some(request)) = message else {
+        return Taken::Step(Step::Gone);
+    };
+    Taken::Step(match request.message {
+        Some(Message::Heartbeat(heartbeat)) => return Taken::Beat(heartbeat),
+        Some(Message::Report(report)) => match NodeReport::try_from(report) {
+            Ok(report) => {
+                pending.report = Some(Box::new(report));
+                Step::On
+            }
+            Err(error) => Step::Fail(error.into()),
+        },
+        Some(Message::Hello(_)) => Step::Fail(Status::invalid_argument(
+            "a second hello on the same stream",
+        )),
+        // A newer program's message: nothing we could act on.
+        None => Step::On,
+    })
+}
+
+/// What became of the report under way; pending while none is. Cancel-safe.
+async fn passed(passing: &mut Option<Passing>) -> Result<(), Error> {
+    match passing {
+        Some(Passing { answer, .. }) => answer.await.map_err(|_| Error::ShuttingDown)?,
+        None => std::future::pending().await,
     }
 }
 
@@ -399,7 +444,7 @@ fn take_news(news: Option<Output>, pending: &mut Pending) -> Step {
             pending.part = Some(Box::new(Response::netmap(update)));
             Step::On
         }
-        Some(Output::End(reason)) => Step::Bye(Response::ended(reason)),
+        Some(Output::End(reason)) => Step::Bye(Box::new(Response::ended(reason))),
         // A node's session brings nothing else.
         Some(Output::Routes(_) | Output::Clients(_)) => Step::On,
         None => bye_shutdown(),
@@ -407,11 +452,15 @@ fn take_news(news: Option<Output>, pending: &mut Pending) -> Step {
 }
 
 fn bye_removed() -> Step {
-    Step::Bye(Response::goodbye(pb::sync_goodbye::Reason::Removed))
+    Step::Bye(Box::new(Response::goodbye(
+        pb::sync_goodbye::Reason::Removed,
+    )))
 }
 
 fn bye_shutdown() -> Step {
-    Step::Bye(Response::goodbye(pb::sync_goodbye::Reason::Shutdown))
+    Step::Bye(Box::new(Response::goodbye(
+        pb::sync_goodbye::Reason::Shutdown,
+    )))
 }
 
 /// What a heartbeat's body says; `None` when it is no heartbeat.
@@ -427,4 +476,21 @@ fn facts(body: &[u8]) -> Option<HeartbeatFacts> {
         sequence,
         time: Timestamp::from_micros(time),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of what a function gives.
+    fn size<A, B, F>(_function: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_open_stream_takes_little_memory() {
+        let task = size(Stream::run);
+        assert!(task <= 2048, "{task} bytes for each stream");
+        assert!(size_of::<Step>() <= 200, "{} bytes", size_of::<Step>());
+    }
 }

@@ -1,6 +1,8 @@
-//! The audit chain: who did what. Rows are only ever added; each holds the hash of the one before,
-//! so that a changed or missing row shows.
+//! The audit chain: who did what. Each row holds the hash of the one before, so that a changed or
+//! missing row shows. Rows are added at one end; only the oldest part may be forgotten, and the chain
+//! remembers up to where.
 
+use mesh_types::Timestamp;
 use ring::digest::{Context, SHA256};
 use sea_orm::ActiveValue::Set;
 use sea_orm::{
@@ -8,10 +10,13 @@ use sea_orm::{
 };
 
 use super::entity::audit;
+use super::meta::{one_value, read_meta, set_meta};
 use super::{Store, StoreError, Txn};
 use crate::record::AuditEntry;
 
 const GENESIS: [u8; 32] = [0; 32];
+/// The row of `meta` with the last link that was forgotten.
+const TRIMMED_KEY: &str = "audit_trimmed";
 
 /// SHA-256 over the previous hash and every field, each with its length ahead of it.
 fn link(previous: &[u8], seq: i64, entry: &AuditEntry) -> Vec<u8> {
@@ -74,16 +79,41 @@ impl Txn {
             .map_err(StoreError::writing)?;
         Ok(())
     }
+
+    /// Forgets the oldest links up to the first one that is not older than `cutoff`, never the
+    /// newest one; answers how many.
+    pub(super) async fn audit_trim(&self, cutoff: Timestamp) -> Result<u64, StoreError> {
+        let cutoff = cutoff.as_micros();
+        let first_kept = format!(
+            "SELECT coalesce((SELECT min(seq) FROM audit WHERE time >= {cutoff}), \
+             (SELECT max(seq) FROM audit), 0)"
+        );
+        let first_kept = one_value(&self.inner, first_kept).await;
+        let first_kept = first_kept.map_err(StoreError::reading)?;
+        let gone = audit::Entity::delete_many()
+            .filter(audit::Column::Seq.lt(first_kept))
+            .exec(&self.inner)
+            .await
+            .map_err(StoreError::writing)?
+            .rows_affected;
+        if gone > 0 {
+            set_meta(&self.inner, TRIMMED_KEY, first_kept - 1).await?;
+        }
+        Ok(gone)
+    }
 }
 
 /// How many rows are read at once.
 const PAGE: u64 = 1_000;
 
 impl Store {
-    /// Walks the whole chain. `Ok(n)`: all `n` links hold; `Err` of the first that does not.
+    /// Walks the whole chain from the first link that is kept. `Ok(n)`: all links up to `n` hold;
+    /// `Err` of the first that does not.
     pub(crate) async fn audit_verify(&self) -> Result<Result<i64, i64>, StoreError> {
-        let mut previous = GENESIS.to_vec();
-        let mut links = 0;
+        let trimmed = read_meta(&self.reader(), TRIMMED_KEY).await?.unwrap_or(0);
+        // The hash of the last link that was forgotten is known from its successor only.
+        let mut previous = (trimmed == 0).then(|| GENESIS.to_vec());
+        let mut links = trimmed;
         loop {
             let rows = audit::Entity::find()
                 .filter(audit::Column::Seq.gt(links))
@@ -97,13 +127,14 @@ impl Store {
             }
             for row in rows {
                 let seq = links + 1;
+                let before = previous.unwrap_or_else(|| row.previous_hash.clone());
                 let holds = row.seq == seq
-                    && row.previous_hash == previous
-                    && row.hash == link(&previous, seq, &entry(&row));
+                    && row.previous_hash == before
+                    && row.hash == link(&before, seq, &entry(&row));
                 if !holds {
                     return Ok(Err(seq));
                 }
-                previous = row.hash;
+                previous = Some(row.hash);
                 links = seq;
             }
         }

@@ -1,12 +1,14 @@
 //! Looking for damage: what the engine itself says, and what must hold between rows.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait as _, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, EntityTrait as _, Statement};
 use sea_orm_migration::MigratorTrait as _;
 
 use super::entity::secret;
+use super::meta::{STATE_VERSION_KEY, one_value, read_meta};
 use super::migration::Migrator;
+use super::snapshot::Reader;
 use super::timed::Timed;
-use super::{STATE_VERSION_KEY, SealedSecret, Store, StoreError, read_meta};
+use super::{SealedSecret, Store, StoreError};
 
 /// Rows that refer to what is not there, as a count and what it is called.
 const ORPHANS: &[(&str, &str)] = &[
@@ -49,9 +51,15 @@ const POSTGRES: &[(&str, &str)] = &[
 ];
 
 impl Store {
+    /// Every migration that there is, oldest first.
+    pub(crate) fn migrations() -> Vec<String> {
+        let all = Migrator::migrations();
+        all.iter().map(|one| one.name().to_owned()).collect()
+    }
+
     /// The version of the state, and the names of migrations that wait.
     pub(crate) async fn schema(&self) -> Result<(Option<i64>, Vec<String>), StoreError> {
-        let on = self.pools().reader;
+        let on = self.pools().reader.pool().clone();
         let waiting = Migrator::get_pending_migrations(&on)
             .await
             .map_err(StoreError::reading)?;
@@ -114,12 +122,12 @@ impl Store {
 }
 
 async fn counted(
-    on: &Timed<DatabaseConnection>,
+    on: &Timed<Reader>,
     questions: &[(&str, &str)],
 ) -> Result<Vec<String>, StoreError> {
     let mut found = Vec::new();
     for (what, sql) in questions {
-        let count = super::one_value(on, (*sql).to_owned())
+        let count = one_value(on, (*sql).to_owned())
             .await
             .map_err(StoreError::reading)?;
         if count > 0 {
@@ -129,7 +137,7 @@ async fn counted(
     Ok(found)
 }
 
-async fn sqlite_damage(on: &Timed<DatabaseConnection>) -> Result<Vec<String>, StoreError> {
+async fn sqlite_damage(on: &Timed<Reader>) -> Result<Vec<String>, StoreError> {
     let ask = async |pragma: &str| {
         let statement = Statement::from_string(DbBackend::Sqlite, pragma);
         on.query_all_raw(statement)

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sea_orm::{DbErr, SqlErr};
 
-use super::STATE_VERSION;
 use super::health::{STALE, is_conflict, text};
+use super::meta::STATE_VERSION;
 use super::url::InvalidStoreUrl;
 
 /// Why the store cannot be opened, read or written.

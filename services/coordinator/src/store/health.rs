@@ -21,8 +21,10 @@ struct State {
     down: Option<Down>,
     /// When it went down.
     since: Option<Instant>,
-    /// Another coordinator holds the database while we are away from it.
-    taken: bool,
+    /// Since when another coordinator has held the database while we are away from it.
+    taken: Option<Instant>,
+    /// It has held it for so long that it is its own now: why we must end.
+    displaced: Option<String>,
     /// Another coordinator has changed the database: what we hold in memory is old.
     stale: bool,
 }
@@ -34,6 +36,10 @@ pub(super) struct Health(watch::Sender<State>);
 /// How long what members were told before an outage is still acted upon without the store: another
 /// coordinator may meanwhile have revoked or removed them.
 const TRUSTED: Duration = Duration::from_secs(60 * 60);
+
+/// How long another coordinator may hold the database before this one ends itself. Shorter ones may be
+/// a successor that does not find its way.
+const DISPLACED: Duration = Duration::from_secs(30);
 
 /// What the text says once memory and database have gone different ways.
 pub(super) const STALE: &str =
@@ -73,16 +79,26 @@ impl Health {
     }
 
     /// Another coordinator has taken the database over.
-    pub(super) fn set_taken(&self, reason: String) {
-        self.set_down(reason, false);
-        self.0.send_modify(|state| state.taken = true);
+    pub(super) fn set_taken(&self, reason: String, now: Instant) {
+        self.set_down(reason.clone(), false);
+        self.0.send_modify(|state| {
+            let since = *state.taken.get_or_insert(now);
+            let held = now.saturating_duration_since(since);
+            if held > DISPLACED && state.displaced.is_none() {
+                state.displaced = Some(format!(
+                    "{reason}, and has held it for {} s: this one ends; one database serves one \
+                     coordinator, so stop the other first if this is the right one",
+                    held.as_secs()
+                ));
+            }
+        });
     }
 
     /// Whether what is in memory may still be acted upon although nothing can be stored.
     pub(super) fn is_memory_trusted(&self, now: Instant) -> bool {
         let state = self.0.borrow();
         let recent = |since| now.saturating_duration_since(since) < TRUSTED;
-        !state.stale && !state.taken && state.since.is_none_or(recent)
+        !state.stale && state.taken.is_none() && state.since.is_none_or(recent)
     }
 
     /// A change has gone through.
@@ -90,7 +106,7 @@ impl Health {
         self.0.send_if_modified(|state| {
             let was = state.down.take();
             state.since = None;
-            state.taken = false;
+            state.taken = None;
             if was.is_some() {
                 tracing::info!("the store takes changes again");
             }
@@ -104,6 +120,15 @@ impl Health {
 
     pub(super) fn is_stale(&self) -> bool {
         self.0.borrow().stale
+    }
+
+    /// Why this process must end, if it must; for good.
+    pub(super) fn end_reason(&self) -> Option<String> {
+        let state = self.0.borrow();
+        if state.stale {
+            return Some(STALE.to_owned());
+        }
+        state.displaced.clone()
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -319,13 +344,34 @@ mod tests {
         assert!(!health.is_memory_trusted(now + 2 * TRUSTED));
         health.healed();
         assert!(health.is_memory_trusted(now + 2 * TRUSTED));
-        health.set_taken("another coordinator".into());
+        health.set_taken("another coordinator".into(), now);
         assert!(!health.is_memory_trusted(now));
         assert!(health.refusal().is_some());
         health.healed();
         assert!(health.is_memory_trusted(now));
         health.set_stale();
         assert!(!health.is_memory_trusted(now));
+    }
+
+    #[test]
+    fn whoever_lost_the_database_to_another_for_half_a_minute_ends() {
+        let health = Health::default();
+        let now = Instant::now();
+        let taken = |secs| health.set_taken("b has it".into(), now + Duration::from_secs(secs));
+        taken(0);
+        taken(30);
+        assert_eq!(health.end_reason(), None, "the other may be ending");
+        health.healed();
+        taken(31);
+        assert_eq!(health.end_reason(), None, "counted anew");
+        taken(62);
+        let reason = health.end_reason().expect("long enough");
+        assert!(
+            reason.contains("b has it") && reason.contains("31 s"),
+            "{reason}"
+        );
+        health.healed();
+        assert!(health.end_reason().is_some(), "for good");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Forgetting what is old: events, spent join tokens, tombstones. The audit chain is never pruned.
+//! Forgetting what is old: events, spent join tokens, tombstones, and where it is wished the oldest
+//! part of the audit chain.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,8 @@ pub(crate) struct Cutoffs {
     /// Of the end of a token's life.
     pub(crate) tokens: Timestamp,
     pub(crate) tombstones: Timestamp,
+    /// `None`: the audit is kept for ever.
+    pub(crate) audit: Option<Timestamp>,
 }
 
 /// How many rows were forgotten.
@@ -24,6 +27,7 @@ pub(crate) struct Pruned {
     pub(crate) events: u64,
     pub(crate) tokens: u64,
     pub(crate) tombstones: u64,
+    pub(crate) audit: u64,
 }
 
 impl Txn {
@@ -34,6 +38,7 @@ impl Txn {
             events,
             tokens,
             tombstones,
+            audit,
         } = cutoffs;
         let [events, tokens, tombstones] =
             [events, tokens, tombstones].map(|cutoff| cutoff.as_micros());
@@ -50,7 +55,12 @@ impl Txn {
              WHERE EXISTS (SELECT 1 FROM tombstone WHERE {old} AND tombstone.version > trimmed)"
         ))
         .await?;
+        let audit = match audit {
+            Some(cutoff) => self.audit_trim(*cutoff).await?,
+            None => 0,
+        };
         Ok(Pruned {
+            audit,
             events: run(format!("DELETE FROM event WHERE time < {events}")).await?,
             tokens: run(format!(
                 "DELETE FROM token WHERE expires_at < {tokens} OR revoked_at < {tokens}"

@@ -10,9 +10,10 @@ use mesh_types::{
 use sea_orm::{ConnectionTrait as _, EntityTrait as _};
 use tempfile::TempDir;
 
-use super::entity::{audit, meta};
+use super::entity::audit;
+use super::meta::{STATE_VERSION, STATE_VERSION_KEY, set_meta};
 use super::secret::SealedSecret;
-use super::{Cutoffs, Pruned, STATE_VERSION, STATE_VERSION_KEY, Store, StoreError};
+use super::{Store, StoreError};
 use crate::config::StoreConfig;
 use crate::record::{
     AuditEntry, EventKind, EventRecord, NetworkRecord, NodeRecord, OperatorRecord, RelayRecord,
@@ -77,6 +78,9 @@ macro_rules! on_both_engines {
     };
 }
 
+mod keeping;
+mod writers;
+
 on_both_engines! {
     everything_survives_a_restart,
     a_dropped_transaction_changes_nothing,
@@ -88,13 +92,6 @@ on_both_engines! {
     events_come_back_in_order_and_by_network,
     a_changed_or_missing_audit_row_breaks_the_chain,
     a_directory_of_a_newer_version_is_refused_untouched,
-    writers_at_once_wait_for_each_other,
-    the_trial_write_leaves_no_trace,
-    a_token_for_one_lets_exactly_one_of_fifty_in,
-    a_second_coordinator_is_refused_and_told_who_is_there,
-    a_bootstrap_writes_beside_a_coordinator_only_on_postgres,
-    somebody_elses_change_ends_our_writing,
-    what_is_old_is_forgotten_and_cursors_before_it_are_known,
 }
 
 fn identity() -> IdentityPublicKey {
@@ -471,7 +468,7 @@ async fn a_second_process_is_told_who_holds_the_directory() {
 
 async fn a_directory_of_a_newer_version_is_refused_untouched(engine: Engine) {
     let (home, store) = open(engine).await;
-    super::set_meta(&store.pools().writer, STATE_VERSION_KEY, STATE_VERSION + 1)
+    set_meta(&store.pools().writer, STATE_VERSION_KEY, STATE_VERSION + 1)
         .await
         .expect("sets");
     store.close().await;
@@ -526,185 +523,4 @@ async fn a_guarded_or_failing_store_refuses_changes_and_still_reads() {
     store.examine().await;
     assert_eq!(store.refusal(), None, "healed");
     with_network(&store, 2).await;
-}
-
-async fn writers_at_once_wait_for_each_other(engine: Engine) {
-    let (_home, store) = open(engine).await;
-    let id = with_network(&store, 1).await;
-    let store = std::sync::Arc::new(store);
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..40 {
-        let store = std::sync::Arc::clone(&store);
-        tasks.spawn(async move {
-            let txn = store.write().await.expect("begins");
-            let version = txn.network_bump(id).await.expect("bumps");
-            txn.commit().await.expect("commits");
-            version
-        });
-    }
-    let mut versions = tasks.join_all().await;
-    versions.sort_unstable();
-    assert_eq!(versions, (1..=40).collect::<Vec<_>>());
-}
-
-async fn the_trial_write_leaves_no_trace(engine: Engine) {
-    let (_home, store) = open(engine).await;
-    let rows = async || {
-        let all = meta::Entity::find().all(&store.reader()).await;
-        all.expect("reads")
-    };
-    let before = rows().await;
-    store.examine().await;
-    assert_eq!(store.refusal(), None);
-    assert_eq!(rows().await, before);
-}
-
-async fn a_token_for_one_lets_exactly_one_of_fifty_in(engine: Engine) {
-    let (_home, store) = open(engine).await;
-    let id = with_network(&store, 1).await;
-    let record = token(1, Some(id));
-    let txn = store.write().await.expect("begins");
-    txn.token_create(&record).await.expect("creates");
-    txn.commit().await.expect("commits");
-    let mut tasks = tokio::task::JoinSet::new();
-    for n in 0..50 {
-        let store = store.clone();
-        tasks.spawn(async move {
-            let txn = store.write().await.expect("begins");
-            let token = txn.token_show(TokenId::from_bytes([1; 16])).await;
-            if token.expect("reads").expect("exists").uses > 0 {
-                return false;
-            }
-            txn.token_use_record(record.id, &identity(), [n; 16], NOW)
-                .await
-                .expect("records");
-            txn.commit().await.expect("commits");
-            true
-        });
-    }
-    let let_in = tasks.join_all().await;
-    assert_eq!(let_in.iter().filter(|done| **done).count(), 1);
-}
-
-async fn a_second_coordinator_is_refused_and_told_who_is_there(engine: Engine) {
-    let (home, store) = open(engine).await;
-    // On Postgres another machine, with a state directory of its own, is kept out too.
-    let other = match engine {
-        Engine::Sqlite => home.dir.path().to_owned(),
-        Engine::Postgres => {
-            let dir = home.dir.path().join("elsewhere");
-            std::fs::create_dir(&dir).expect("a directory");
-            dir
-        }
-    };
-    let refused = Store::open(&home.config, &other).await.expect_err("locked");
-    let text = refused.to_string();
-    assert!(text.contains("another coordinator"), "{text}");
-    assert!(text.contains(&std::process::id().to_string()), "{text}");
-    store.close().await;
-    drop(store);
-    Store::open(&home.config, &other).await.expect("free again");
-}
-
-async fn a_bootstrap_writes_beside_a_coordinator_only_on_postgres(engine: Engine) {
-    let (home, store) = open(engine).await;
-    let dir = home.dir.path().join("elsewhere");
-    std::fs::create_dir(&dir).expect("a directory");
-    if engine == Engine::Sqlite {
-        let refused = Store::open_beside(&home.config, home.dir.path()).await;
-        assert!(matches!(refused, Err(StoreError::Locked { .. })));
-        return;
-    }
-    let beside = Store::open_beside(&home.config, &dir).await.expect("opens");
-    let mut tasks = tokio::task::JoinSet::new();
-    for n in 0..20 {
-        let store = [&store, &beside][n % 2].clone();
-        tasks.spawn(async move {
-            let txn = store.write().await.expect("begins");
-            let entry = AuditEntry {
-                time: NOW,
-                actor: "somebody".into(),
-                ..AuditEntry::default()
-            };
-            txn.audit_append(&entry).await.expect("appends");
-            txn.event_create(&happened(EventKind::TokenCreated, None))
-                .await
-                .expect("creates");
-            txn.commit().await.expect("commits");
-        });
-    }
-    tasks.join_all().await;
-    assert_eq!(store.audit_verify().await.expect("reads"), Ok(20));
-    assert_eq!(
-        store.event_list(None, 0, 100).await.expect("reads").len(),
-        20
-    );
-    with_network(&store, 1).await;
-}
-
-async fn somebody_elses_change_ends_our_writing(engine: Engine) {
-    let (_home, store) = open(engine).await;
-    with_network(&store, 1).await;
-    let foreign = "UPDATE meta SET value = value + 1 WHERE name = 'change'";
-    let writer = store.pools().writer;
-    writer.execute_unprepared(foreign).await.expect("writes");
-    assert!(matches!(store.write().await, Err(StoreError::Stale)));
-    assert!(store.is_stale());
-    store.examine().await;
-    assert!(
-        matches!(store.write().await, Err(StoreError::Stale)),
-        "for good"
-    );
-    assert_eq!(store.network_list().await.expect("reads").len(), 1);
-}
-
-async fn what_is_old_is_forgotten_and_cursors_before_it_are_known(engine: Engine) {
-    let (_home, store) = open(engine).await;
-    let id = with_network(&store, 1).await;
-    let later = |secs| Timestamp::from_secs(NOW.as_secs() + secs);
-    let txn = store.write().await.expect("begins");
-    for (n, at) in [(1, NOW), (2, later(10)), (3, later(20))] {
-        txn.node_create(&node(n, id)).await.expect("creates");
-        let version = txn.network_bump(id).await.expect("bumps");
-        let node = NodeId::from_bytes([n; 16]);
-        txn.node_remove(node, id, version, at)
-            .await
-            .expect("removes");
-        let event = EventRecord {
-            time: at,
-            ..happened(EventKind::NodeRemoved, Some("a"))
-        };
-        txn.event_create(&event).await.expect("creates");
-        let token = TokenRecord {
-            expires_at: at,
-            ..token(n, Some(id))
-        };
-        txn.token_create(&token).await.expect("creates");
-        txn.token_use_record(token.id, &identity(), [n; 16], NOW)
-            .await
-            .expect("records");
-    }
-    txn.token_revoke(TokenId::from_bytes([3; 16]), NOW)
-        .await
-        .expect("revokes");
-    let cutoffs = |at| Cutoffs {
-        events: at,
-        tokens: at,
-        tombstones: at,
-    };
-    let nothing = txn.prune(&cutoffs(NOW)).await.expect("prunes");
-    assert_eq!(nothing, Pruned::default(), "nothing is older than that");
-    let pruned = txn.prune(&cutoffs(later(15))).await.expect("prunes");
-    let expected = Pruned {
-        events: 2,
-        tokens: 3,
-        tombstones: 2,
-    };
-    assert_eq!(pruned, expected);
-    txn.commit().await.expect("commits");
-    let left = store.tombstone_list().await.expect("lists");
-    assert_eq!(left.iter().map(|row| row.version).collect::<Vec<_>>(), [3]);
-    let trimmed = store.network_trimmed().await.expect("reads");
-    assert_eq!(trimmed.get(&id), Some(&2), "cursors from 2 on can resume");
-    assert!(store.token_list(None).await.expect("lists").is_empty());
 }

@@ -5,6 +5,7 @@ use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{
     ColumnTrait as _, EntityTrait as _, ExprTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _,
 };
 
 use super::entity::{token, token_use};
@@ -62,6 +63,26 @@ impl Store {
             .await
             .map_err(StoreError::reading)?;
         rows.into_iter().map(TokenRecord::try_from).collect()
+    }
+
+    /// The newest tokens that are neither over nor revoked, newest first.
+    pub(crate) async fn token_live(
+        &self,
+        now: Timestamp,
+        most: usize,
+    ) -> Result<Vec<TokenId>, StoreError> {
+        let ids: Vec<Vec<u8>> = token::Entity::find()
+            .select_only()
+            .column(token::Column::Id)
+            .filter(token::Column::RevokedAt.is_null())
+            .filter(token::Column::ExpiresAt.gt(now.as_micros()))
+            .order_by_desc(token::Column::Id)
+            .limit(most as u64)
+            .into_tuple()
+            .all(&self.reader())
+            .await
+            .map_err(StoreError::reading)?;
+        ids.iter().map(|id| At("token", "id").bytes(id)).collect()
     }
 
     /// The token as it was committed last. Waits for no writer.

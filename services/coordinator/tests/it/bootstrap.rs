@@ -235,3 +235,35 @@ async fn a_configured_master_key_seals_and_is_written_nowhere() {
     site.config.master_key = Secret::default();
     assert!(site.refused().await.contains("master.key is missing"));
 }
+
+#[tokio::test]
+async fn an_operator_certificate_that_is_lost_or_older_than_the_database_says_is_made_anew() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    let site = Site::new();
+    site.provision().await;
+    let dir = site.dir.path().join("state/operator");
+    let read = |name: &str| std::fs::read(dir.join(name)).expect("a file");
+    let (first, key) = (read("operator.crt"), read("operator.key"));
+    site.provision().await;
+    assert_eq!(read("operator.crt"), first, "good as it is");
+
+    for name in ["operator.crt", "operator.key", "ca.crt", "id"] {
+        std::fs::remove_file(dir.join(name)).expect("is lost");
+        site.provision().await;
+        assert!(dir.join(name).exists(), "{name}");
+        assert_eq!(read("operator.key"), key, "the operator's own");
+    }
+
+    site.clock.advance(80 * DAY);
+    site.provision().await;
+    assert_ne!(read("operator.crt"), first, "renewed in good time");
+    // A state directory that was put back: the database knows of the renewal, the file does not.
+    std::fs::write(dir.join("operator.crt"), &first).expect("puts back");
+    site.provision().await;
+    assert_ne!(read("operator.crt"), first);
+    let mesh = site.start().await;
+    mesh.clock.advance(15 * DAY);
+    assert!(mesh.nodes().await.is_empty(), "lets the operator in");
+    mesh.stop().await;
+}

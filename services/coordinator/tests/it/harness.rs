@@ -131,6 +131,13 @@ impl Mesh {
         let _aborted = self.running.await;
     }
 
+    /// How the coordinator ended, which it did by itself within this time.
+    #[allow(dead_code, reason = "asked on Postgres only")]
+    pub(crate) async fn ended(self, within: Duration) -> anyhow::Result<()> {
+        let ended = tokio::time::timeout(within, self.running).await;
+        ended.expect("ends by itself").expect("no panic")
+    }
+
     pub(crate) fn begin_stop(&self) {
         self.trigger.trigger("test");
     }

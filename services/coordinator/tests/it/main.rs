@@ -5,6 +5,7 @@
 mod bootstrap;
 mod bus;
 mod enrol;
+mod guard;
 mod harness;
 mod operate;
 mod port;

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use coordinator::{App, ManualClock};
+use mesh_api::identity::Identity;
 use mesh_api::pb;
-use mesh_api::pb::control_service_client::ControlServiceClient;
-use mesh_api::tls::{COORDINATOR_NAME, Pin, client_config};
+use mesh_api::tls::COORDINATOR_NAME;
 use mesh_daemon::Handles;
+use mesh_types::JoinToken;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::harness::{Mesh, START, config, word};
+use crate::harness::{Machine, Mesh, START, config, send, word};
 
 async fn get(mesh: &Mesh, path: &str) -> String {
     let tls = mesh.tls(None, &[b"http/1.1"]);
@@ -81,38 +83,58 @@ async fn a_certificate_of_another_coordinator_opens_nothing() {
     assert!(outcome.await.is_err(), "TLS lets a stranger through");
 }
 
+/// A request that is whole but for its secret.
+async fn guess(mesh: &Mesh, token: &JoinToken) -> Result<pb::EnrolResponse, tonic::Status> {
+    let mut request = Machine::new().request(mesh, token, "guess").await;
+    request.token_id = Identity::generate()
+        .expect("random")
+        .public_key()
+        .as_point()[1..17]
+        .to_vec();
+    send(mesh, request).await
+}
+
 #[tokio::test]
-async fn a_loop_of_guesses_meets_a_wall_that_names_itself() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let mut config = config(&dir);
-    (
-        config.limits.anonymous.burst,
-        config.limits.anonymous.per_second,
-    ) = (20, 1);
-    let app = App::build(config, Handles::default())
-        .await
-        .expect("builds");
-    let (addr, ca) = (app.local_addr(), app.ca_certificate());
-    let (trigger, shutdown) = mesh_daemon::ShutdownTrigger::new(std::time::Duration::from_secs(3));
-    let running = tokio::spawn(app.run(shutdown));
-    let tls = client_config(Pin::Ca(ca.into()), None, &[b"h2"]).expect("TLS");
-    let channel = mesh_api::client::connect(&[addr.to_string()], COORDINATOR_NAME, tls).await;
-    let mut client = ControlServiceClient::new(channel.expect("connects"));
-    let mut refusals = 0;
+async fn a_loop_of_guesses_meets_a_wall_that_names_itself_and_locks_nobody_else_out() {
+    let limited = |dir: &TempDir| {
+        let mut config = config(dir);
+        (
+            config.limits.anonymous.burst,
+            config.limits.anonymous.per_second,
+        ) = (5, 1);
+        config
+    };
+    let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+    let clock = Arc::new(ManualClock::new(START));
+    let settings = limited(&dir);
+    let mesh = Mesh::start_with(Arc::clone(&dir), clock, settings).await;
+    let member = mesh.joined(pb::Role::Worker, "member").await;
+    let token = mesh.token(pb::Role::Worker).await;
+    let (dir, clock) = mesh.stop().await;
+    // A start that has yet to see the token used.
+    let settings = limited(&dir);
+    let mesh = Mesh::start_with(dir, clock, settings).await;
     for _ in 0..40 {
-        if let Err(status) = client.challenge(pb::ChallengeRequest {}).await {
-            assert_eq!(word(&status), "rate-limited");
-            assert!(
-                status.message().contains("try again in"),
-                "{}",
-                status.message()
-            );
-            refusals += 1;
+        let mut client = mesh.anonymous().await;
+        client
+            .challenge(pb::ChallengeRequest {})
+            .await
+            .expect("nobody pays for a challenge");
+    }
+    let mut walls = 0;
+    for _ in 0..20 {
+        let status = guess(&mesh, &token).await.expect_err("no such token");
+        if word(&status) == "rate-limited" {
+            assert!(status.message().contains("try again in"), "{status}");
+            walls += 1;
         }
     }
-    assert!((10..=20).contains(&refusals), "{refusals}");
-    trigger.trigger("test");
-    running.await.expect("no panic").expect("ends well");
+    assert!((10..=15).contains(&walls), "{walls}");
+    // Behind the same address:
+    member.renew(&mesh).await.expect("a member renews");
+    let machine = Machine::new().join(&mesh, &token, "late").await;
+    machine.expect("a token lets in whom it should");
+    mesh.stop().await;
 }
 
 #[tokio::test]

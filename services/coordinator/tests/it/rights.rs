@@ -12,7 +12,7 @@ use crate::harness::{Mesh, word};
 
 /// Sends and takes message bytes as they are.
 #[derive(Debug, Clone, Copy, Default)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -74,7 +74,7 @@ async fn let_through(channel: &Channel, path: &str) -> bool {
 }
 
 /// `/mesh.v1.Service/Method` of each method in the contract but the deploy-manager's.
-fn methods() -> Vec<String> {
+pub(crate) fn methods() -> Vec<String> {
     let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto/mesh/v1/");
     let mut methods = Vec::new();
     for file in ["control.proto", "admin.proto", "gateway.proto"] {

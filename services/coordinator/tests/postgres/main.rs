@@ -11,6 +11,8 @@ mod bus;
 mod database;
 #[path = "../it/enrol.rs"]
 mod enrol;
+#[path = "../it/guard.rs"]
+mod guard;
 #[path = "../it/harness.rs"]
 mod harness;
 #[path = "../it/operate.rs"]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coordinator::{App, ManualClock};
+use coordinator::{App, ManualClock, StoreTls};
 use mesh_api::pb;
 use mesh_daemon::Handles;
 use mesh_testkit::{Postgres, PostgresOptions};
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::harness::{Mesh, START, config, word};
+use crate::session::{Stream, body, report};
 
 /// How long healing may take: the trial's pause, a time limit, and the trial.
 const HEAL: Duration = Duration::from_secs(20);
@@ -167,16 +168,25 @@ async fn tls_is_checked_against_the_configured_authority() {
     let options = PostgresOptions::default().tls(certificate, key);
     let server = Postgres::start_with(&options).expect("a server");
     let dir = home(&server);
-    let build = |ca: &str| {
+    let build = |host: &str, ca: &str, tls| {
         let mut config = config(&dir);
-        config.store.tls = Some(coordinator::StoreTls::VerifyFull);
+        config.store.url = config.store.url.replace("127.0.0.1", host);
+        config.store.tls = Some(tls);
         config.store.ca = ca.to_owned();
         let clock = Arc::new(ManualClock::new(START));
         App::build_with_clock(config, Handles::default(), clock as _)
     };
-    let error = build("").await.expect_err("an unknown authority");
+    let refused = build("127.0.0.1", "", StoreTls::VerifyFull).await;
+    let error = refused.expect_err("an unknown authority");
     assert!(format!("{error:#}").contains("refuses us"), "{error:#}");
-    let app = build(&ca).await.expect("the right authority");
+    // The certificate is for 127.0.0.1, and for no name.
+    let refused = build("localhost", &ca, StoreTls::VerifyFull).await;
+    let error = refused.expect_err("another host's certificate");
+    assert!(format!("{error:#}").contains("refuses us"), "{error:#}");
+    let app = build("localhost", &ca, StoreTls::VerifyCa).await;
+    drop(app.expect("any host of that authority"));
+    let app = build("127.0.0.1", &ca, StoreTls::VerifyFull).await;
+    let app = app.expect("the right authority and host");
     let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
                      WHERE application_name LIKE 'coordinator%'";
     assert_eq!(server.psql("postgres", encrypted).expect("asks"), "t");
@@ -230,4 +240,95 @@ async fn conflicts_are_tried_again() {
     plant("40001", 0);
     create_token(&mesh).await.expect("and then again");
     mesh.stop().await;
+}
+
+fn name_of(dir: &TempDir) -> String {
+    let url = std::fs::read_to_string(dir.path().join("database-url")).expect("noted");
+    url.rsplit('/').next().expect("a name").to_owned()
+}
+
+/// The server stops to answer at the very moment when it has been told to commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_while_its_report_is_in_doubt() {
+    let server = Postgres::start().expect("a server");
+    let dir = home(&server);
+    let database = name_of(&dir);
+    let mesh = Mesh::start_in(dir, Arc::new(ManualClock::new(START))).await;
+    let member = mesh.joined(pb::Role::Worker, "worker").await;
+    let mut stream = Stream::open(&mesh, &member, None).await;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                PERFORM pg_sleep(2); RETURN NULL; END $$; \
+                CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON node DEFERRABLE \
+                INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()";
+    server.psql(&database, slow).expect("plants");
+
+    let said = pb::sync_request::Message::Report(report(&[("wiki", 8080)]));
+    stream.say(said).await;
+    let committing = "SELECT count(*) FROM pg_stat_activity \
+                      WHERE wait_event = 'PgSleep' AND query ILIKE 'commit%'";
+    until("the report is being committed", async || {
+        let count = server.psql(&database, committing).expect("asks");
+        (count == "1").then_some(())
+    })
+    .await;
+    server.freeze().expect("freezes");
+
+    for sequence in 1..=3 {
+        let asked = Instant::now();
+        let ack = stream.beat(&member, body(&mesh, &member, sequence)).await;
+        assert_eq!((ack.sequence, ack.refusal.as_str()), (sequence, ""));
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(2), "answered after {took:?}");
+    }
+    // Now it is in doubt for sure: nobody has answered in time.
+    until("readiness says why", async || store_reason(&mesh)).await;
+    let ack = stream.beat(&member, body(&mesh, &member, 4)).await;
+    assert_eq!(ack.sequence, 4);
+
+    server.thaw().expect("thaws");
+    until("the report has been taken over", async || {
+        let nodes = mesh.nodes().await;
+        nodes[0]
+            .services
+            .iter()
+            .any(|service| service.name == "wiki")
+            .then_some(())
+    })
+    .await;
+    mesh.stop().await;
+}
+
+/// Its session is cut and another one takes the lock, and keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_lost_the_database_to_another_ends_and_says_so() {
+    let server = Postgres::start().expect("a server");
+    let dir = home(&server);
+    let database = name_of(&dir);
+    let mesh = Mesh::start_in(dir, Arc::new(ManualClock::new(START))).await;
+    mesh.joined(pb::Role::Worker, "worker").await;
+    let lock = "((l.classid::bigint << 32) | l.objid::bigint)";
+    let take = format!(
+        "DO $$ DECLARE key bigint; BEGIN \
+         SELECT {lock} INTO key FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted; \
+         PERFORM pg_terminate_backend(pid) FROM pg_locks \
+         WHERE locktype = 'advisory' AND granted; \
+         PERFORM pg_advisory_lock(key); PERFORM pg_sleep(50); END $$"
+    );
+    let started = Instant::now();
+    let error = std::thread::scope(|scope| {
+        let other = scope.spawn(|| server.psql(&database, &take));
+        let error = tokio::task::block_in_place(|| {
+            let ended = mesh.ended(Duration::from_secs(48));
+            tokio::runtime::Handle::current().block_on(ended)
+        });
+        other.join().expect("no panic").expect("keeps the lock");
+        error.expect_err("ends by itself")
+    });
+    println!("ended after {:?}", started.elapsed());
+    let text = format!("{error:#}");
+    assert!(
+        text.contains("another coordinator has taken the database"),
+        "{text}"
+    );
+    assert!(text.contains("this one ends"), "{text}");
 }

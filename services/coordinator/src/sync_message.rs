@@ -9,7 +9,7 @@ use prost::Message as _;
 
 /// `mesh.v1.SyncResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Response {
+pub struct Response {
     #[prost(oneof = "Body", tags = "1, 2, 3, 4")]
     body: Option<Body>,
 }
@@ -50,7 +50,8 @@ struct Chunk {
 }
 
 impl Response {
-    pub(crate) fn welcome(nonce: &[u8; 32], now: Timestamp) -> Self {
+    /// The first message: the nonce that heartbeats sign, and the coordinator's time.
+    pub fn welcome(nonce: &[u8; 32], now: Timestamp) -> Self {
         let welcome = pb::SyncWelcome {
             nonce: nonce.to_vec(),
             server_time: now.as_micros(),
@@ -61,7 +62,7 @@ impl Response {
     }
 
     /// `refusal`: empty when the heartbeat was accepted.
-    pub(crate) fn ack(sequence: u64, refusal: &str, now: Timestamp) -> Self {
+    pub fn ack(sequence: u64, refusal: &str, now: Timestamp) -> Self {
         let ack = pb::HeartbeatAck {
             sequence,
             refusal: refusal.to_owned(),
@@ -72,7 +73,8 @@ impl Response {
         }
     }
 
-    pub(crate) fn goodbye(reason: pb::sync_goodbye::Reason) -> Self {
+    /// The last message of a stream, and why.
+    pub fn goodbye(reason: pb::sync_goodbye::Reason) -> Self {
         Self {
             body: Some(Body::Goodbye(pb::SyncGoodbye {
                 reason: reason.into(),
@@ -80,14 +82,16 @@ impl Response {
         }
     }
 
-    pub(crate) fn ended(reason: EndReason) -> Self {
+    /// [`Response::goodbye`] for a session that the engine ended.
+    pub fn ended(reason: EndReason) -> Self {
         Self::goodbye(match reason {
             EndReason::Removed => pb::sync_goodbye::Reason::Removed,
             EndReason::Replaced => pb::sync_goodbye::Reason::Replaced,
         })
     }
 
-    pub(crate) fn netmap(update: Update) -> Self {
+    /// One part of a netmap; the encoded peers and patches are taken over, not copied.
+    pub fn netmap(update: Update) -> Self {
         let Update {
             cursor,
             full,
@@ -124,7 +128,7 @@ impl Response {
 
 /// Encodes peers and patches for the engine.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct ProtoEncoder;
+pub struct ProtoEncoder;
 
 impl PeerEncoder for ProtoEncoder {
     fn peer(&self, peer: &Peer) -> Bytes {

@@ -1,0 +1,47 @@
+//! A whole core for unit tests, on SQLite in a directory of the test's.
+
+use std::sync::Arc;
+
+use mesh_api::identity::Identity;
+use mesh_daemon::Metrics;
+use mesh_types::{RelayId, Timestamp};
+use tempfile::TempDir;
+
+use super::Core;
+use super::bootstrap::open;
+use crate::clock::ManualClock;
+use crate::config::Config;
+
+use crate::record::RelayRecord;
+use crate::sync_message::ProtoEncoder;
+
+pub(super) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// A relay of this id, nowhere to be found.
+pub(super) fn relay(id: RelayId) -> RelayRecord {
+    RelayRecord {
+        id,
+        name: "relay".parse().expect("a name"),
+        owner: "first".to_owned(),
+        identity: Identity::generate().expect("a key").public_key().clone(),
+        derp: Vec::new(),
+        stun: Vec::new(),
+        version: String::new(),
+        created_at: NOW,
+        last_seen: None,
+        certificate_not_after: NOW,
+    }
+}
+
+/// Opens a core; the owner of its engine runs as long as the test does.
+pub(super) async fn core(dir: &TempDir) -> Arc<Core> {
+    let config = Config {
+        state_dir: dir.path().join("state"),
+        ..Config::default()
+    };
+    let clock = Arc::new(ManualClock::new(NOW));
+    let opened = open(&config, clock, Box::new(ProtoEncoder), &Metrics::default()).await;
+    let opened = opened.expect("opens");
+    tokio::spawn(opened.owner);
+    opened.core
+}

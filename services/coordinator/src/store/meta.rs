@@ -1,0 +1,132 @@
+//! What the database says of itself: its version, the number of its last change, its schema.
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, EntityTrait as _, Statement};
+use sea_orm_migration::{MigratorTrait as _, SchemaManager};
+
+use super::StoreError;
+use super::entity::meta;
+use super::migration::Migrator;
+
+/// The version of everything in the state directory that this program knows.
+pub(super) const STATE_VERSION: i64 = 1;
+pub(super) const STATE_VERSION_KEY: &str = "state_version";
+/// The row that counts writing transactions.
+pub(super) const CHANGE_KEY: &str = "change";
+
+pub(super) async fn one_value(on: &impl ConnectionTrait, sql: String) -> Result<i64, DbErr> {
+    let statement = Statement::from_string(on.get_database_backend(), sql);
+    on.query_one_raw(statement)
+        .await?
+        .ok_or(DbErr::RecordNotUpdated)?
+        .try_get_by_index(0)
+}
+
+pub(super) async fn set_meta(
+    on: &impl ConnectionTrait,
+    name: &str,
+    value: i64,
+) -> Result<(), StoreError> {
+    use sea_orm::ActiveValue::Set;
+    use sea_orm::sea_query::OnConflict;
+
+    let row = meta::ActiveModel {
+        name: Set(name.to_owned()),
+        value: Set(value),
+    };
+    let replace = OnConflict::column(meta::Column::Name)
+        .update_column(meta::Column::Value)
+        .to_owned();
+    meta::Entity::insert(row)
+        .on_conflict(replace)
+        .exec_without_returning(on)
+        .await
+        .map_err(StoreError::writing)?;
+    Ok(())
+}
+
+pub(super) async fn read_meta(
+    on: &impl ConnectionTrait,
+    name: &str,
+) -> Result<Option<i64>, StoreError> {
+    let row = meta::Entity::find_by_id(name)
+        .one(on)
+        .await
+        .map_err(StoreError::reading)?;
+    Ok(row.map(|row| row.value))
+}
+
+pub(super) async fn check_version(on: &DatabaseConnection, place: &str) -> Result<(), StoreError> {
+    let manager = SchemaManager::new(on);
+    if !manager
+        .has_table("meta")
+        .await
+        .map_err(StoreError::reading)?
+    {
+        return Ok(());
+    }
+    match read_meta(on, STATE_VERSION_KEY).await? {
+        Some(found) if found > STATE_VERSION => Err(StoreError::Newer {
+            place: place.to_owned(),
+            found,
+        }),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn migrate(on: &DatabaseConnection) -> Result<(), StoreError> {
+    Migrator::up(on, None).await.map_err(StoreError::writing)?;
+    set_meta(on, STATE_VERSION_KEY, STATE_VERSION).await
+}
+
+/// Whether no migration waits to be run.
+pub(super) async fn is_up_to_date(on: &DatabaseConnection) -> Result<bool, StoreError> {
+    let manager = SchemaManager::new(on);
+    let known = manager
+        .has_table("meta")
+        .await
+        .map_err(StoreError::reading)?;
+    if !known {
+        return Ok(false);
+    }
+    let waiting = Migrator::get_pending_migrations(on).await;
+    Ok(waiting.map_err(StoreError::reading)?.is_empty())
+}
+
+/// The number of the last change; the row is made when it is not there yet.
+///
+/// Another process may make it at the same moment, and raise it too: what stands there stays.
+pub(super) async fn change_number(on: &impl ConnectionTrait) -> Result<i64, StoreError> {
+    if let Some(number) = read_meta(on, CHANGE_KEY).await? {
+        return Ok(number);
+    }
+    make_change_number(on).await?;
+    let made = read_meta(on, CHANGE_KEY).await?;
+    made.ok_or(StoreError::Missing)
+}
+
+async fn make_change_number(on: &impl ConnectionTrait) -> Result<(), StoreError> {
+    let make = format!(
+        "INSERT INTO meta (name, value) VALUES ('{CHANGE_KEY}', 0) ON CONFLICT (name) DO NOTHING"
+    );
+    let made = on.execute_unprepared(&make).await;
+    made.map(drop).map_err(StoreError::writing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::StoreConfig;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_change_number_that_another_process_has_raised_meanwhile_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let opened = Store::open(&StoreConfig::default(), dir.path()).await;
+        let store = opened.expect("opens");
+        let writer = store.pools().writer;
+        set_meta(&writer, CHANGE_KEY, 7).await.expect("sets");
+        // As a process does that has looked before there was a row.
+        make_change_number(&writer).await.expect("makes");
+        assert_eq!(change_number(&writer).await.expect("reads"), 7);
+    }
+}
