@@ -1,11 +1,14 @@
 //! Bodies on their way through: the request's to the upstream, the response's to the client.
 
 use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::connect::Connector;
 use crate::error::{BoxError, UpstreamError};
@@ -54,27 +57,38 @@ impl<B> From<Option<B>> for Outgoing<B> {
 /// back to the pool when the body has ended and is closed when the body is dropped before that.
 pub struct ProxyBody<C: Connector, B: RequestBody> {
     /// Until the body has ended.
-    lease: Option<Lease<C, B>>,
+    source: Option<Source<C, B>>,
+}
+
+/// What drives the upstream connection.
+enum Source<C: Connector, B: RequestBody> {
+    /// Whoever reads the body.
+    Reader(Lease<C, B>),
+    /// A task: the request is still on its way, and must not wait for the client to read.
+    Pump(Pump),
 }
 
 impl<C: Connector, B: RequestBody> ProxyBody<C, B> {
-    pub(crate) fn new(lease: Lease<C, B>) -> Self {
-        let mut body = Self { lease: Some(lease) };
-        body.release_if_done();
-        body
+    pub(crate) fn new(mut lease: Lease<C, B>) -> Self {
+        let link = lease.link();
+        let source = if link.is_body_done() {
+            lease.release();
+            None
+        } else if link.is_sending() {
+            Some(Source::Pump(Pump::start(lease)))
+        } else {
+            Some(Source::Reader(lease))
+        };
+        Self { source }
     }
 
     pub(crate) fn empty() -> Self {
-        Self { lease: None }
+        Self { source: None }
     }
 
-    fn release_if_done(&mut self) {
-        if let Some(mut lease) = self.lease.take() {
-            if lease.link().is_body_done() {
-                lease.release();
-            } else {
-                self.lease = Some(lease);
-            }
+    fn release(&mut self) {
+        if let Some(Source::Reader(lease)) = self.source.take() {
+            lease.release();
         }
     }
 }
@@ -93,36 +107,104 @@ impl<C: Connector, B: RequestBody> Body for ProxyBody<C, B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
-        let Some(lease) = &mut self.lease else {
-            return Poll::Ready(None);
+        let (data, is_done) = match &mut self.source {
+            None => return Poll::Ready(None),
+            Some(Source::Reader(lease)) => {
+                let link = lease.link();
+                (ready!(link.poll_data(cx)), link.is_body_done())
+            }
+            Some(Source::Pump(pump)) => (ready!(pump.poll_data(cx)), pump.left == Some(0)),
         };
-        match std::task::ready!(lease.link().poll_data(cx)) {
+        match data {
             Some(Ok(data)) => {
-                self.release_if_done();
+                if is_done {
+                    self.release();
+                }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Some(Err(err)) => {
-                self.lease = None;
+                self.source = None;
                 Poll::Ready(Some(Err(err)))
             }
             None => {
-                if let Some(lease) = self.lease.take() {
-                    lease.release();
-                }
+                self.release();
                 Poll::Ready(None)
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.lease.is_none()
+        self.source.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let left = match &self.lease {
-            Some(lease) => lease.body_left(),
+        let left = match &self.source {
+            Some(Source::Reader(lease)) => lease.body_left(),
+            Some(Source::Pump(pump)) => pump.left,
             None => Some(0),
         };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Drives an exchange whose answer began before all of the request was sent: a client that sends
+/// everything before it reads anything would otherwise wait for itself. Ends when dropped.
+struct Pump {
+    pieces: mpsc::Receiver<Result<Bytes, UpstreamError>>,
+    /// How many bytes are still to come, when that is known.
+    left: Option<u64>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Pump {
+    fn start<C: Connector, B: RequestBody>(lease: Lease<C, B>) -> Self {
+        let left = lease.body_left();
+        let (sender, pieces) = mpsc::channel(1);
+        Self {
+            pieces,
+            left,
+            _task: AbortOnDropHandle::new(tokio::spawn(pump(lease, sender))),
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
+        let piece = ready!(self.pieces.poll_recv(cx));
+        if let (Some(Ok(data)), Some(left)) = (&piece, &mut self.left) {
+            *left = left.saturating_sub(data.len() as u64);
+        }
+        Poll::Ready(piece)
+    }
+}
+
+async fn pump<C: Connector, B: RequestBody>(
+    mut lease: Lease<C, B>,
+    pieces: mpsc::Sender<Result<Bytes, UpstreamError>>,
+) {
+    loop {
+        let mut broken = None;
+        let mut room = pin!(pieces.reserve());
+        let room = poll_fn(|cx| {
+            if broken.is_none() {
+                broken = lease.link().go_on_sending(cx).err();
+            }
+            room.as_mut().poll(cx)
+        });
+        let Ok(room) = room.await else {
+            return;
+        };
+        let piece = match broken {
+            Some(err) => Some(Err(err)),
+            None => poll_fn(|cx| lease.link().poll_data(cx)).await,
+        };
+        match piece {
+            Some(Ok(data)) if lease.link().is_body_done() => {
+                // Before the reader is done, who then ends this.
+                lease.release();
+                return room.send(Ok(data));
+            }
+            Some(Ok(data)) => room.send(Ok(data)),
+            Some(Err(err)) => return room.send(Err(err)),
+            None => return lease.release(),
+        }
     }
 }

@@ -64,8 +64,6 @@ pub(crate) struct Link<S, B> {
     deadline: Pin<Box<Sleep>>,
     /// When its last request was sent, or when it was made.
     used_at: Instant,
-    /// How long it had been unused before its present request.
-    idle_for: Duration,
 }
 
 /// The body of a request on its way.
@@ -121,13 +119,7 @@ where
             persistent: true,
             deadline: Box::pin(tokio::time::sleep_until(now)),
             used_at: now,
-            idle_for: Duration::ZERO,
         }
-    }
-
-    /// How long it was unused before its present request.
-    pub(crate) fn idle_for(&self) -> Duration {
-        self.idle_for
     }
 
     /// When its last request was sent.
@@ -135,10 +127,11 @@ where
         self.used_at
     }
 
-    /// It gets another request now.
-    pub(crate) fn take_up(&mut self, now: Instant) {
-        self.idle_for = now.saturating_duration_since(self.used_at);
+    /// It gets another request now. Says how long it was unused before.
+    pub(crate) fn take_up(&mut self, now: Instant) -> Duration {
+        let idle_for = now.saturating_duration_since(self.used_at);
         self.used_at = now;
+        idle_for
     }
 
     /// Whether the connection still stands while nothing is under way: a kept connection that says
@@ -151,11 +144,7 @@ where
 
     /// Whether the exchange is over and another one may follow.
     pub(crate) fn is_reusable(&self) -> bool {
-        self.persistent
-            && self.reader.is_done()
-            && self.input.is_empty()
-            && self.upload.is_none()
-            && !self.has_output()
+        self.persistent && self.reader.is_done() && self.input.is_empty() && !self.is_sending()
     }
 
     /// Gives back the memory that large bodies took.
@@ -323,13 +312,8 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UpstreamError>>> {
-        if self.upload.is_some() || self.has_output() {
-            match self.poll_send(cx) {
-                Poll::Ready(Err(SendError::Body(err))) => return Poll::Ready(Some(Err(err))),
-                // An early answer need not wait for all of the request (RFC 9112, 9.3).
-                Poll::Ready(Err(SendError::Upstream(_))) => self.stop_sending(),
-                Poll::Ready(Ok(())) | Poll::Pending => {}
-            }
+        if let Err(err) = self.go_on_sending(cx) {
+            return Poll::Ready(Some(Err(err)));
         }
         loop {
             match self.reader.data(&mut self.input) {
@@ -351,6 +335,25 @@ where
         }
     }
 
+    /// Sends what there is of the rest of the request, after its answer has begun. Fails when the
+    /// client breaks off.
+    pub(crate) fn go_on_sending(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
+        if self.is_sending() {
+            match self.poll_send(cx) {
+                Poll::Ready(Err(SendError::Body(err))) => return Err(err),
+                // An early answer need not wait for all of the request (RFC 9112, 9.3).
+                Poll::Ready(Err(SendError::Upstream(_))) => self.stop_sending(),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether some of the request is still on its way.
+    pub(crate) fn is_sending(&self) -> bool {
+        self.upload.is_some() || self.has_output()
+    }
+
     /// Whether the response's body has been read.
     pub(crate) fn is_body_done(&self) -> bool {
         self.reader.is_done()
@@ -364,8 +367,7 @@ where
     /// After a protocol switch: the stream, and what was read from it beyond the response's head.
     /// `None` when the request is still on its way.
     pub(crate) fn into_stream(mut self) -> Option<(S, Bytes)> {
-        let is_sent = self.upload.is_none() && !self.has_output();
-        is_sent.then(|| (self.io, self.input.split().freeze()))
+        (!self.is_sending()).then(|| (self.io, self.input.split().freeze()))
     }
 
     fn has_output(&self) -> bool {

@@ -30,6 +30,8 @@ pub struct Limits {
     pub client_silence: Duration,
     /// How long an unused connection is kept.
     pub idle: Duration,
+    /// How long nothing may come through a tunnel that one side has ended; up to twice that.
+    pub half_closed: Duration,
     /// How many unused connections to one upstream are kept.
     pub idle_per_target: usize,
     /// The longest response head that is accepted, in bytes.
@@ -43,6 +45,7 @@ impl Default for Limits {
             first_byte: Duration::from_secs(60),
             client_silence: Duration::from_secs(60),
             idle: Duration::from_secs(60),
+            half_closed: Duration::from_secs(60),
             idle_per_target: 64,
             response_head: 64 * 1024,
         }
@@ -116,13 +119,16 @@ impl<C: Connector, B: RequestBody> Pool<C, B> {
         &self.connector
     }
 
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// A kept connection that still stands, or `None`.
     pub(crate) fn take(self: &Arc<Self>, target: &C::Target) -> Option<Lease<C, B>> {
         let now = Instant::now();
         loop {
             let mut link = self.lock().get_mut(target)?.pop()?;
-            link.take_up(now);
-            if link.idle_for() < self.limits.idle && link.is_quiet() {
+            if link.take_up(now) < self.limits.idle && link.is_quiet() {
                 return Some(Lease {
                     link,
                     target: target.clone(),

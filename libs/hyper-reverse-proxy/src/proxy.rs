@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{HOST, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
@@ -17,10 +16,6 @@ use crate::mount::Mount;
 use crate::pool::{Lease, Limits, Pool};
 use crate::upgrade::{Tunnels, tunnel};
 use crate::wire::ResponseHead;
-
-/// An upstream connection that was unused for longer than this may just be on its way down, so a
-/// request that can be repeated is kept for a second try.
-const STALE_AFTER: Duration = Duration::from_secs(1);
 
 /// Upstream connections and how they are made. Cheap to clone; clones share the connections.
 ///
@@ -192,7 +187,8 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
             let protocol = switched_to(response.headers(), wanted.as_ref())?;
             let client = switch.ok_or(ProxyError::Upgrade)?;
             let stream = lease.into_stream().ok_or(ProxyError::Upgrade)?;
-            self.tunnels.spawn(tunnel(client, stream));
+            let half_closed = self.client.pool.limits().half_closed;
+            self.tunnels.spawn(tunnel(client, stream, half_closed));
             prepare_response(response.headers_mut(), rules);
             response.headers_mut().insert(
                 http::header::CONNECTION,
@@ -215,17 +211,20 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
     ) -> Result<(ResponseHead, Lease<C, B>), ProxyError> {
         let pool = &self.client.pool;
         while let Some(mut lease) = pool.take(target) {
-            let repeatable =
-                body.is_empty() && lease.link().idle_for() > STALE_AFTER && is_safe(&head.method);
+            let repeatable = body.is_empty() && is_safe(&head.method);
             match lease.send(&mut head, forwarded, body).await {
                 Ok(answer) => return Ok((answer, lease)),
                 // A kept connection that breaks says nothing about the upstream.
                 Err(failed) if matches!(failed.error, ProxyError::Upstream(_)) => {
-                    body = match failed.unsent {
-                        Some(body) => body,
-                        None if repeatable && failed.unanswered => Outgoing::empty(),
+                    match failed.unsent {
+                        Some(unsent) => body = unsent,
+                        None if repeatable && failed.unanswered => {
+                            // Once, and where it cannot meet the end of an idle connection again.
+                            body = Outgoing::empty();
+                            break;
+                        }
                         None => return Err(failed.error),
-                    };
+                    }
                 }
                 Err(failed) => return Err(failed.error),
             }

@@ -302,3 +302,106 @@ async fn quiet(stream: &mut TcpStream, time: Duration) {
         .await
         .expect_err("nothing comes in");
 }
+
+#[tokio::test]
+async fn a_client_that_sends_everything_before_it_reads_gets_an_early_answer_whole() {
+    const LEN: usize = 24 << 20;
+    let (up, _) = upstream(|mut stream| async move {
+        head(&mut stream).await;
+        let (mut read, mut write) = stream.split();
+        let answer = async {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LEN}\r\n\r\n");
+            write.write_all(head.as_bytes()).await.expect("written");
+            write.write_all(&vec![b'd'; LEN]).await.expect("written");
+        };
+        let mut body = vec![0; LEN];
+        let (asked, ()) = tokio::join!(read.read_exact(&mut body), answer);
+        asked.expect("the body");
+        assert!(body.iter().all(|&b| b == b'u'));
+        head(&mut stream).await;
+    })
+    .await;
+    let (addr, proxy) = proxy_to(up).await;
+    let mut client = TcpStream::connect(addr).await.expect("connect");
+    let text = format!("POST /w1/ HTTP/1.1\r\nHost: gw\r\nContent-Length: {LEN}\r\n\r\n");
+    client.write_all(text.as_bytes()).await.expect("written");
+    within(client.write_all(&vec![b'u'; LEN]))
+        .await
+        .expect("written");
+    let got = within(head(&mut client)).await;
+    assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
+    let mut body = vec![0; LEN];
+    within(client.read_exact(&mut body))
+        .await
+        .expect("the body");
+    assert!(body.iter().all(|&b| b == b'd'));
+    assert_eq!(proxy.client().idle_connections(), 1);
+}
+
+#[tokio::test]
+async fn what_changes_nothing_is_asked_again_once_when_a_kept_connection_ends() {
+    let (up, connections) = upstream(|mut stream| async move {
+        // Every second request of a connection gets no answer, however soon it comes.
+        head(&mut stream).await;
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).await.expect("written");
+        head(&mut stream).await;
+    })
+    .await;
+    let (addr, _) = proxy_to(up).await;
+    let mut client = TcpStream::connect(addr).await.expect("connect");
+    for number in 1..=4 {
+        let got = ask(&mut client, GET).await;
+        assert!(got.starts_with("HTTP/1.1 200 "), "{number}: {got}");
+        assert_eq!(connections.load(Ordering::SeqCst), number);
+    }
+    let post = "POST /w1/ HTTP/1.1\r\nHost: gw\r\n\r\n";
+    let got = ask(&mut client, post).await;
+    assert!(got.starts_with("HTTP/1.1 502 "), "{got}");
+
+    // A fresh connection that ends is an answer.
+    let (up, connections) = upstream(|mut stream| async move {
+        head(&mut stream).await;
+    })
+    .await;
+    let (addr, _) = proxy_to(up).await;
+    let mut client = TcpStream::connect(addr).await.expect("connect");
+    let got = ask(&mut client, GET).await;
+    assert!(got.starts_with("HTTP/1.1 502 "), "{got}");
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn half_a_tunnel_that_stands_still_is_closed_and_one_that_moves_is_not() {
+    let (gone, mut told) = tokio::sync::mpsc::channel(1);
+    let (up, _) = upstream(move |mut stream| {
+        let gone = gone.clone();
+        async move {
+            head(&mut stream).await;
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                Upgrade: x\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.expect("written");
+            stream.shutdown().await.expect("half closed");
+            let mut bytes = Vec::new();
+            drop(stream.read_to_end(&mut bytes).await);
+            gone.send(bytes.len()).await.expect("told");
+        }
+    })
+    .await;
+    let (addr, proxy) = proxy_to(up).await;
+    let mut client = TcpStream::connect(addr).await.expect("connect");
+    let upgrade = "GET /w1/ HTTP/1.1\r\nHost: gw\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+    let got = ask(&mut client, upgrade).await;
+    assert!(got.starts_with("HTTP/1.1 101 "), "{got}");
+    within(client.read_to_end(&mut Vec::new()))
+        .await
+        .expect("the upstream's end");
+    // Four deadlines long it moves.
+    for _ in 0..12 {
+        client.write_all(b"x").await.expect("open");
+        let told = tokio::time::timeout(limits().half_closed / 3, told.recv()).await;
+        assert!(told.is_err(), "closed while it moved");
+    }
+    assert_eq!(within(told.recv()).await, Some(12));
+    assert_eq!(proxy.tunnels(), 0);
+}

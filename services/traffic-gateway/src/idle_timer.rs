@@ -5,12 +5,13 @@
 //! timer in the wheel, which stays there: it runs out a little early, looks how long the request
 //! that is waited for now may still take, and goes on.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
+use tokio::task::coop::unconstrained;
 
 /// Hands out sleeps of which one at a time is waited for, always by the same task.
 #[derive(Debug, Clone)]
@@ -73,7 +74,8 @@ impl Future for Until {
         }
         wheel.sleep.as_mut().reset(deadline);
         wheel.armed = true;
-        wheel.sleep.as_mut().poll(cx)
+        // A task that has used up its turn would be told to come again, and not be noted down.
+        pin!(unconstrained(wheel.sleep.as_mut())).poll(cx)
     }
 }
 
@@ -107,5 +109,29 @@ mod tests {
         // A shorter one is not kept waiting by a longer one before it.
         timer.sleep_until(after(100)).await;
         assert!(begun.elapsed() < Duration::from_secs(900));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_used_up_its_turn_is_woken_nevertheless() {
+        let timer = IdleTimer::new();
+        let task = tokio::spawn(async move {
+            let mut sleep = timer.sleep(Duration::from_millis(60));
+            let mut polls = 0;
+            std::future::poll_fn(|cx| {
+                polls += 1;
+                if polls == 1 {
+                    // INVARIANT: a turn is finite, so this ends.
+                    while let Poll::Ready(step) = tokio::task::coop::poll_proceed(cx) {
+                        step.made_progress();
+                    }
+                }
+                sleep.as_mut().poll(cx)
+            })
+            .await;
+        });
+        tokio::time::timeout(Duration::from_secs(10), task)
+            .await
+            .expect("woken at its time")
+            .expect("no panic");
     }
 }

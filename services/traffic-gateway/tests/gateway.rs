@@ -393,3 +393,42 @@ async fn beyond_the_limit_connections_are_told_so_and_a_websocket_counts_until_i
     })
     .await;
 }
+
+#[tokio::test]
+async fn requests_to_a_worker_that_vanishes_get_a_page_that_says_so() {
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let worker = Worker::gated(gate).await;
+    let stage = Stage::start(&[("w", &worker)]).await;
+    let ask = |method| {
+        format!("{method} /w/x HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n")
+    };
+    // Two connections to the worker are kept.
+    let mut reading = stage.send(&ask("GET")).await;
+    let mut changing = stage.send(&ask("GET")).await;
+    worker.wait_for_requests(2).await;
+    open.send_replace(true);
+    for client in [&mut reading, &mut changing] {
+        assert_eq!(Reply::read(client).await.status, 200);
+    }
+    open.send_replace(false);
+    for (client, method) in [(&mut reading, "GET"), (&mut changing, "POST")] {
+        client
+            .write_all(ask(method).as_bytes())
+            .await
+            .expect("open");
+    }
+    worker.wait_for_requests(4).await;
+    assert_eq!(worker.connections.load(Ordering::SeqCst), 2);
+    stage.vanish(&worker);
+    // What changes something may have been done, so it is not tried again.
+    let reply = Reply::read(&mut changing).await;
+    assert_eq!(reply.status, 502);
+    assert!(reply.body.contains("\"broken\""), "{}", reply.body);
+    // What only reads is tried once more, and nothing answers.
+    for _ in 0..2 {
+        let reply = Reply::read(&mut reading).await;
+        assert_eq!(reply.status, 504);
+        assert!(reply.body.contains("\"slow\""), "{}", reply.body);
+        reading = stage.send(&ask("GET")).await;
+    }
+}

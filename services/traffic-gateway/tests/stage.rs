@@ -36,6 +36,10 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
 #[derive(Clone, Default)]
 struct Loopback(Arc<Mutex<HashMap<SocketAddr, SocketAddr>>>);
 
+/// In place of a real address: nothing answers there, as where a machine has lost its power.
+const SILENT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
 impl Connector for Loopback {
     type Target = Target;
     type Stream = TcpStream;
@@ -48,6 +52,7 @@ impl Connector for Loopback {
             .get(&target.addr)
             .copied();
         match real {
+            Some(SILENT) => std::future::pending().await,
             Some(real) => Ok(TcpStream::connect(real).await?),
             None => Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into()),
         }
@@ -79,7 +84,7 @@ pub(crate) struct Worker {
     addr: SocketAddr,
     seen: Arc<Mutex<Vec<String>>>,
     pub(crate) connections: Arc<AtomicUsize>,
-    _task: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Worker {
@@ -117,7 +122,7 @@ impl Worker {
             addr,
             seen,
             connections,
-            _task: task,
+            task,
         }
     }
 
@@ -240,6 +245,7 @@ impl Reply {
 pub(crate) struct Stage {
     pub(crate) addr: SocketAddr,
     table: Table,
+    loopback: Loopback,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
     fleet: JoinHandle<()>,
@@ -315,8 +321,9 @@ impl Stage {
                 .expect("a configuration")
         });
         let config = CoreConfig {
-            connector: loopback,
+            connector: loopback.clone(),
             limits: Limits {
+                connect: Duration::from_millis(500),
                 first_byte: Duration::from_millis(400),
                 ..Limits::default()
             },
@@ -328,11 +335,22 @@ impl Stage {
         Self {
             addr,
             table,
+            loopback,
             stop,
             task: Some(task),
             fleet,
             root,
         }
+    }
+
+    /// The worker loses its power; what it had open is found out to be dead at once.
+    pub(crate) fn vanish(&self, worker: &Worker) {
+        for real in self.loopback.0.lock().expect("unpoisoned").values_mut() {
+            if *real == worker.addr {
+                *real = SILENT;
+            }
+        }
+        worker.task.abort();
     }
 
     /// A worker where nothing listens.

@@ -29,6 +29,7 @@ pub(crate) fn limits() -> Limits {
         connect: Duration::from_secs(2),
         first_byte: Duration::from_millis(300),
         client_silence: Duration::from_millis(1500),
+        half_closed: Duration::from_millis(300),
         ..Limits::default()
     }
 }

@@ -1,0 +1,154 @@
+//! One client connection: TLS or not, HTTP/1.1 or HTTP/2.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1::UpgradeableConnection;
+use hyper::service::service_fn;
+use hyper_reverse_proxy::{Connector, GuardedIo, Inbound, Scheme};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ServerConfig as TlsConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::http2::{self, Patient, Streams};
+use super::stop::Stop;
+use crate::admission::{Place, Placed};
+use crate::config::ServerConfig;
+use crate::idle_timer::IdleTimer;
+use crate::proxy::{Gateway, Refused, Visitor};
+use crate::route_table::Target;
+
+/// How long the answer to a client that is turned away may take.
+const TURN_AWAY_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the connections of one core have in common.
+pub(super) struct Core<C: Connector<Target = Target>> {
+    pub(super) gateway: Gateway<C>,
+    pub(super) server: Arc<ServerConfig>,
+    pub(super) tls: Option<Arc<TlsConfig>>,
+    pub(super) stop: Stop,
+    /// How long a client may take for a request's head, and may wait before the next one.
+    pub(super) head_limit: Duration,
+}
+
+impl<C: Connector<Target = Target>> Core<C> {
+    pub(super) async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        place: Place,
+    ) {
+        let local = stream
+            .local_addr()
+            .ok()
+            .map(|addr| addr.ip().to_canonical());
+        let visitor = |scheme| self.visitor(peer.ip(), local, scheme);
+        match &self.tls {
+            None => {
+                self.http1(Placed::new(stream, place), visitor(Scheme::Http))
+                    .await
+            }
+            Some(config) => match mesh_daemon::tls::handshake(config, stream).await {
+                Ok(stream) => {
+                    let h2 = stream.get_ref().1.alpn_protocol() == Some(mesh_daemon::tls::ALPN_H2);
+                    let stream = Placed::new(stream, place);
+                    if h2 {
+                        self.http2(stream, visitor(Scheme::Https)).await;
+                    } else {
+                        self.http1(stream, visitor(Scheme::Https)).await;
+                    }
+                }
+                Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
+            },
+        }
+    }
+
+    /// Answers that there are too many connections already, and no more than that.
+    pub(super) async fn turn_away(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let mut visitor = self.visitor(peer.ip(), None, Scheme::Http);
+        visitor.refused = Some(Refused::Full);
+        let told = self.http1(stream, visitor);
+        if tokio::time::timeout(TURN_AWAY_LIMIT, told).await.is_err() {
+            tracing::debug!("a client was told nothing in time");
+        }
+    }
+
+    fn visitor(&self, peer: IpAddr, local: Option<IpAddr>, scheme: Scheme) -> Visitor {
+        Visitor {
+            inbound: Inbound::new(peer, scheme, self.server.trusts(peer)),
+            refused: (scheme == Scheme::Http && self.server.refuses_plain(peer))
+                .then_some(Refused::Plain),
+            // Nobody reaches a mapped port by the container's own address.
+            local: local.filter(|_| !self.server.published_on_loopback),
+            framing: None,
+        }
+    }
+
+    async fn http1<S>(&self, stream: S, mut visitor: Visitor)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, framing) = GuardedIo::new(stream);
+        visitor.framing = Some(framing);
+        let visitor = &visitor;
+        let service = service_fn(async |request| {
+            Ok::<_, std::convert::Infallible>(self.gateway.serve(visitor, request).await)
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(IdleTimer::new())
+            .header_read_timeout(self.head_limit)
+            .max_header_size(self.server.max_head)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let end = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
+        log_end(self.stop.end(connection, end).await);
+    }
+
+    async fn http2<S>(self: &Arc<Self>, stream: S, visitor: Visitor)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (core, visitor) = (Arc::clone(self), Arc::new(visitor));
+        let streams = Arc::new(Streams::default());
+        let entered = Arc::clone(&streams);
+        let service = service_fn(move |request| {
+            let (core, visitor) = (Arc::clone(&core), Arc::clone(&visitor));
+            let stream = entered.enter();
+            async move {
+                let response = core.gateway.serve(&visitor, request).await;
+                Ok::<_, std::convert::Infallible>(response.map(|body| stream.with(body)))
+            }
+        });
+        // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(self.head_limit))
+            .max_concurrent_streams(http2::MAX_STREAMS)
+            .max_header_list_size(u32::try_from(self.server.max_head).unwrap_or(u32::MAX))
+            .max_send_buf_size(http2::SEND_BUFFER)
+            .serve_connection(TokioIo::new(stream), service);
+        let patient = Patient::new(connection, streams, self.head_limit, |connection| {
+            hyper::server::conn::http2::Connection::graceful_shutdown(connection);
+        });
+        log_end(
+            self.stop
+                .end(patient, |patient| patient.get_mut().end())
+                .await,
+        );
+    }
+}
+
+fn log_end(end: hyper::Result<()>) {
+    if let Err(err) = end {
+        tracing::debug!(
+            error = &err as &dyn std::error::Error,
+            "client connection ended"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+use std::collections::HashMap;
+use std::io;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2::SendRequest;
+use hyper_reverse_proxy::{Client, ConnectError, Limits, ReverseProxy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::fleet::{Fleet, Snapshot};
+use crate::metrics::GatewayMetrics;
+use crate::origin::Hosts;
+use crate::proxy::Shared;
+use crate::watch::Table;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The limit of tests that wait for it.
+const SHORT: Duration = Duration::from_millis(100);
+
+struct Nobody;
+
+impl Connector for Nobody {
+    type Target = Target;
+    type Stream = DuplexStream;
+
+    async fn connect(&self, _: &Target) -> Result<DuplexStream, ConnectError> {
+        Err(io::Error::from(io::ErrorKind::ConnectionRefused).into())
+    }
+}
+
+/// A core that listens for a proxy in 10.0.0.0/8.
+fn behind_a_proxy(head_limit: Duration) -> Core<Nobody> {
+    let table = Table::default();
+    let fleet = Snapshot::new(Fleet::new(&table.current(), &HashMap::new()));
+    // A sender that is gone would end event streams.
+    let (fleet, shown) = tokio::sync::watch::channel(Arc::new(fleet));
+    std::mem::forget(fleet);
+    let shared = Shared {
+        table: table.subscribe(),
+        fleet: shown,
+        hosts: Arc::new(Hosts::new(&[], &[], [127, 0, 0, 1].into())),
+        metrics: GatewayMetrics::new(&mesh_daemon::Metrics::default()),
+        stop: CancellationToken::new(),
+    };
+    let client = Client::with_limits(Nobody, Limits::default());
+    let server = ServerConfig {
+        trusted_proxies: vec!["10.0.0.0/8".parse().expect("a net")],
+        ..ServerConfig::default()
+    };
+    Core {
+        gateway: Gateway::new(shared, ReverseProxy::new(client)),
+        server: Arc::new(server),
+        tls: None,
+        stop: Stop::default(),
+        head_limit,
+    }
+}
+
+/// All that `peer` gets for asking for `path` and then for `/`, on one connection.
+async fn ask(core: &Core<Nobody>, peer: IpAddr, scheme: Scheme, path: &str) -> String {
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let text = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n\
+         GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    );
+    client.write_all(text.as_bytes()).await.expect("written");
+    let visitor = core.visitor(peer, None, scheme);
+    core.http1(server, visitor).await;
+    let mut all = String::new();
+    client.read_to_string(&mut all).await.expect("read");
+    all
+}
+
+#[tokio::test]
+async fn plain_http_past_the_proxy_is_refused_before_anything_is_looked_up() {
+    let core = behind_a_proxy(PATIENCE);
+    let statuses = |answers: &str| -> Vec<String> {
+        let heads = answers.split("HTTP/1.1 ").skip(1);
+        heads.map(|head| head[..3].to_owned()).collect()
+    };
+    let stranger = IpAddr::from([192, 0, 2, 7]);
+    for path in ["/", "/nobody/", "/_mesh/events"] {
+        let answers = ask(&core, stranger, Scheme::Http, path).await;
+        assert_eq!(statuses(&answers), ["403"], "{path}: {answers}");
+        assert!(answers.contains("connection: close\r\n"), "{answers}");
+    }
+    let answers = ask(&core, stranger, Scheme::Http, "/health").await;
+    assert_eq!(statuses(&answers), ["200", "403"], "{answers}");
+    for (peer, scheme) in [
+        (stranger, Scheme::Https),
+        ([10, 1, 2, 3].into(), Scheme::Http),
+        ([127, 0, 0, 1].into(), Scheme::Http),
+    ] {
+        let answers = ask(&core, peer, scheme, "/nobody/").await;
+        assert_eq!(statuses(&answers), ["404", "200"], "{peer}: {answers}");
+    }
+}
+
+/// An HTTP/2 connection, served until it ends.
+fn http2(head_limit: Duration) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    let core = Arc::new(behind_a_proxy(head_limit));
+    let visitor = core.visitor([127, 0, 0, 1].into(), None, Scheme::Https);
+    let served = tokio::spawn(async move { core.http2(server, visitor).await });
+    (client, served)
+}
+
+/// The frames in `bytes`: type and payload (RFC 9113, 4.1).
+fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut all = Vec::new();
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let (payload, rest) = rest.split_at(len);
+        all.push((head[3], payload));
+        bytes = rest;
+    }
+    all
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn an_http2_client_that_says_nothing_is_let_go() {
+    // Not even a preface.
+    let (client, served) = http2(SHORT);
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("it has a limit")
+        .expect("no panic");
+    drop(client);
+
+    // A preface, and never a request.
+    let (mut client, served) = http2(SHORT);
+    client.write_all(PREFACE).await.expect("written");
+    let mut all = Vec::new();
+    tokio::time::timeout(PATIENCE, client.read_to_end(&mut all))
+        .await
+        .expect("it has a limit")
+        .expect("read");
+    served.await.expect("no panic");
+    let goaway = 7;
+    assert!(frames(&all).iter().any(|&(kind, _)| kind == goaway));
+}
+
+#[tokio::test]
+async fn an_http2_client_is_told_how_much_it_may_ask_for() {
+    let (mut client, served) = http2(SHORT);
+    client.write_all(PREFACE).await.expect("written");
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).await.expect("read");
+    served.await.expect("no panic");
+    let settings = 4;
+    let frames = frames(&all);
+    let (_, told) = frames
+        .iter()
+        .find(|&&(kind, _)| kind == settings)
+        .expect("settings come first");
+    let told: HashMap<u16, u32> = told
+        .chunks_exact(6)
+        .map(|pair| {
+            let value = [pair[2], pair[3], pair[4], pair[5]];
+            (
+                u16::from_be_bytes([pair[0], pair[1]]),
+                u32::from_be_bytes(value),
+            )
+        })
+        .collect();
+    let (max_concurrent_streams, max_header_list_size) = (3, 6);
+    assert_eq!(told.get(&max_concurrent_streams), Some(&100));
+    assert_eq!(told.get(&max_header_list_size), Some(&(64 * 1024)));
+}
+
+async fn get(
+    sender: &mut SendRequest<Empty<bytes::Bytes>>,
+    path: &str,
+    header: &str,
+) -> http::Response<hyper::body::Incoming> {
+    let request = http::Request::get(format!("https://localhost{path}"))
+        .header("x-long", header)
+        .body(Empty::new())
+        .expect("a request");
+    tokio::time::timeout(PATIENCE, sender.send_request(request))
+        .await
+        .expect("in time")
+        .expect("an answer")
+}
+
+#[tokio::test]
+async fn an_http2_client_with_a_request_under_way_stays() {
+    let (client, served) = http2(SHORT);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client))
+            .await
+            .expect("a handshake");
+    let connection = tokio::spawn(connection);
+    let too_long = "x".repeat(70 * 1024);
+    let refused = get(&mut sender, "/health", &too_long).await;
+    assert_eq!(refused.status(), 431);
+    let mut events = get(&mut sender, "/_mesh/events", "").await;
+    events.frame().await.expect("a frame").expect("no error");
+    // Several limits later it is still there, and takes more requests.
+    tokio::time::timeout(SHORT * 5, async {
+        while let Some(frame) = events.frame().await {
+            frame.expect("no error");
+        }
+    })
+    .await
+    .expect_err("the stream goes on");
+    assert_eq!(get(&mut sender, "/health", "").await.status(), 200);
+    drop(events);
+    // Nothing under way: it ends.
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("it has a limit")
+        .expect("no panic");
+    drop(connection.await.expect("no panic"));
+}

@@ -1,0 +1,148 @@
+//! What an HTTP/2 connection may have open, and how long it may stand idle: from its preface on.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+/// Requests that may be under way at a time on one connection.
+pub(super) const MAX_STREAMS: u32 = 100;
+/// Bytes of each answer that are held for a client that does not read.
+pub(super) const SEND_BUFFER: usize = 64 * 1024;
+/// How long a client may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// The requests of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    open: AtomicUsize,
+    /// How many there have been.
+    begun: AtomicUsize,
+}
+
+impl Streams {
+    /// A request begins.
+    pub(super) fn enter(self: &Arc<Self>) -> Stream {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Stream(Arc::clone(self))
+    }
+}
+
+/// One request; it is over when this is dropped.
+#[derive(Debug)]
+pub(super) struct Stream(Arc<Streams>);
+
+impl Stream {
+    /// The request lasts as long as the body of its answer.
+    pub(super) fn with<B>(self, body: B) -> Answering<B> {
+        Answering {
+            body,
+            _stream: self,
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer, which counts as a request under way.
+#[derive(Debug)]
+pub(super) struct Answering<B> {
+    body: B,
+    _stream: Stream,
+}
+
+impl<B: Body + Unpin> Body for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that ends when it has had no request for a while, the first one included.
+pub(super) struct Patient<F, E> {
+    connection: Pin<Box<F>>,
+    /// Tells the connection to end.
+    end: E,
+    streams: Arc<Streams>,
+    /// How many requests there had been when the time began.
+    begun: usize,
+    limit: Duration,
+    timer: Pin<Box<Sleep>>,
+    is_ending: bool,
+}
+
+impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
+    /// `end` asks the connection to end.
+    pub(super) fn new(connection: F, streams: Arc<Streams>, limit: Duration, end: E) -> Self {
+        Self {
+            connection: Box::pin(connection),
+            end,
+            streams,
+            begun: 0,
+            limit,
+            timer: Box::pin(tokio::time::sleep(limit)),
+            is_ending: false,
+        }
+    }
+
+    /// Asks the connection to end.
+    pub(super) fn end(&mut self) {
+        (self.end)(self.connection.as_mut());
+    }
+}
+
+impl<F, E> Future for Patient<F, E>
+where
+    F: Future<Output = hyper::Result<()>>,
+    E: Fn(Pin<&mut F>) + Unpin,
+{
+    type Output = hyper::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        loop {
+            if let Poll::Ready(end) = this.connection.as_mut().poll(cx) {
+                return Poll::Ready(end);
+            }
+            if this.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if this.is_ending {
+                return Poll::Ready(Ok(()));
+            }
+            let begun = this.streams.begun.load(Ordering::Relaxed);
+            let is_idle = this.streams.open.load(Ordering::Relaxed) == 0 && begun == this.begun;
+            this.begun = begun;
+            let time = if is_idle {
+                this.is_ending = true;
+                this.end();
+                GOODBYE.min(this.limit)
+            } else {
+                this.limit
+            };
+            this.timer.as_mut().reset(Instant::now() + time);
+        }
+    }
+}
