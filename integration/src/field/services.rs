@@ -46,9 +46,17 @@ impl Field {
 
     /// Starts the coordinator, for the first time or again.
     pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
+        self.start_coordinator_with(&[])
+    }
+
+    /// The same with further settings (`key=value`).
+    pub fn start_coordinator_with(&mut self, sets: &[&str]) -> anyhow::Result<()> {
         let at = SocketAddr::from((self.addr("core"), COORDINATOR_PORT));
-        let child = self
-            .program("coordinator", "core")
+        let mut spec = self.program("coordinator", "core");
+        for set in sets {
+            spec = spec.args(["--set", set]);
+        }
+        let child = spec
             .args(["--set", &format!("server.listen={at}")])
             .args(["--set", &format!("server.advertise={at}")])
             .args(["--set", "admin.listen=127.0.0.1:9464"])

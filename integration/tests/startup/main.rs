@@ -1,5 +1,5 @@
-//! What a program says before it does anything: to weak settings ([`weak`]), to keys it does not know
-//! and to generated files ([`keys`]), and of itself.
+//! What a program says before it does anything: to weak settings ([`weak`]), to many faults at once
+//! ([`together`]), to keys it does not know and to generated files ([`keys`]), and of itself.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
@@ -9,6 +9,7 @@ use integration::Cli;
 use mesh_testkit::{Finished, Spec};
 
 mod keys;
+mod together;
 mod weak;
 
 const SOON: Duration = Duration::from_secs(60);
