@@ -2,11 +2,11 @@
 //! keep-alive connections, bodies of 1 KiB and 64 KiB.
 //!
 //! All of them, the upstream and wrk share the machine, and rounds alternate, so only the ratios
-//! within a round mean anything; the report has every figure and the median of the ratios, and the
-//! processor time that each proxy took for a request, which other work disturbs least. The
-//! first part has its upstream on loopback and shows the proxy's own cost. The second part goes
-//! through the overlay (`mesh up`, a `worker-agent`, WireGuard and TCP in user space), where the
-//! peers cannot follow; its figures stand for themselves.
+//! within a round mean anything; the report has every figure and every ratio with their medians, and
+//! the processor time that each proxy took for a request, which other work disturbs least. The
+//! first part has its upstream on loopback and shows the proxy's own cost. In the second part ours
+//! goes through the overlay (`mesh up`, a `worker-agent`, WireGuard and TCP in user space), where
+//! the peers cannot follow: they have the same upstream on loopback.
 //!
 //! `--quick`: fewer and shorter rounds, under two minutes. `--only loopback|overlay`: one part.
 
@@ -52,8 +52,8 @@ fn main() -> Result<()> {
         .map(String::as_str);
     let plan = if quick {
         Plan {
-            rounds: 3,
-            seconds: 2,
+            rounds: 5,
+            seconds: 1,
         }
     } else {
         Plan {
@@ -107,28 +107,52 @@ fn lay_out(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Who is asked in a round, where, and whose processor time it takes.
+type Asked = (&'static str, String, Whose);
+
 fn on_loopback(files: &Path, plan: &Plan) -> Result<Value> {
     let upstream = peers::upstream(files)?;
     let ours = ours::Gateway::start(upstream.addr, PREFIX)?;
-    let mut targets = vec![
-        ("direct", upstream.addr, Whose::Nobodys),
-        ("gateway", ours.addr(), Whose::Threads("gateway-")),
-    ];
     let peers = peers::start_all(files, upstream.addr)?;
-    targets.extend(
-        peers
-            .iter()
-            .map(|peer| (peer.name, peer.addr, Whose::Process(peer.pid()))),
-    );
+    let mut targets: Vec<Asked> = vec![(
+        "gateway",
+        format!("http://{}/{PREFIX}/", ours.addr()),
+        Whose::Threads("gateway-"),
+    )];
+    targets.extend(others(&upstream, &peers));
+    alternate(&targets, plan)
+}
+
+/// The peers have the upstream on loopback here too: what the overlay costs is all on our side.
+fn through_the_overlay(files: &Path, plan: &Plan) -> Result<Value> {
+    let upstream = peers::upstream(files)?;
+    let mesh = overlay::Mesh::start(upstream.addr.port())?;
+    let peers = peers::start_all(files, upstream.addr)?;
+    let mut targets: Vec<Asked> = vec![("gateway", mesh.service_url(), Whose::Nobodys)];
+    targets.extend(others(&upstream, &peers));
+    alternate(&targets, plan)
+}
+
+fn others(upstream: &peers::Peer, peers: &[peers::Peer]) -> Vec<Asked> {
+    let url = |addr| format!("http://{addr}/{PREFIX}/");
+    let direct = ("direct", url(upstream.addr), Whose::Nobodys);
+    let peers = peers
+        .iter()
+        .map(|peer| (peer.name, url(peer.addr), Whose::Process(peer.pid())));
+    std::iter::once(direct).chain(peers).collect()
+}
+
+/// Asks all of them round by round, and compares.
+fn alternate(targets: &[Asked], plan: &Plan) -> Result<Value> {
     let mut report = serde_json::Map::new();
     for (size, _) in SIZES {
         let mut samples: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
         for round in 0..plan.rounds {
             // Each round starts with another one, so that nobody always runs first.
             for at in 0..targets.len() {
-                let (name, addr, whose) = targets[(at + round) % targets.len()];
-                let url = format!("http://{addr}/{PREFIX}/{size}");
-                let sample = wrk::run(&url, CONNECTIONS, plan.seconds, whose)?;
+                let (name, url, whose) = &targets[(at + round) % targets.len()];
+                let url = format!("{url}{size}");
+                let sample = wrk::run(&url, CONNECTIONS, plan.seconds, *whose)?;
                 println!("{size:>4} round {} {name:<8} {sample}", round + 1);
                 samples.entry(name).or_default().push(sample);
             }
@@ -140,86 +164,55 @@ fn on_loopback(files: &Path, plan: &Plan) -> Result<Value> {
 
 /// Every figure, and ours against each of the others round by round.
 fn compared(samples: &BTreeMap<&str, Vec<Sample>>) -> Value {
-    let ours = &samples["gateway"];
     let figures: serde_json::Map<String, Value> = samples
         .iter()
         .map(|(name, all)| ((*name).to_owned(), wrk::summary(all)))
         .collect();
-    let ratio = |theirs: &[Sample], figure: fn(&Sample) -> f64| {
-        let each: Vec<f64> = ours
-            .iter()
-            .zip(theirs)
-            .map(|(ours, theirs)| figure(ours) / figure(theirs))
-            .collect();
-        wrk::median(&each)
-    };
     let mut ratios = serde_json::Map::new();
-    for (name, theirs) in samples.iter().filter(|(name, _)| **name != "gateway") {
-        let requests = ratio(theirs, |sample| sample.requests_per_second);
-        let p50 = ratio(theirs, |sample| sample.p50_us);
-        let p99 = ratio(theirs, |sample| sample.p99_us);
-        println!("     gateway / {name:<8} requests/s {requests:.2}  p50 {p50:.2}  p99 {p99:.2}");
-        let mut all = json!({ "requests_per_second": requests, "p50": p50, "p99": p99 });
-        if theirs.iter().all(|sample| sample.cpu_us.is_some()) {
-            let cpu = ratio(theirs, |sample| sample.cpu_us.unwrap_or(f64::NAN));
-            println!("     gateway / {name:<8} processor time for a request {cpu:.2}");
-            all["cpu_per_request"] = json!(cpu);
-        }
-        ratios.insert((*name).to_owned(), all);
+    for name in samples.keys().filter(|name| **name != "gateway") {
+        ratios.insert((*name).to_owned(), ratios_to(samples, name));
     }
-    let better: Vec<f64> = (0..ours.len())
-        .map(|round| {
-            let of = |name: &str| samples[name][round].requests_per_second;
-            ours[round].requests_per_second / of("nginx").max(of("haproxy"))
-        })
-        .collect();
-    let tail: Vec<f64> = (0..ours.len())
-        .map(|round| {
-            let (nginx, haproxy) = (&samples["nginx"][round], &samples["haproxy"][round]);
-            let better = if nginx.requests_per_second >= haproxy.requests_per_second {
-                nginx
-            } else {
-                haproxy
-            };
-            ours[round].p99_us / better.p99_us
-        })
-        .collect();
-    let (better, tail) = (wrk::median(&better), wrk::median(&tail));
-    println!("     gateway / better of nginx and haproxy: requests/s {better:.2}  p99 {tail:.2}");
+    let speed = |name: &str| wrk::median_of(&samples[name], |sample| sample.requests_per_second);
+    let better = if speed("nginx") >= speed("haproxy") {
+        "nginx"
+    } else {
+        "haproxy"
+    };
+    println!("     the better of nginx and haproxy is {better}");
     json!({
         "figures": figures,
         "ratio_to": ratios,
-        "ratio_to_better_of_nginx_and_haproxy": { "requests_per_second": better, "p99": tail },
+        "better_of_nginx_and_haproxy": better,
     })
 }
 
-fn through_the_overlay(files: &Path, plan: &Plan) -> Result<Value> {
-    let upstream = peers::upstream(files)?;
-    let mesh = overlay::Mesh::start(upstream.addr.port())?;
-    let mut report = serde_json::Map::new();
-    for (size, _) in SIZES {
-        let mut through = Vec::new();
-        let mut direct = Vec::new();
-        for round in 0..plan.rounds {
-            let url = format!("{}{size}", mesh.service_url());
-            let sample = wrk::run(&url, CONNECTIONS, plan.seconds, Whose::Nobodys)?;
-            println!("{size:>4} round {} overlay  {sample}", round + 1);
-            through.push(sample);
-            let url = format!("http://{}/{size}", upstream.addr);
-            let sample = wrk::run(&url, CONNECTIONS, plan.seconds, Whose::Nobodys)?;
-            println!("{size:>4} round {} direct   {sample}", round + 1);
-            direct.push(sample);
-        }
-        let ratios: Vec<f64> = through
+/// Ours against one of the others: the ratios of each round, and the median of these.
+fn ratios_to(samples: &BTreeMap<&str, Vec<Sample>>, name: &str) -> Value {
+    let ratio = |figure: fn(&Sample) -> Option<f64>| {
+        let rounds: Option<Vec<f64>> = samples["gateway"]
             .iter()
-            .zip(&direct)
-            .map(|(ours, theirs)| ours.requests_per_second / theirs.requests_per_second)
+            .zip(&samples[name])
+            .map(|(ours, theirs)| Some(figure(ours)? / figure(theirs)?))
             .collect();
-        let figures = json!({
-            "figures": { "overlay": wrk::summary(&through), "direct": wrk::summary(&direct) },
-            "ratio_to": { "direct": { "requests_per_second": wrk::median(&ratios) } },
-        });
-        report.insert(size.to_owned(), figures);
+        rounds.map(|rounds| (wrk::median(&rounds), rounds))
+    };
+    let mut all = serde_json::Map::new();
+    let mut line = format!("     gateway / {name:<8}");
+    let figures: [(&str, fn(&Sample) -> Option<f64>); 4] = [
+        ("requests_per_second", |sample| {
+            Some(sample.requests_per_second)
+        }),
+        ("p50", |sample| Some(sample.p50_us)),
+        ("p99", |sample| Some(sample.p99_us)),
+        ("cpu_per_request", |sample| sample.cpu_us),
+    ];
+    for (figure, of) in figures {
+        if let Some((median, rounds)) = ratio(of) {
+            line.push_str(&format!("  {figure} {median:.2}"));
+            let value = json!({ "median": median, "rounds": rounds });
+            all.insert(figure.to_owned(), value);
+        }
     }
-    Ok(Value::Object(report))
+    println!("{line}");
+    Value::Object(all)
 }

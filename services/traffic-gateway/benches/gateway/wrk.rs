@@ -127,6 +127,11 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The middle one of a figure.
+pub(crate) fn median_of(samples: &[Sample], figure: fn(&Sample) -> f64) -> f64 {
+    median(&samples.iter().map(figure).collect::<Vec<f64>>())
+}
+
 /// Every figure and the medians.
 pub(crate) fn summary(samples: &[Sample]) -> Value {
     let all = |figure: fn(&Sample) -> f64| samples.iter().map(figure).collect::<Vec<f64>>();
