@@ -21,6 +21,10 @@ use crate::headers::Forwarded;
 use crate::pool::Limits;
 use crate::wire::{RequestLength, ResponseHead, ResponseReader, write_request_head};
 
+mod upload;
+
+use upload::Upload;
+
 /// Bytes that one read may take: enough for an ordinary response with its head.
 const READ: usize = 8 * 1024;
 /// The same while large bodies come in.
@@ -64,15 +68,6 @@ pub(crate) struct Link<S, B> {
     deadline: Pin<Box<Sleep>>,
     /// When its last request was sent, or when it was made.
     used_at: Instant,
-}
-
-/// The body of a request on its way.
-#[derive(Debug)]
-struct Upload<B> {
-    body: B,
-    length: RequestLength,
-    /// The client is waited for: that is not the upstream being slow.
-    waits_for_client: bool,
 }
 
 /// Why the request's way out ended.
@@ -482,20 +477,5 @@ where
             }
         }
         Ok(())
-    }
-}
-
-impl<B> Upload<B> {
-    /// So many bytes of the body go out. Whether they are the last ones.
-    fn note(&mut self, len: usize) -> Result<bool, UpstreamError> {
-        match &mut self.length {
-            RequestLength::Chunked => Ok(false),
-            RequestLength::Exact(left) => {
-                *left = left
-                    .checked_sub(len as u64)
-                    .ok_or(UpstreamError::RequestLength)?;
-                Ok(*left == 0)
-            }
-        }
     }
 }

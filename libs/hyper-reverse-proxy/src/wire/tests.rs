@@ -10,6 +10,9 @@ use super::*;
 use crate::error::BadRequest;
 
 const LIMIT: usize = 64 * 1024;
+/// As long as values are remembered, and a byte longer.
+const LONG: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const LONGER: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdefX";
 
 /// What became of a response that came in piece by piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,6 +273,29 @@ proptest! {
             }
         } else if other.is_ok_and(|status| status.is_complete()) {
             prop_assert!(false, "refused: {:?} {:?}", text, ours);
+        }
+    }
+
+    #[test]
+    fn what_came_before_changes_nothing(
+        heads in vec(vec((select(vec!["Date", "date", "X-A", "Content-Type", "Set-Cookie"]),
+            select(vec!["a", "b", "", "a,b", "\u{7f}", LONG, LONGER])), 0..6), 1..24),
+    ) {
+        let mut reader = ResponseReader::new(LIMIT);
+        for lines in heads {
+            let mut text = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n".to_owned();
+            for (name, value) in lines {
+                text.push_str(&format!("{name}: {value}\r\n"));
+            }
+            text.push_str("\r\n");
+            let fresh = read_whole(&text);
+            reader.begin(false);
+            let again = reader.head(&mut BytesMut::from(text.as_str()), &mut HeaderMap::new());
+            let headers = |head: ResponseHead| head.headers;
+            prop_assert_eq!(
+                again.map(|head| head.map(headers)),
+                fresh.map(|head| head.map(|head| head.headers))
+            );
         }
     }
 
