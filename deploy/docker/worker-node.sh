@@ -20,7 +20,7 @@ export MESH_WORKER_AGENT__SSH__MODE=sshd
 export MESH_WORKER_AGENT__SSH__USER=mesh
 export MESH_WORKER_AGENT__SSH__HOST_KEYS=$state/ssh/ssh_host_ed25519_key.pub
 
-say() { echo "worker-node: $*"; }
+say() { echo "worker-node: $*" >&2; }
 
 if [ "${1:-run}" = health ]; then
     worker-agent health >/dev/null || { say "the agent is not ready"; exit 1; }
@@ -36,9 +36,13 @@ node_name() {
     local name=${MESH_HOSTNAME:-} address
     if [ -z "$name" ]; then
         address=$(hostname -i | cut -d ' ' -f 1)
-        name=$(getent -s dns hosts "$address" | awk '{ print $2; exit }') || true
-        name=${name%%.*}
-        name=${name#"${COMPOSE_PROJECT_NAME:-}-"}
+        if name=$(getent -s dns hosts "$address" | awk '{ print $2; exit }'); then
+            name=${name%%.*}
+            name=${name#"${COMPOSE_PROJECT_NAME:-}-"}
+        else
+            say "the network has no name for $address; this machine asks to be called $(hostname)"
+            name=
+        fi
     fi
     echo "${name:-$(hostname)}"
 }
@@ -57,10 +61,17 @@ name=$(node_name)
 
 # --- the three programs
 children=()
-stop() {
+# Ends those that still run, and waits for all of them.
+end_children() {
+    local child
     trap '' TERM INT
-    kill -TERM "${children[@]}" 2>/dev/null || true
-    wait || true
+    for child in "${children[@]}"; do
+        kill -TERM "$child" 2>/dev/null || say "process $child has ended by itself"
+    done
+    wait
+}
+stop() {
+    end_children
     exit 0
 }
 trap stop TERM INT
@@ -85,6 +96,5 @@ say "$name is up: $(sed -n 's/^UrlRoot *= *//p' /etc/cockpit/cockpit.conf)/ at t
 code=0
 wait -n "${children[@]}" || code=$?
 say "a program ended with $code; the machine goes down"
-kill -TERM "${children[@]}" 2>/dev/null || true
-wait || true
+end_children
 exit "$((code == 0 ? 1 : code))"

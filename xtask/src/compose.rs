@@ -6,17 +6,21 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
+use crate::process::{output, run_quietly};
+use crate::steps::Steps;
 use crate::{process, workspace};
 
 mod engine;
+mod file;
 mod local_images;
+mod sizes;
 
 pub(crate) use engine::Engine;
+pub(crate) use local_images::debian as debian_image;
 
 /// The project's name in `docker-compose.yml`.
 const PROJECT: &str = "wonder-mesh";
@@ -68,48 +72,25 @@ impl Args {
     }
 }
 
-/// Prints what took how long.
-#[derive(Default)]
-struct Times(Vec<(&'static str, Duration)>);
-
-impl Times {
-    fn step<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        println!("-- {name}");
-        let begun = Instant::now();
-        let done = work().context(name);
-        self.0.push((name, begun.elapsed()));
-        println!("-- {name}: {:.1} s", begun.elapsed().as_secs_f64());
-        done
-    }
-
-    fn print(&self) {
-        println!("\n== steps");
-        for (name, took) in &self.0 {
-            println!("{name:<28} {:>7.1} s", took.as_secs_f64());
-        }
-    }
-}
-
 /// Runs `images`.
 pub(crate) fn images(args: &ImagesArgs) -> Result<()> {
-    let mut times = Times::default();
-    let engine = times.step("container engine", || Engine::open(&artefacts()?))?;
-    let built = prepare_and_build(&engine, args, workspace::root(), &mut times);
-    times.print();
-    built?;
-    print_sizes(&engine)
+    let mut steps = Steps::default();
+    let engine = steps.step("container engine", || Engine::open(&artefacts()?))?;
+    let built = prepare_and_build(&engine, args, workspace::root(), &mut steps);
+    steps.print();
+    built
 }
 
 /// Runs `compose`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut times = Times::default();
-    let done = up_and_down(args, &mut times);
-    times.print();
+    let mut steps = Steps::default();
+    let done = up_and_down(args, &mut steps);
+    steps.print();
     done
 }
 
-fn up_and_down(args: &Args, times: &mut Times) -> Result<()> {
-    let engine = times.step("container engine", || Engine::open(&artefacts()?))?;
+fn up_and_down(args: &Args, steps: &mut Steps) -> Result<()> {
+    let engine = steps.step("container engine", || Engine::open(&artefacts()?))?;
     expect_nothing(&engine).context(
         "something of an earlier run is there; remove it with: \
          docker compose -f deploy/docker-compose.yml down --volumes --remove-orphans",
@@ -118,22 +99,22 @@ fn up_and_down(args: &Args, times: &mut Times) -> Result<()> {
     let dir = if args.working_tree {
         workspace::root().to_owned()
     } else {
-        times.step("fresh clone", fresh_clone)?
+        steps.step("fresh clone", fresh_clone)?
     };
+    steps.step("the file", || file::check(&engine, &dir))?;
     if !args.no_build {
-        prepare_and_build(&engine, &args.images, &dir, times)?;
-        print_sizes(&engine)?;
+        prepare_and_build(&engine, &args.images, &dir, steps)?;
     }
-    let journey = times
+    let journey = steps
         .step("up --wait", || up(&engine, &dir))
-        .and_then(|()| times.step("journey", || journey(&engine, &dir)));
+        .and_then(|()| steps.step("journey", || journey(&engine, &dir)));
     keep_logs(&engine, &dir)?;
     if args.keep {
         println!("left running; end it with: docker compose -f {FILE} down --volumes");
         engine.leave_running();
         return journey;
     }
-    let down = times.step("down --volumes", || {
+    let down = steps.step("down --volumes", || {
         process::run(compose(&engine, &dir).args(["down", "--volumes", "--remove-orphans"]))?;
         expect_nothing(&engine).context("after down --volumes")?;
         let left: Vec<String> = self::volumes(&engine)?
@@ -151,21 +132,14 @@ fn up_and_down(args: &Args, times: &mut Times) -> Result<()> {
 }
 
 fn up(engine: &Engine, dir: &Path) -> Result<()> {
-    process::run(compose(engine, dir).args([
-        "up",
-        "--no-build",
-        "--detach",
-        "--wait",
-        "--wait-timeout",
-        "300",
-    ]))
+    process::run(compose(engine, dir).args(["up", "--detach", "--wait", "--wait-timeout", "300"]))
 }
 
 /// The journey over the running containers.
 fn journey(engine: &Engine, dir: &Path) -> Result<()> {
     let mut command = process::cargo();
     command.args(["test", "-p", "integration", "--test", "compose", "--"]);
-    command.args(["--ignored", "--nocapture", "--test-threads=1"]);
+    command.args(["--nocapture", "--test-threads=1"]);
     command.env("MESH_COMPOSE_FILE", dir.join(FILE));
     engine.point(&mut command);
     process::run_logged(&mut command, &artefacts()?.join("journey.log"))
@@ -183,43 +157,24 @@ fn prepare_and_build(
     engine: &Engine,
     args: &ImagesArgs,
     dir: &Path,
-    times: &mut Times,
+    steps: &mut Steps,
 ) -> Result<()> {
     if args.local_images {
-        times.step("base images", || local_images::make(engine, dir))?;
+        steps.step("base images", || local_images::make(engine, dir))?;
     }
     if args.base_only {
         return Ok(());
     }
     let log = artefacts()?.join("build.log");
-    times.step("build", || {
+    let revision = revision(dir)?;
+    steps.step("build", || {
         let mut command = compose(engine, dir);
         command.args(["--file", MORE_IMAGES, "--progress", "plain", "build"]);
-        command.env("MESH_REVISION", revision(dir)?);
+        command.env("MESH_REVISION", &revision);
         command.env("MESH_BUILD_PROFILE", &args.profile);
-        quietly(&mut command, &log)
-    })
-}
-
-/// Runs a command whose output is of interest only when it fails; all of it is in `log`.
-fn quietly(command: &mut Command, log: &Path) -> Result<()> {
-    let line = process::describe(command);
-    eprintln!("+ {line} (output in {})", log.display());
-    let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
-    command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file);
-    let status = command.status().with_context(|| format!("start {line}"))?;
-    if !status.success() {
-        let text = fs::read_to_string(log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        for line in &lines[lines.len().saturating_sub(40)..] {
-            eprintln!("  {line}");
-        }
-        bail!("{line}: {status}");
-    }
-    Ok(())
+        run_quietly(&mut command, &log)
+    })?;
+    sizes::check(engine, &workspace::version()?, &revision, &args.profile)
 }
 
 fn artefacts() -> Result<PathBuf> {
@@ -249,43 +204,11 @@ fn revision(dir: &Path) -> Result<String> {
     )
 }
 
-/// What a command prints on standard output, trimmed.
-fn output(command: &mut Command) -> Result<String> {
-    let line = process::describe(command);
-    let output = command
-        .stderr(Stdio::piped())
-        .output()
-        .with_context(|| format!("start {line}"))?;
-    ensure!(
-        output.status.success(),
-        "{line}: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-fn print_sizes(engine: &Engine) -> Result<()> {
-    let mut command = engine.docker();
-    command.args([
-        "image",
-        "ls",
-        "--format",
-        "{{.Repository}}:{{.Tag}} {{.Size}}",
-    ]);
-    println!("\n== images");
-    for line in output(command.arg("wonder-mesh/*"))?.lines() {
-        let (name, size) = line.rsplit_once(' ').unwrap_or((line, ""));
-        println!("{name:<36} {size:>8}");
-    }
-    Ok(())
-}
-
 /// Every container's log, for people.
 fn keep_logs(engine: &Engine, dir: &Path) -> Result<()> {
     let logs = fs::File::create(artefacts()?.join("containers.log"))?;
     let mut command = compose(engine, dir);
-    command.args(["logs", "--no-color", "--timestamps"]);
+    command.args(["logs", "--no-color", "--stepstamps"]);
     let status = command.stdout(logs).status()?;
     ensure!(status.success(), "docker compose logs: {status}");
     Ok(())

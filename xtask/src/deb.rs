@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{process, workspace};
 
 mod check;
+mod debian;
+mod machine;
 mod manual;
 mod packages;
 mod scripts;
@@ -26,9 +28,14 @@ pub(crate) struct Args {
     /// Pack the debug build, which is there already after the tests.
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Also look at them with lintian, then install, use and purge them in a fresh Debian (root).
+    /// Also look at them with lintian, then install, use and purge them in a fresh Debian, also
+    /// one that runs systemd (a container engine).
     #[arg(long)]
     pub(crate) check: bool,
+    /// With --check: make the Debian of its packages where the engine lacks it, instead of fetching
+    /// it.
+    #[arg(long, requires = "check")]
+    local_images: bool,
     /// Take the programs as they are, without building.
     #[arg(long)]
     pub(crate) no_build: bool,
@@ -40,6 +47,7 @@ impl Args {
         Self {
             debug: true,
             check: true,
+            local_images: true,
             no_build: false,
         }
     }
@@ -65,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let maker = Maker {
         programs,
         effort: if args.debug { "-z1" } else { "-z6" },
-        version: version()?,
+        version: workspace::version()?,
         architecture: said("dpkg", &["--print-architecture"])?,
         date: said("git", &["log", "-1", "--format=%cD"])?,
         epoch: said("git", &["log", "-1", "--format=%ct"])?,
@@ -78,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         made.push(file);
     }
     if args.check {
-        check::run(&made, &out)?;
+        check::run(&made, args.local_images)?;
     }
     Ok(())
 }
@@ -88,20 +96,6 @@ fn file_name(path: &Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
-}
-
-/// The workspace's version.
-fn version() -> Result<String> {
-    let manifest = fs::read_to_string(workspace::root().join("Cargo.toml"))?;
-    let manifest: toml::Table = manifest.parse()?;
-    let version = manifest
-        .get("workspace")
-        .and_then(|table| table.get("package"))
-        .and_then(|table| table.get("version"))
-        .and_then(toml::Value::as_str);
-    version
-        .map(str::to_owned)
-        .context("Cargo.toml has no workspace.package.version")
 }
 
 /// What a program prints, trimmed.

@@ -1,10 +1,11 @@
 //! `k8s`: the manifests in deploy/k8s are what Kubernetes takes, fit together, and give the programs
 //! what they ask for.
 //!
-//! Four looks at every overlay, as kubectl renders it: the API's own schemas, strictly, for the
-//! oldest and the newest supported Kubernetes ([`schemas`]); kinds of other projects against the
-//! shapes written down in [`shapes`]; who names whom ([`references`]); and the programs themselves,
-//! which get each container's arguments and environment ([`settings`]). Then faults are planted, and
+//! Five looks at every overlay, as kubectl renders it: the API's own schemas, strictly, for the
+//! oldest and the newest supported Kubernetes ([`schemas`]); kinds of other projects against
+//! schemas made from those projects' own types ([`crds`]); who names whom ([`references`]); and the programs themselves,
+//! which get each container's arguments and environment ([`settings`]); what the bootstrap's pod
+//! publishes, made of what the bootstrap writes ([`publish`]). Then faults are planted, and
 //! each must be found ([`planted`]). With `--run` the pods run in a container engine
 //! ([`containers`]).
 
@@ -17,13 +18,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{process, workspace};
 
 mod containers;
+mod crds;
 mod manifest;
 mod planted;
 mod pods;
+mod publish;
 mod references;
 mod schemas;
 mod settings;
-mod shapes;
 mod tools;
 
 use manifest::Manifest;
@@ -103,10 +105,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Everything that is wrong with one overlay.
 fn look(tools: &tools::Tools, manifest: &Manifest) -> Result<Vec<String>> {
     let mut faults = schemas::check(tools, manifest, VERSIONS)?;
-    faults.extend(shapes::check(manifest));
+    faults.extend(crds::check(tools, manifest)?);
     faults.extend(references::check(manifest));
     faults.extend(pods::check(manifest));
     faults.extend(settings::check(manifest)?);
+    faults.extend(publish::check(tools, manifest)?);
     Ok(faults)
 }
 

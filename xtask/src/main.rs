@@ -19,11 +19,13 @@ mod codegen;
 mod compose;
 mod deb;
 mod docs;
+mod first_light;
 mod fuzz;
 mod k8s;
 mod lint;
 mod process;
 mod setup;
+mod steps;
 mod systemd;
 mod test;
 mod tidy;
@@ -61,6 +63,8 @@ enum Verb {
     K8s(k8s::Args),
     /// Check the units in deploy/systemd.
     Systemd(systemd::Args),
+    /// From a clone to the first page by the README's first command, with a clock beside it.
+    FirstLight(first_light::Args),
     /// Fuzz one target, or list the targets.
     Fuzz(fuzz::Args),
     /// Build the container images and print their sizes.
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Verb::Deb(args) => deb::run(&args),
         Verb::K8s(args) => k8s::run(&args),
         Verb::Systemd(args) => systemd::run(&args),
+        Verb::FirstLight(args) => first_light::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Images(args) => compose::images(&args),
         Verb::Compose(args) => compose::run(&args),

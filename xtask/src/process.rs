@@ -65,6 +65,41 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command whose output is of interest only when it fails; all of it is added to `log`.
+pub(crate) fn run_quietly(command: &mut Command, log: &Path) -> Result<()> {
+    let line = describe(command);
+    eprintln!("+ {line} (output in {})", log.display());
+    let file = OpenOptions::new().create(true).append(true).open(log)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    let status = command.status().with_context(|| format!("start {line}"))?;
+    if !status.success() {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(40)..] {
+            eprintln!("  {line}");
+        }
+        bail!("{line}: {status}");
+    }
+    Ok(())
+}
+
+/// What a command prints on standard output, trimmed; what it complains of is the error.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = describe(command);
+    let output = command
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("start {line}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{line}: {}: {}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
 /// The command as one would type it.
 pub(crate) fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program())

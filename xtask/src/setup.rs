@@ -92,6 +92,8 @@ const PACKAGES: &[Package] = &[
         Program("systemd-analyze"),
         "checking the systemd units",
     ),
+    package("zsh", Program("zsh"), "the completions"),
+    package("fish", Program("fish"), "the completions"),
     package("socat", Program("socat"), "journeys that move bytes"),
     package(
         "faketime",
@@ -111,6 +113,8 @@ const PACKAGES: &[Package] = &[
     ),
     package("python3-venv", Python("ensurepip"), "cargo xtask k8s"),
     package("python3-pip", Program("pip3"), "docker compose v2"),
+    package("nodejs", Program("node"), "cargo xtask k8s"),
+    package("npm", Program("npm"), "cargo xtask k8s"),
     package(
         "prometheus",
         Program("promtool"),

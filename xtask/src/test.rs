@@ -1,4 +1,5 @@
-//! `test`: units, then the real binaries, then the journeys, then the build with virtual time.
+//! `test`: units, then the real binaries, then the journeys, then the build with virtual time. What
+//! needs a container engine is a stage of its own: `compose`, `deb --check`, `k8s --run`.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -6,6 +7,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use crate::{process, setup, workspace};
+
+mod logs;
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -57,7 +60,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         failures.extend(work(args).err());
         times.push(format!("{name} {:.0} s", begun.elapsed().as_secs_f64()));
     }
+    if wanted(Part::Journeys) {
+        failures.extend(logs::check().err());
+    }
     println!("\n== time: {}", times.join(", "));
+    println!("== apart from these: the journey over containers, by `cargo xtask compose`");
     summarise(&log);
     if failures.is_empty() {
         return Ok(());

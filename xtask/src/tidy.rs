@@ -15,6 +15,7 @@ mod layout;
 mod licences;
 mod links;
 mod lockfile;
+mod observability;
 mod source;
 mod unused;
 
@@ -98,6 +99,7 @@ pub(crate) fn run() -> Result<()> {
     lockfile::check(&tree, &mut findings)?;
     licences::check(&mut findings)?;
     links::check(&tree, &mut findings);
+    observability::check(&mut findings)?;
 
     for advice in &findings.advice {
         println!("advice: {advice}");

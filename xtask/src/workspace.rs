@@ -1,5 +1,6 @@
 //! Where things are in this repository.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,20 @@ pub(crate) fn target_dir() -> PathBuf {
         Some(dir) if !dir.is_empty() => root().join(dir),
         _ => root().join("target"),
     }
+}
+
+/// The workspace's version.
+pub(crate) fn version() -> Result<String> {
+    let manifest = fs::read_to_string(root().join("Cargo.toml"))?;
+    let manifest: toml::Table = manifest.parse()?;
+    let version = manifest
+        .get("workspace")
+        .and_then(|table| table.get("package"))
+        .and_then(|table| table.get("version"))
+        .and_then(toml::Value::as_str);
+    version
+        .map(str::to_owned)
+        .context("Cargo.toml has no workspace.package.version")
 }
 
 /// The files that git knows or would add, as paths relative to the root, sorted.

@@ -1,4 +1,4 @@
-# Stand-in for postgres:16: Debian's Postgres 15, with the user (999), paths and first start of
+# Stand-in for postgres:16.10: Debian's Postgres 15, with the user (999), paths and first start of
 # the original.
 FROM debian:bookworm-slim
 RUN groupadd --system --gid 999 postgres \

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::output;
+use crate::process::output;
 use crate::{process, workspace};
 
 const START_LIMIT: Duration = Duration::from_secs(60);

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::artefacts;
 use super::engine::Engine;
-use super::{artefacts, output, quietly};
+use crate::process::{output, run_quietly};
 use crate::{process, workspace};
 
 const DEBIAN: &str = "debian:bookworm-slim";
@@ -27,15 +28,11 @@ const LEFT_OUT: [&str; 6] = [
 pub(crate) fn make(engine: &Engine, dir: &Path) -> Result<()> {
     let rust = rust_version(dir)?;
     let wanted = [
-        ("postgres", "postgres:16".to_owned()),
-        ("redis", "redis:7".to_owned()),
+        ("postgres", "postgres:16.10".to_owned()),
+        ("redis", "redis:7.4.5".to_owned()),
         ("rust", format!("rust:{rust}-bookworm")),
     ];
-    if has(engine, DEBIAN) {
-        println!("{DEBIAN} is there");
-    } else {
-        debian(engine)?;
-    }
+    debian(engine)?;
     let mut services = Vec::new();
     for (service, image) in &wanted {
         if has(engine, image) {
@@ -53,15 +50,19 @@ pub(crate) fn make(engine: &Engine, dir: &Path) -> Result<()> {
     command.env("RUST_VERSION", &rust);
     command.env("RUST_TOOLCHAIN", toolchain()?);
     command.env("LOCAL_IMAGES", dir.join(FILE).with_file_name(""));
-    quietly(&mut command, &artefacts()?.join("local-images.log"))
+    run_quietly(&mut command, &artefacts()?.join("local-images.log"))
 }
 
 fn has(engine: &Engine, image: &str) -> bool {
     output(engine.docker().args(["image", "inspect", image])).is_ok()
 }
 
-/// Debian's smallest set of packages.
-fn debian(engine: &Engine) -> Result<()> {
+/// Debian's smallest set of packages, unless the engine has the image.
+pub(crate) fn debian(engine: &Engine) -> Result<()> {
+    if has(engine, DEBIAN) {
+        println!("{DEBIAN} is there");
+        return Ok(());
+    }
     let debootstrap = process::find_program("debootstrap")
         .context("debootstrap is missing: run `cargo xtask setup`")?;
     let rootfs = workspace::target_dir().join("compose/rootfs");
@@ -74,7 +75,7 @@ fn debian(engine: &Engine) -> Result<()> {
     if let Some(mirror) = mirror() {
         command.arg(mirror);
     }
-    quietly(&mut command, &artefacts()?.join("local-images.log"))?;
+    run_quietly(&mut command, &artefacts()?.join("local-images.log"))?;
     take_over(&rootfs)?;
 
     let mut tar = Command::new("tar");

@@ -1,44 +1,46 @@
-//! Packages are looked at by lintian, and installed, used and purged in a fresh Debian.
+//! Packages are looked at by lintian, then installed, used and purged in a fresh Debian: once where
+//! nothing runs, as when an image is made, and once on a machine whose first process is systemd
+//! ([`machine`]).
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use super::file_name;
+use super::debian::{Debian, prepare};
 use super::packages::PACKAGES;
-use crate::process;
+use super::{file_name, machine};
+use crate::compose::{self, Engine};
+use crate::steps::Steps;
+use crate::workspace;
 
 /// What lintian may say: there is no mail address yet, and no bug that asked for a package.
 const SUPPRESSED: &str = "bogus-mail-host,initial-upload-closes-no-bugs";
 
-/// Debian's release that packages are made for.
-const SUITE: &str = "bookworm";
-
-pub(super) fn run(debs: &[PathBuf], out: &Path) -> Result<()> {
-    lintian(debs)?;
-    ensure!(
-        process::is_root(),
-        "a fresh Debian to install into needs root: run `cargo xtask deb --check` as root"
-    );
-    let root = out.join("debian");
-    debootstrap(&root)?;
-    let debian = Debian { root };
-    let before = debian.files()?;
-    debian.install(debs)?;
-    debian.use_them()?;
-    debian.purge()?;
-    let after = debian.files()?;
-    let left: Vec<_> = after.difference(&before).collect();
-    ensure!(left.is_empty(), "purging leaves {left:?}");
+/// Checks `debs`; with `local_images` in a Debian made of its packages instead of a fetched one.
+pub(super) fn run(debs: &[PathBuf], local_images: bool) -> Result<()> {
+    let mut steps = Steps::default();
+    let done = every_step(debs, local_images, &mut steps);
+    steps.print();
+    done?;
     println!(
         "deb: {} packages install, run and purge cleanly",
         debs.len()
     );
-    fs::remove_dir_all(&debian.root)?;
     Ok(())
+}
+
+fn every_step(debs: &[PathBuf], local_images: bool, steps: &mut Steps) -> Result<()> {
+    steps.step("lintian", || lintian(debs))?;
+    let artefacts = workspace::target_dir().join("ci/deb");
+    std::fs::create_dir_all(&artefacts)?;
+    let engine = steps.step("container engine", || Engine::open(&artefacts))?;
+    if local_images {
+        steps.step("base image", || compose::debian_image(&engine))?;
+    }
+    steps.step("a Debian with Cockpit", || prepare(&engine, &artefacts))?;
+    steps.step("where nothing runs", || where_nothing_runs(&engine, debs))?;
+    machine::check(&engine, debs, &artefacts, steps)
 }
 
 fn lintian(debs: &[PathBuf]) -> Result<()> {
@@ -54,115 +56,62 @@ fn lintian(debs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// The smallest Debian that has systemd, whose tools the packages call.
-fn debootstrap(root: &Path) -> Result<()> {
-    let mut command = Command::new("debootstrap");
-    command
-        .args(["--variant=minbase", "--include=systemd", SUITE])
-        .arg(root);
-    if let Some(mirror) = mirror() {
-        command.arg(mirror);
-    }
-    let output = command
-        .output()
-        .context("run debootstrap: `cargo xtask setup` installs it")?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout);
-        let last: Vec<&str> = said.lines().rev().take(5).collect();
-        bail!("debootstrap: {}", last.join(" | "));
+fn where_nothing_runs(engine: &Engine, debs: &[PathBuf]) -> Result<()> {
+    let debian = Debian::start(engine, "image")?;
+    let before = debian.files()?;
+    let files = debian.copy_in(debs)?;
+    debian.sh(&format!("dpkg --install {files}"))?;
+    // A second time is an upgrade to the same version: it changes nothing.
+    debian.sh(&format!("dpkg --install {files}"))?;
+    use_them(&debian)?;
+    stop_at_faults(&debian, debs)?;
+
+    let names: Vec<&str> = PACKAGES.iter().map(|package| package.name).collect();
+    let names = names.join(" ");
+    debian.sh(&format!("dpkg --remove {names}"))?;
+    // Removal alone keeps what cannot be made again.
+    debian.sh("test -e /var/lib/mesh/relay/node.key && test -e /etc/mesh/relay.toml")?;
+    debian.sh(&format!("dpkg --purge {names}"))?;
+    debian.expect_as(&before, &[])
+}
+
+fn use_them(debian: &Debian<'_>) -> Result<()> {
+    for package in PACKAGES {
+        for program in package.programs {
+            let said = debian.sh(&format!("{program} --version"))?;
+            ensure!(said.contains(program), "{program} --version said {said:?}");
+            debian.sh(&format!("test -s /usr/share/man/man1/{program}.1.gz"))?;
+        }
+        let Some(unit) = &package.unit else { continue };
+        let (program, user) = (unit.program, unit.user);
+        let enabled = debian.sh(&format!("systemctl is-enabled mesh-{program}.service"))?;
+        ensure!(enabled.trim() == "enabled", "mesh-{program} is {enabled}");
+        debian.sh(&format!(
+            "getent passwd {user} | grep -q ':/usr/sbin/nologin$'
+            {program} run --check-config
+            mkdir -p /var/lib/mesh/{program} && touch /var/lib/mesh/{program}/node.key"
+        ))?;
     }
     Ok(())
 }
 
-/// Where this machine's apt gets its packages from; debootstrap knows a place by itself.
-fn mirror() -> Option<String> {
-    let sources = fs::read_to_string("/etc/apt/sources.list.d/debian.sources").ok()?;
-    let uris = sources
-        .lines()
-        .find_map(|line| line.strip_prefix("URIs:"))?;
-    uris.split_whitespace().next().map(str::to_owned)
-}
-
-struct Debian {
-    root: PathBuf,
-}
-
-impl Debian {
-    /// Runs a script inside; what it prints.
-    fn sh(&self, script: &str) -> Result<String> {
-        let output = Command::new("chroot")
-            .arg(&self.root)
-            .args(["/bin/sh", "-ec", script])
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .output()
-            .context("run chroot")?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(
-            output.status.success(),
-            "in the fresh Debian: {script}\n{said}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(said)
-    }
-
-    /// Everything below the places where packages put things, dpkg's own books left out, and all
-    /// users.
-    fn files(&self) -> Result<BTreeSet<String>> {
-        let found = self.sh(
-            "find /etc /usr /var /opt -xdev -not -path '/var/lib/dpkg/*' -not -path '/var/log/*' \
-                -not -path '/var/cache/*' -not -path '/etc/*-' -not -path '/etc/.pwd.lock' \
-                -not -path '/var/lib/systemd/*'
-            cut -d: -f1 /etc/passwd /etc/group",
-        )?;
-        Ok(found.lines().map(str::to_owned).collect())
-    }
-
-    fn install(&self, debs: &[PathBuf]) -> Result<()> {
-        let place = self.root.join("tmp");
-        let mut names = Vec::new();
-        for deb in debs {
-            let name = file_name(deb);
-            fs::copy(deb, place.join(&name))?;
-            names.push(format!("/tmp/{name}"));
-        }
-        self.sh(&format!("dpkg --install {}", names.join(" ")))?;
-        // A second time is an upgrade to the same version: it changes nothing.
-        self.sh(&format!(
-            "dpkg --install {}; rm /tmp/*.deb",
-            names.join(" ")
-        ))?;
-        Ok(())
-    }
-
-    fn use_them(&self) -> Result<()> {
-        for package in PACKAGES {
-            for program in package.programs {
-                let said = self.sh(&format!("{program} --version"))?;
-                ensure!(said.contains(program), "{program} --version said {said:?}");
-                self.sh(&format!("test -s /usr/share/man/man1/{program}.1.gz"))?;
-            }
-            let Some(unit) = &package.unit else { continue };
-            let (program, user) = (unit.program, unit.user);
-            let enabled = self.sh(&format!("systemctl is-enabled mesh-{program}.service"))?;
-            ensure!(enabled.trim() == "enabled", "mesh-{program} is {enabled}");
-            self.sh(&format!(
-                "getent passwd {user} | grep -q ':/usr/sbin/nologin$'
-                {program} run --check-config
-                mkdir -p /var/lib/mesh/{program} && touch /var/lib/mesh/{program}/node.key"
-            ))?;
-        }
-        Ok(())
-    }
-
-    fn purge(&self) -> Result<()> {
-        let names: Vec<&str> = PACKAGES.iter().map(|package| package.name).collect();
-        let names = names.join(" ");
-        self.sh(&format!("dpkg --remove {names}"))?;
-        // Removal alone keeps what cannot be made again.
-        self.sh("test -e /var/lib/mesh/relay/node.key && test -e /etc/mesh/relay.toml")?;
-        self.sh(&format!("dpkg --purge {names}"))?;
-        Ok(())
-    }
+/// A maintainer script that cannot do its work stops dpkg, and says how to go on.
+fn stop_at_faults(debian: &Debian<'_>, debs: &[PathBuf]) -> Result<()> {
+    let relay = debs
+        .iter()
+        .map(|deb| file_name(deb))
+        .find(|name| name.contains("-relay_"))
+        .context("there is no package of the relay")?;
+    debian.sh("mkdir /tmp/broken
+        printf '#!/bin/sh\\necho planted >&2\\nexit 1\\n' > /tmp/broken/deb-systemd-helper
+        chmod 0755 /tmp/broken/deb-systemd-helper")?;
+    let install = format!("PATH=/tmp/broken:$PATH dpkg --install /root/debs/{relay}");
+    let (code, said) = debian.ran(&install)?;
+    ensure!(
+        code != Some(0) && said.contains("deb-systemd-helper unmask mesh-relay.service\" failed"),
+        "dpkg ended with {code:?} although enabling the unit failed: {said}"
+    );
+    ensure!(said.contains("dpkg --configure -a"), "no advice: {said}");
+    debian.sh("rm -r /tmp/broken; dpkg --configure -a")?;
+    Ok(())
 }

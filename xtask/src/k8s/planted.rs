@@ -83,12 +83,36 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     },
     Fault {
-        what: "a listener protocol that does not exist",
+        what: "a mode of TLS that does not exist",
         overlay: "production-gateway-api",
-        found_by: "spec.listeners.1.protocol",
+        found_by: "spec.listeners.1.tls.mode: enum",
         plant: |it| {
-            let at = "/spec/listeners/1/protocol";
-            set(it, "Gateway", "wonder-mesh", at, json!("GRPC"))
+            let at = "/spec/listeners/1/tls/mode";
+            set(it, "Gateway", "wonder-mesh", at, json!("PassThrough"))
+        },
+    },
+    Fault {
+        what: "a misspelt kind of another project",
+        overlay: "production-gateway-api",
+        found_by: "unknown kind TLSRoutes in gateway.networking.k8s.io/v1",
+        plant: |it| set(it, "TLSRoute", "coordinator", "/kind", json!("TLSRoutes")),
+    },
+    Fault {
+        what: "a duration that is none, in a kind of another project",
+        overlay: "production",
+        found_by: "spec.endpoints.0.interval: pattern",
+        plant: |it| {
+            let at = "/spec/endpoints/0/interval";
+            set(it, "ServiceMonitor", "wonder-mesh", at, json!("soon"))
+        },
+    },
+    Fault {
+        what: "a job that no alert rule knows",
+        overlay: "production",
+        found_by: "has \"coordinator\" as app.kubernetes.io/name, which is no job of prometheus.yml",
+        plant: |it| {
+            let label = json!("app.kubernetes.io/name");
+            set(it, "ServiceMonitor", "wonder-mesh", "/spec/jobLabel", label)
         },
     },
     Fault {
@@ -276,6 +300,81 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     },
     Fault {
+        what: "a right too many",
+        overlay: "production",
+        found_by: "more than the least rights: {\"get\", \"list\"",
+        plant: |it| {
+            let at = "/rules/0/verbs";
+            set(
+                it,
+                "Role",
+                "mesh-bootstrap",
+                at,
+                json!(["get", "list", "patch"]),
+            )
+        },
+    },
+    Fault {
+        what: "a right on every Secret",
+        overlay: "dev",
+        found_by: "more than the least rights: {\"get\", \"patch\"} on {\"secrets\"} {}",
+        plant: |it| {
+            let at = "/rules/0/resourceNames";
+            set(it, "Role", "mesh-bootstrap", at, json!([]))
+        },
+    },
+    Fault {
+        what: "rights for somebody else",
+        overlay: "dev",
+        found_by: "ServiceAccount wonder-mesh/relay is not to have these rights",
+        plant: |it| {
+            let at = "/subjects/0/name";
+            set(it, "RoleBinding", "mesh-bootstrap", at, json!("relay"))
+        },
+    },
+    Fault {
+        what: "an admin port for everybody",
+        overlay: "production",
+        found_by: "others than the namespace monitoring reach the admin port of StatefulSet \
+                   wonder-mesh/relay",
+        plant: |it| {
+            let policy = find(it, |value| is(value, "NetworkPolicy", "relay"))?;
+            let rule = policy.pointer_mut("/spec/ingress/0");
+            let rule = rule.and_then(Value::as_object_mut).context("no rule")?;
+            // A rule without ports is about all of them.
+            rule.remove("ports");
+            Ok(())
+        },
+    },
+    Fault {
+        what: "a database that no policy lets the coordinator reach",
+        overlay: "dev",
+        found_by: "Deployment wonder-mesh/coordinator: store-url: no policy lets it connect to \
+                   postgres",
+        plant: |it| {
+            let at = "/spec/egress/0/ports/0/port";
+            set(it, "NetworkPolicy", "coordinator", at, json!(5433))
+        },
+    },
+    Fault {
+        what: "a token that is published under another name",
+        overlay: "production",
+        found_by: "nobody makes the Secret wonder-mesh/mesh-token-relay with the key token",
+        plant: |it| republish(it, "name: mesh-token-relay", "name: mesh-token-realy"),
+    },
+    Fault {
+        what: "a token for the wrong namespace",
+        overlay: "dev",
+        found_by: "nobody makes the Secret wonder-mesh-nodes/mesh-token-worker",
+        plant: |it| republish(it, "namespace: wonder-mesh-nodes", "namespace: wonder-mesh"),
+    },
+    Fault {
+        what: "a file that the bootstrap does not write",
+        overlay: "dev",
+        found_by: "publish: ",
+        plant: |it| republish(it, "files/gateway/token", "files/gateways/token"),
+    },
+    Fault {
         what: "an address that leads nowhere",
         overlay: "dev",
         found_by: "leads to no port of a Service",
@@ -329,6 +428,19 @@ fn add(
     let map = object.pointer_mut(at).and_then(Value::as_object_mut);
     map.with_context(|| format!("no {at}"))?
         .insert(field.to_owned(), value);
+    Ok(())
+}
+
+/// Changes what the bootstrap publishes.
+fn republish(manifest: &mut Manifest, from: &str, to: &str) -> Result<()> {
+    let map = find(manifest, |value| {
+        !value["data"]["kustomization.yaml"].is_null()
+    })?;
+    let recipe = map["data"]["kustomization.yaml"]
+        .as_str()
+        .context("no text")?;
+    anyhow::ensure!(recipe.contains(from), "{from} is not there");
+    map["data"]["kustomization.yaml"] = json!(recipe.replace(from, to));
     Ok(())
 }
 

@@ -100,7 +100,8 @@ fn image(container: Container<'_>, faults: &mut Vec<String>) {
     let image = text(container.value, "/image");
     let tag = image.rsplit_once('/').map_or(image, |(_, name)| name);
     let tag = tag.split_once(':').map(|(_, tag)| tag);
-    if tag.is_none_or(|tag| tag.is_empty() || tag == "latest") {
+    // A bare major, such as postgres:16, is another image every month.
+    if tag.is_none_or(|tag| !tag.contains('.')) {
         faults.push(format!(
             "{}: the image {image:?} has no fixed version",
             container.key()

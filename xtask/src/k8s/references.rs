@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::manifest::{Labels, Manifest, Object, Workload, labels, list, selects, text};
 
 mod policies;
+mod rights;
 mod routes;
 
 /// Kinds that we use, as they are spelt, and whether they live in a namespace.
@@ -37,6 +38,7 @@ pub(super) fn check(manifest: &Manifest) -> Vec<String> {
     workloads(manifest, &mut faults);
     services(manifest, &mut faults);
     accounts(manifest, &mut faults);
+    rights::check(manifest, &mut faults);
     settings_and_secrets(manifest, &mut faults);
     volumes(manifest, &mut faults);
     names_in_settings(manifest, &mut faults);
@@ -303,8 +305,20 @@ fn volumes(manifest: &Manifest, faults: &mut Vec<String>) {
     }
 }
 
-/// Addresses inside of the cluster that stand in settings lead to a Service.
-fn names_in_settings(manifest: &Manifest, faults: &mut Vec<String>) {
+/// An address inside of the cluster that stands in a setting.
+struct ClusterAddress {
+    /// Which setting.
+    key: String,
+    /// The whole word.
+    word: String,
+    name: String,
+    namespace: String,
+    /// `None`: whatever the Service offers.
+    port: Option<u64>,
+}
+
+fn cluster_addresses(manifest: &Manifest) -> Vec<ClusterAddress> {
+    let mut found = Vec::new();
     for map in manifest.of_kind("ConfigMap") {
         for (key, value) in labels(map.value(), "/data") {
             for word in value.split([',', '/', '@', ' ', '\n']) {
@@ -312,20 +326,33 @@ fn names_in_settings(manifest: &Manifest, faults: &mut Vec<String>) {
                     continue;
                 };
                 let (name, namespace) = host.rsplit_once('.').unwrap_or((host, ""));
-                let service = manifest.find("Service", namespace, name);
-                let port: Option<u64> = rest.strip_prefix(':').and_then(|port| port.parse().ok());
-                let has_port = |service: Object<'_>| {
-                    port.is_none_or(|port| {
-                        list(service.value(), "/spec/ports").any(|of| of["port"] == port)
-                    })
-                };
-                if !service.is_some_and(has_port) {
-                    faults.push(format!(
-                        "{}: {key}: {word} leads to no port of a Service",
-                        map.key()
-                    ));
-                }
+                found.push(ClusterAddress {
+                    key: key.clone(),
+                    word: word.to_owned(),
+                    name: name.to_owned(),
+                    namespace: namespace.to_owned(),
+                    port: rest.strip_prefix(':').and_then(|port| port.parse().ok()),
+                });
             }
+        }
+    }
+    found
+}
+
+/// Addresses inside of the cluster that stand in settings lead to a Service.
+fn names_in_settings(manifest: &Manifest, faults: &mut Vec<String>) {
+    for address in cluster_addresses(manifest) {
+        let service = manifest.find("Service", &address.namespace, &address.name);
+        let has_port = |service: Object<'_>| {
+            address.port.is_none_or(|port| {
+                list(service.value(), "/spec/ports").any(|of| of["port"] == port)
+            })
+        };
+        if !service.is_some_and(has_port) {
+            faults.push(format!(
+                "{}: {} leads to no port of a Service",
+                address.key, address.word
+            ));
         }
     }
 }

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::crds;
 use super::manifest::Manifest;
-use super::shapes;
 use super::tools::Tools;
 
 const SCRIPT: &str = include_str!("validate.py");
@@ -15,7 +15,7 @@ const SCRIPT: &str = include_str!("validate.py");
 pub(super) fn check(tools: &Tools, manifest: &Manifest, versions: &[&str]) -> Result<Vec<String>> {
     let objects: Vec<_> = manifest
         .objects()
-        .filter(|object| !shapes::knows(object))
+        .filter(|object| !crds::knows(object))
         .collect();
     let values: Vec<&Value> = objects.iter().map(|object| object.value()).collect();
     let question = json!({ "versions": versions, "objects": values }).to_string();

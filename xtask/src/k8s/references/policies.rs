@@ -1,12 +1,38 @@
-//! NetworkPolicies: nothing is open by default, each exception is about something, and what a Service
-//! offers can be reached.
+//! NetworkPolicies: nothing is open by default, each exception is about something, what a Service
+//! offers can be reached, who is told an address may connect to it, and the admin endpoints are for
+//! monitoring alone.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{all_or, behind, is_port, protocol};
-use crate::k8s::manifest::{Manifest, Object, Workload, labels, list};
+use super::{all_or, behind, cluster_addresses, is_port, protocol};
+use crate::k8s::manifest::{Manifest, Object, Workload, labels, list, text};
+
+/// The label that Kubernetes itself puts on each namespace.
+const NAMESPACE: &str = "kubernetes.io/metadata.name";
+/// Who may ask the admin endpoints, which have no password.
+const MONITORING: &str = "monitoring";
+
+/// Who connects to the addresses in a setting.
+const DIALLERS: &[(&str, &[&str])] = &[
+    (
+        "coordinator-advertise",
+        &["relay", "traffic-gateway", "deploy-manager", "worker-agent"],
+    ),
+    (
+        "relay-domain",
+        &["traffic-gateway", "deploy-manager", "worker-agent"],
+    ),
+    (
+        "store-url",
+        &["coordinator", "mesh-bootstrap", "mesh-tokens"],
+    ),
+    (
+        "redis-url",
+        &["coordinator", "mesh-bootstrap", "mesh-tokens"],
+    ),
+];
 
 pub(super) fn check(manifest: &Manifest, faults: &mut Vec<String>) {
     default_deny(manifest, faults);
@@ -14,6 +40,8 @@ pub(super) fn check(manifest: &Manifest, faults: &mut Vec<String>) {
         exception(manifest, policy, faults);
     }
     reachable(manifest, faults);
+    only_monitoring_asks(manifest, faults);
+    diallers_may_dial(manifest, faults);
 }
 
 /// The workloads a policy is about.
@@ -60,12 +88,9 @@ fn exception(manifest: &Manifest, policy: Object<'_>, faults: &mut Vec<String>) 
         for rule in list(policy.value(), rules) {
             let mut others: Vec<Workload<'_>> = Vec::new();
             for peer in list(rule, peers) {
+                let found = pods_of(manifest, policy, peer);
                 let wanted = labels(peer, "/podSelector/matchLabels");
-                if wanted.is_empty() {
-                    continue;
-                }
-                let found = manifest.selected(policy.namespace(), &wanted);
-                if found.is_empty() {
+                if found.is_empty() && !wanted.is_empty() {
                     faults.push(format!(
                         "{}: no pods match the peer {wanted:?}",
                         policy.key()
@@ -88,6 +113,125 @@ fn exception(manifest: &Manifest, policy: Object<'_>, faults: &mut Vec<String>) 
             }
         }
     }
+}
+
+/// The workloads that a rule's peer means; none for address ranges, which mean what is outside of the
+/// cluster: not every network matches pods by them.
+fn pods_of<'a>(manifest: &'a Manifest, policy: Object<'_>, peer: &Value) -> Vec<Workload<'a>> {
+    let namespace = match peer.get("namespaceSelector") {
+        None => policy.namespace().to_owned(),
+        Some(selector) => {
+            let wanted = labels(selector, "/matchLabels");
+            wanted.get(NAMESPACE).cloned().unwrap_or_default()
+        }
+    };
+    match peer.get("podSelector") {
+        Some(selector) => manifest.selected(&namespace, &labels(selector, "/matchLabels")),
+        None => Vec::new(),
+    }
+}
+
+/// No rule opens an admin port to anybody else.
+fn only_monitoring_asks(manifest: &Manifest, faults: &mut Vec<String>) {
+    for policy in manifest.of_kind("NetworkPolicy") {
+        for rule in list(policy.value(), "/spec/ingress") {
+            let peers: Vec<&Value> = list(rule, "/from").collect();
+            let is_monitoring = |peer: &&Value| {
+                let wanted = labels(peer, "/namespaceSelector/matchLabels");
+                wanted.get(NAMESPACE).map(String::as_str) == Some(MONITORING)
+            };
+            if !peers.is_empty() && peers.iter().all(is_monitoring) {
+                continue;
+            }
+            for workload in subjects(manifest, policy) {
+                let admin = workload
+                    .ports()
+                    .into_iter()
+                    .find(|(name, ..)| *name == "admin");
+                if admin.is_some_and(|port| opens(rule, port)) {
+                    faults.push(format!(
+                        "{}: others than the namespace {MONITORING} reach the admin port of {}",
+                        policy.key(),
+                        workload.object.key()
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// Whether a rule is about a port of a pod; one that names no ports is about all of them.
+fn opens(rule: &Value, (name, number, of): (&str, u64, &str)) -> bool {
+    let mut ports = list(rule, "/ports").peekable();
+    if ports.peek().is_none() {
+        return true;
+    }
+    ports.any(|port| {
+        let within =
+            |last: u64| (port["port"].as_u64().unwrap_or(u64::MAX)..=last).contains(&number);
+        let in_range = port["endPort"].as_u64().is_some_and(within);
+        protocol(port) == of && (in_range || is_port(&port["port"], name, number))
+    })
+}
+
+/// Who is told an address inside of the cluster may connect to the pods behind it, by a rule that
+/// means pods.
+fn diallers_may_dial(manifest: &Manifest, faults: &mut Vec<String>) {
+    for address in cluster_addresses(manifest) {
+        let Some((_, diallers)) = DIALLERS.iter().find(|(key, _)| *key == address.key) else {
+            faults.push(format!(
+                "{}: say in xtask's policies.rs who connects to it",
+                address.key
+            ));
+            continue;
+        };
+        // That it leads somewhere is asked elsewhere.
+        let Some(service) = manifest.find("Service", &address.namespace, &address.name) else {
+            continue;
+        };
+        let workloads = || manifest.workloads();
+        for dialler in workloads().filter(|it| diallers.contains(&it.object.name())) {
+            for server in behind(manifest, service) {
+                for port in list(service.value(), "/spec/ports") {
+                    if address.port.is_some_and(|number| port["port"] != number) {
+                        continue;
+                    }
+                    let target = port.get("targetPort").unwrap_or(&port["port"]);
+                    let target = server.ports().into_iter().find(|(name, number, of)| {
+                        *of == protocol(port) && is_port(target, name, *number)
+                    });
+                    if target.is_some_and(|to| !may_dial(manifest, dialler, server, to)) {
+                        faults.push(format!(
+                            "{}: {}: no policy lets it connect to {} of {}",
+                            dialler.object.key(),
+                            address.key,
+                            text(port, "/name"),
+                            server.object.key()
+                        ));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn may_dial(
+    manifest: &Manifest,
+    from: Workload<'_>,
+    to: Workload<'_>,
+    port: (&str, u64, &str),
+) -> bool {
+    let key = |workload: &Workload<'_>| workload.object.key();
+    let includes = |all: &[Workload<'_>], one| all.iter().any(|it| key(it) == key(one));
+    manifest
+        .of_kind("NetworkPolicy")
+        .filter(|policy| includes(&subjects(manifest, *policy), &from))
+        .any(|policy| {
+            list(policy.value(), "/spec/egress").any(|rule| {
+                opens(rule, port)
+                    && list(rule, "/to").any(|peer| includes(&pods_of(manifest, policy, peer), &to))
+            })
+        })
 }
 
 fn has(workload: &Workload<'_>, port: &Value) -> bool {

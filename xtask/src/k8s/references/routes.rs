@@ -1,9 +1,12 @@
 //! The ways in and the ways to measure: Ingress, Gateway API, ServiceMonitor.
 
+use std::fs;
+
 use serde_json::Value;
 
 use super::{is_port, secret_is_documented};
 use crate::k8s::manifest::{Manifest, Object, labels, list, selects, text};
+use crate::workspace;
 
 pub(super) fn check(manifest: &Manifest, faults: &mut Vec<String>) {
     for ingress in manifest.of_kind("Ingress") {
@@ -99,7 +102,30 @@ fn parents(manifest: &Manifest, route: Object<'_>, protocol: &str, faults: &mut 
     }
 }
 
+/// The jobs by which the alert rules know who is scraped: those of `prometheus.yml`.
+fn jobs() -> Vec<String> {
+    let path = workspace::root().join("deploy/observability/prometheus.yml");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let job = |line: &str| Some(line.trim().strip_prefix("- job_name: ")?.to_owned());
+    text.lines().filter_map(job).collect()
+}
+
+/// A monitored Service says which job it is, with the name that the alert rules look for.
+fn has_job(monitor: Object<'_>, service: Object<'_>, jobs: &[String], faults: &mut Vec<String>) {
+    let label = text(monitor.value(), "/spec/jobLabel");
+    let all = labels(service.value(), "/metadata/labels");
+    let job = all.get(label).map(String::as_str).unwrap_or_default();
+    if !jobs.iter().any(|known| known == job) {
+        faults.push(format!(
+            "{}: {} has {job:?} as {label}, which is no job of prometheus.yml",
+            monitor.key(),
+            service.key()
+        ));
+    }
+}
+
 fn monitored(manifest: &Manifest, monitor: Object<'_>, faults: &mut Vec<String>) {
+    let jobs = jobs();
     let wanted = labels(monitor.value(), "/spec/selector/matchLabels");
     let namespaces: Vec<&str> = list(monitor.value(), "/spec/namespaceSelector/matchNames")
         .filter_map(Value::as_str)
@@ -119,6 +145,7 @@ fn monitored(manifest: &Manifest, monitor: Object<'_>, faults: &mut Vec<String>)
             ));
         }
         for service in services {
+            has_job(monitor, service, &jobs, faults);
             for endpoint in list(monitor.value(), "/spec/endpoints") {
                 let port = text(endpoint, "/port");
                 let found =
