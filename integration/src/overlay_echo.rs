@@ -87,10 +87,9 @@ impl OverlayEcho {
 impl Drop for OverlayEcho {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && let Ok(Err(error)) = thread.join()
-        {
-            eprintln!("the echo ended early: {error:#}");
+        if let Some(thread) = self.thread.take() {
+            // One that ended early, with the relay, answered nobody any more: that was to be seen.
+            drop(thread.join());
         }
     }
 }
