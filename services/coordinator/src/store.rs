@@ -45,6 +45,7 @@ mod url;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,8 @@ struct Inner {
     pools: RwLock<Pools>,
     /// Held by whoever tries the store: two at once would close each other's pools.
     trial: Mutex<()>,
+    /// How often the pools were made anew.
+    renewals: AtomicU32,
     /// Whose turn it is to write, and the number of the last change.
     last: Arc<Mutex<Last>>,
     health: Arc<Health>,
@@ -202,6 +205,7 @@ impl Store {
             engine,
             pools: RwLock::new(pools),
             trial: Mutex::new(()),
+            renewals: AtomicU32::new(0),
             last: Arc::new(Mutex::new(Last {
                 number,
                 slack: false,

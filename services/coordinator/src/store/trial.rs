@@ -1,6 +1,7 @@
 //! Trying the store: whether the lock is ours and changes go through.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -46,6 +47,8 @@ impl Store {
                     writer: postgres.writer(),
                     reader: Reader::Pool(postgres.reader()),
                 };
+                let renewals = self.0.renewals.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::debug!(renewals, "connecting to the database anew");
                 let old = self.replace_pools(fresh);
                 for pool in [old.reader.pool(), &old.writer] {
                     drop(timeout(MARGIN, close(pool)).await);

@@ -1,14 +1,16 @@
 //! What is forgotten when it is old, and what is known of it afterwards.
 
 use mesh_types::TokenId;
-use sea_orm::EntityTrait as _;
+use sea_orm::{ConnectionTrait as _, EntityTrait as _};
 
 use super::*;
+use crate::store::entity::audit;
 use crate::store::{Cutoffs, Pruned};
 
 on_both_engines! {
     what_is_old_is_forgotten_and_cursors_before_it_are_known,
     the_oldest_audit_goes_and_the_rest_is_still_a_chain,
+    a_changed_or_missing_audit_row_breaks_the_chain,
 }
 
 async fn what_is_old_is_forgotten_and_cursors_before_it_are_known(engine: Engine) {
@@ -113,4 +115,34 @@ async fn the_oldest_audit_goes_and_the_rest_is_still_a_chain(engine: Engine) {
         .await
         .expect("deletes");
     assert_eq!(store.audit_verify().await.expect("reads"), Err(5));
+}
+
+async fn a_changed_or_missing_audit_row_breaks_the_chain(engine: Engine) {
+    let (_home, store) = open(engine).await;
+    let txn = store.write().await.expect("begins");
+    for subject in ["a", "b", "c"] {
+        let entry = AuditEntry {
+            time: NOW,
+            actor: "operator:anna".into(),
+            action: "node-remove".into(),
+            subject: subject.into(),
+            ..AuditEntry::default()
+        };
+        txn.audit_append(&entry).await.expect("appends");
+    }
+    txn.commit().await.expect("commits");
+    assert_eq!(store.audit_verify().await.expect("reads"), Ok(3));
+    let change = "UPDATE audit SET subject = 'x' WHERE seq = 2";
+    store
+        .pools()
+        .writer
+        .execute_unprepared(change)
+        .await
+        .expect("writes");
+    assert_eq!(store.audit_verify().await.expect("reads"), Err(2));
+    audit::Entity::delete_by_id(1)
+        .exec(&store.pools().writer)
+        .await
+        .expect("deletes");
+    assert_eq!(store.audit_verify().await.expect("reads"), Err(1));
 }
