@@ -27,19 +27,30 @@ pub enum ServiceVerb {
     /// The configuration file: make it, complete it, check it
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Print shell completions
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 impl ServiceVerb {
-    /// Does what the verb says, for the service of these settings.
+    /// Does what the verb says, for the service of these settings. `program` is the service's whole
+    /// command line, under the service's name.
     pub fn run<T: Settings>(
         self,
-        service: &str,
+        mut program: clap::Command,
         args: &ConfigArgs,
         overrides: Overrides,
     ) -> ExitCode {
+        let service = program.get_name().to_owned();
         match self {
-            Self::Health { live } => health::<T>(service, args, overrides, live),
-            Self::Config(verb) => verb.run::<T>(service, args, overrides),
+            Self::Health { live } => health::<T>(&service, args, overrides, live),
+            Self::Config(verb) => verb.run::<T>(&service, args, overrides),
+            Self::Completions { shell } => {
+                clap_complete::generate(shell, &mut program, service, &mut std::io::stdout());
+                ExitCode::SUCCESS
+            }
         }
     }
 }

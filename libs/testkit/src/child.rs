@@ -296,6 +296,16 @@ impl Child {
         self.signal(Signal::SIGINT)
     }
 
+    /// Holds it: it keeps its connections and answers nothing.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a held one go on.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
     /// Ends it at once, as a crash does.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.signal(Signal::SIGKILL)?;

@@ -18,6 +18,7 @@ pub mod browser;
 pub mod capture;
 pub mod child;
 pub mod cockpit;
+pub mod documented;
 pub mod eventually;
 pub mod http;
 pub mod lab;

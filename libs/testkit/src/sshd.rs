@@ -25,6 +25,8 @@ pub struct SshdOptions {
     pub authorized_keys: Vec<(String, String)>,
     /// The file of trusted user CAs; it may come into being later.
     pub trusted_user_ca_keys: Option<PathBuf>,
+    /// Variables of every session, such as another search path.
+    pub session_env: Vec<(String, String)>,
 }
 
 impl SshdOptions {
@@ -34,6 +36,7 @@ impl SshdOptions {
             listen,
             authorized_keys: Vec::new(),
             trusted_user_ca_keys: None,
+            session_env: Vec::new(),
         }
     }
 
@@ -74,6 +77,16 @@ impl Sshd {
             .trusted_user_ca_keys
             .map(|file| format!("TrustedUserCAKeys {}\n", file.display()))
             .unwrap_or_default();
+        let env: Vec<String> = options
+            .session_env
+            .iter()
+            .map(|(name, value)| format!(" \"{name}={value}\""))
+            .collect();
+        // One line: sshd takes the first one only (sshd_config(5)).
+        let env = match env.is_empty() {
+            true => String::new(),
+            false => format!("SetEnv{}\n", env.concat()),
+        };
         let config = format!(
             "Port {port}\n\
              ListenAddress {addr}\n\
@@ -88,7 +101,7 @@ impl Sshd {
              LogLevel VERBOSE\n\
              MaxStartups 100\n\
              Subsystem sftp internal-sftp\n\
-             {trusted}",
+             {trusted}{env}",
             port = options.listen.port(),
             addr = options.listen.ip(),
         );

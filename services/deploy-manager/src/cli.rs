@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::load_or_exit;
 use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb, ShutdownTrigger, signals, telemetry};
 use mesh_node::{JOIN_PATIENCE, first_join};
@@ -83,7 +83,7 @@ pub async fn main() -> ExitCode {
     let load = || load_or_exit::<Config>("deploy-manager", flags, Overrides::new());
     let done = match cli.verb.unwrap_or_default() {
         Verb::Service(verb) => {
-            return verb.run::<Config>("deploy-manager", flags, Overrides::new());
+            return verb.run::<Config>(Cli::command(), flags, Overrides::new());
         }
         Verb::Run(args) => {
             // Tokens before the verb count as well.
@@ -181,4 +181,19 @@ fn show(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        mesh_testkit::documented::assert_understood(&Cli::command());
+    }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
 use mesh_daemon::{Handles, ServiceVerb, ShutdownTrigger, build_info, signals, telemetry};
 use mesh_node::{EnrolError, EnrolOptions, JOIN_PATIENCE, StateDir, enrol, first_join};
@@ -77,7 +77,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .set("stun.listen", args.stun_listen);
     let load = |overrides| load_or_exit::<Config>("relay", &args.config, overrides);
     match args.verb.unwrap_or(Verb::Run) {
-        Verb::Service(verb) => return Ok(verb.run::<Config>("relay", &args.config, overrides)),
+        Verb::Service(verb) => {
+            return Ok(verb.run::<Config>(Args::command(), &args.config, overrides));
+        }
         Verb::Run => serve(load(overrides), args.token_file.as_deref()).await?,
         Verb::Join { token, hostname } => {
             let text = match (args.token_file, token) {
@@ -161,4 +163,19 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
         return Ok(text);
     }
     std::fs::read_to_string(path).with_context(|| format!("read the token from {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        mesh_testkit::documented::assert_understood(&Args::command());
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb, config as settings};
 use mesh_types::ServiceName;
 
@@ -90,11 +90,6 @@ enum Verb {
     Ssh(SshVerb),
     #[command(flatten)]
     Service(ServiceVerb),
-    /// Print the completions of a shell
-    Completions {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -153,12 +148,8 @@ enum SshVerb {
 pub async fn run(args: Args) -> ExitCode {
     let Args { common, verb } = args;
     let outcome = match verb {
-        Verb::Completions { shell } => {
-            print_completions(shell);
-            Ok(())
-        }
         Verb::Service(verb) => {
-            return verb.run::<Config>(SERVICE, &common.config, common.overrides());
+            return verb.run::<Config>(Args::command(), &common.config, common.overrides());
         }
         Verb::Run(args) => running::run(common.load(), args).await,
         Verb::Join(join) => membership::join(&common.load(), join).await,
@@ -197,20 +188,18 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-fn print_completions(shell: clap_complete::Shell) {
-    let mut command = <Args as clap::CommandFactory>::command();
-    clap_complete::generate(shell, &mut command, "worker-agent", &mut std::io::stdout());
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        mesh_testkit::documented::assert_understood(&Args::command());
     }
 
     #[test]
