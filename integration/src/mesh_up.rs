@@ -219,6 +219,12 @@ impl MeshUp {
             .unwrap_or_else(|| panic!("no node {name} among {:?}", self.ready.nodes))
     }
 
+    /// The WireGuard port of a node by name.
+    #[track_caller]
+    pub fn nodes_port(&self, name: &str) -> u16 {
+        self.node(name).wg_port
+    }
+
     /// The gateway's URL of a path that starts with a slash.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.ready.gateway.url.trim_end_matches('/'))

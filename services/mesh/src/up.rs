@@ -4,9 +4,12 @@
 //! What one needs of another goes over TLS and WireGuard on loopback, exactly as between machines.
 
 mod joining;
+mod listen;
 mod networks;
+mod parts;
 mod report;
 mod roles;
+mod start;
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Write as _};

@@ -12,6 +12,7 @@ use mesh_types::{NetworkName, NodeId};
 
 use crate::fleet;
 use crate::overlay::OverlayConnector;
+use crate::route_table::NetworkSlot;
 use crate::watch::{Table, follow};
 
 const PREFIX: &str = "network-";
@@ -59,6 +60,7 @@ pub enum NetworkError {
 #[derive(Debug)]
 struct Joined {
     node: Node,
+    slot: NetworkSlot,
     _follow: Task,
     _coordinator: Task,
 }
@@ -96,6 +98,7 @@ impl Networks {
         let mut told = String::new();
         loop {
             tokio::time::sleep(LOOK).await;
+            self.close_removed().await;
             match self.scan().await {
                 Ok(_) => told.clear(),
                 // An identity that is being made is locked by whoever makes it.
@@ -140,6 +143,38 @@ impl Networks {
         failed.map_or(Ok(started), Err)
     }
 
+    /// Closes the networks that this gateway was removed from, and puts their identities aside, so
+    /// that a network of the same name can be joined. The last one stays: a gateway in no network
+    /// has nothing to serve, and its readiness says why.
+    async fn close_removed(&self) {
+        let _scanning = self.scanning.lock().await;
+        let gone: Vec<(NetworkName, Joined)> = {
+            let mut running = self.lock();
+            let removed = |joined: &Joined| joined.node.control().borrow().is_removed();
+            if running.values().all(removed) {
+                return;
+            }
+            running
+                .extract_if(.., |_, joined| removed(joined))
+                .collect()
+        };
+        for (network, joined) in gone {
+            self.table.change(|table| table.remove_network(&network));
+            self.connector.remove(joined.slot);
+            let id = joined.node.enrolled().node;
+            let Joined { node, .. } = joined;
+            node.shutdown().await;
+            let aside = self.state_dir.join(format!("removed-{network}-{id}"));
+            match std::fs::rename(dir_of(&self.state_dir, &network), &aside) {
+                Ok(()) => tracing::info!(
+                    %network, kept = %aside.display(),
+                    "removed from network; join again with: traffic-gateway join --token-file FILE"
+                ),
+                Err(error) => tracing::error!(%network, %error, "cannot put an identity aside"),
+            }
+        }
+    }
+
     fn start(&self, network: &NetworkName) -> Result<bool, NetworkError> {
         let dir = dir_of(&self.state_dir, network);
         if !dir.join(CERTIFICATE).exists() {
@@ -179,6 +214,7 @@ impl Networks {
         tracing::info!(%network, "serving a network");
         let joined = Joined {
             node,
+            slot,
             _follow: follow,
             _coordinator: Task::spawn("coordinator latch", coordinator),
         };

@@ -12,20 +12,31 @@ use crate::route_table::{NetworkSlot, Target};
 /// It dials only what it is given, and it is given only targets of the route table.
 #[derive(Debug, Clone, Default)]
 pub struct OverlayConnector {
-    nodes: Arc<RwLock<Vec<Node>>>,
+    nodes: Arc<RwLock<Vec<Option<Node>>>>,
 }
 
 impl OverlayConnector {
     /// Adds a network's node; the slot names it in targets.
     pub fn add(&self, node: Node) -> NetworkSlot {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        nodes.push(node);
+        nodes.push(Some(node));
         NetworkSlot(u32::try_from(nodes.len() - 1).unwrap_or(u32::MAX))
+    }
+
+    /// Forgets a network's node; nothing is dialled there any more.
+    pub fn remove(&self, slot: NetworkSlot) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = usize::try_from(slot.0)
+            .ok()
+            .and_then(|at| nodes.get_mut(at))
+        {
+            *node = None;
+        }
     }
 
     fn node(&self, slot: NetworkSlot) -> Option<Node> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(usize::try_from(slot.0).ok()?).cloned()
+        nodes.get(usize::try_from(slot.0).ok()?).cloned()?
     }
 }
 

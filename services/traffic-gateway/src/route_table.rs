@@ -132,6 +132,11 @@ impl RouteTable {
         });
     }
 
+    /// Forgets a network and its routes.
+    pub fn remove_network(&mut self, name: &NetworkName) {
+        self.networks.remove(name);
+    }
+
     /// Applies what the coordinator says of one network: forgets all first when `full`. Routes of
     /// other networks are ignored: an identity speaks for its own network only.
     pub fn apply(

@@ -1,38 +1,29 @@
 //! The running agent.
 
+mod agent;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, build_info, report};
-use mesh_node::{
-    ControlState, ControlStatus, Enrolled, Node, NodeConfig, Published, StateDir, Target,
-};
+use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, build_info};
+use mesh_node::{ControlState, ControlStatus, Enrolled, Node, NodeConfig, StateDir};
 use mesh_types::route::console_prefix;
-use mesh_types::service::CONSOLE_PORT;
-use mesh_types::{Netmap, NetworkName, Service, ServiceKind};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use mesh_types::NetworkName;
+use tokio::sync::{mpsc, watch};
 
-use crate::config::{Config, SshConfig, SshMode};
+use self::agent::{Agent, Ended, Loops, refused};
+use crate::config::Config;
 use crate::console::{self, Console};
 use crate::join::{is_joined, other_program};
-use crate::local::{self, Answer, Asked, LocalSocket, Request};
-use crate::services::{self, Services, on_loopback};
+use crate::local::{self, Answer, LocalSocket, Request};
+use crate::services::{self, Services};
 use crate::ssh::{self, Ssh};
-use crate::status::{AgentStatus, ConsoleStatus, SCHEMA, SshStatus};
 use crate::{metrics, page};
 
 /// Files that the agent keeps beside its identity; `leave` removes them.
 const OWN_FILES: [&str; 2] = ["services.json", "ssh_host_ed25519_key"];
-/// How often a missing host key of sshd is asked for again.
-const HOST_KEY_RETRY: Duration = Duration::from_secs(10);
-/// How often a known one is looked at again.
-const HOST_KEY_RECHECK: Duration = Duration::from_secs(300);
-/// How long leaving may take.
-const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// An agent that is ready to run: identity open, WireGuard and control socket bound.
 pub struct App {
@@ -227,260 +218,6 @@ impl App {
             return Ok(());
         }
         ended.map(drop)
-    }
-}
-
-/// What the main loop listens to.
-struct Loops {
-    asked: mpsc::Receiver<Asked>,
-    facts: watch::Sender<page::Facts>,
-    latch: Latch,
-    ssh: SshConfig,
-}
-
-/// Why the main loop ended.
-enum Ended {
-    Shutdown,
-    Left(oneshot::Sender<Answer>),
-}
-
-/// The one owner of what the agent serves.
-struct Agent {
-    node: Node,
-    state: StateDir,
-    services: Services,
-    ssh_mode: SshMode,
-    ssh: ssh::Facts,
-    console: watch::Receiver<console::ConsoleState>,
-}
-
-impl Agent {
-    async fn run(
-        &mut self,
-        mut loops: Loops,
-        tasks: &mut Tasks,
-        shutdown: &Shutdown,
-    ) -> anyhow::Result<Ended> {
-        let mut netmap = self.node.netmap();
-        let mut control = self.node.control();
-        let mut ready = false;
-        let mut removed = false;
-        let mut next_look = Instant::now() + HOST_KEY_RETRY;
-        netmap.mark_changed();
-        control.mark_changed();
-        loop {
-            tokio::select! {
-                () = shutdown.draining() => return Ok(Ended::Shutdown),
-                asked = loops.asked.recv() => {
-                    let Some((request, reply)) = asked else { anyhow::bail!("the control socket ended") };
-                    if let Request::Leave { force } = request {
-                        match self.leave(force).await {
-                            Ok(()) => return Ok(Ended::Left(reply)),
-                            Err(answer) => drop(reply.send(answer)),
-                        }
-                    } else {
-                        // Whoever asked may have gone meanwhile.
-                        drop(reply.send(self.answer(request)));
-                    }
-                }
-                changed = netmap.changed(), if !removed => {
-                    ended_unless_removed(changed, &control)?;
-                    let known = netmap.borrow_and_update().is_some();
-                    loops.facts.send_replace(facts(self.node.enrolled(), &self.node));
-                    if known && !ready {
-                        ready = true;
-                        loops.latch.ready();
-                        let enrolled = self.node.enrolled();
-                        tracing::info!(name = %enrolled.name, node = %enrolled.node, "ready");
-                    }
-                }
-                changed = control.changed(), if !removed => {
-                    ended_unless_removed(changed, &control)?;
-                    let status = control.borrow_and_update().clone();
-                    loops.facts.send_replace(facts(self.node.enrolled(), &self.node));
-                    if status.is_removed() && !removed {
-                        removed = true;
-                        self.withdraw();
-                        loops.latch.not_ready("removed from the network");
-                        tracing::info!("removed from the network by an operator; to join again, run 'worker-agent leave' and 'worker-agent join'");
-                    }
-                }
-                () = sleep_until(next_look), if self.ssh_mode == SshMode::Sshd && !removed => {
-                    self.ask_host_key(&loops.ssh).await;
-                    next_look = Instant::now() + self.host_key_pause(&loops.ssh);
-                }
-                // A removed node serves nothing, and what served it ends; so do some parts at a
-                // shutdown, ahead of this loop.
-                (name, end) = tasks.next_end(), if !removed => {
-                    if shutdown.is_draining() {
-                        return Ok(Ended::Shutdown);
-                    }
-                    anyhow::bail!("{name} ended: {end:?}")
-                }
-            }
-        }
-    }
-
-    fn publish_console(
-        &self,
-        handler: mpsc::Sender<(mesh_node::OverlayStream, SocketAddr)>,
-    ) -> anyhow::Result<()> {
-        let service = Service {
-            name: "console".parse().expect("a label"),
-            kind: ServiceKind::Console,
-            port: CONSOLE_PORT,
-        };
-        self.node.publish(Published {
-            service,
-            target: Target::Handler(handler),
-        })?;
-        Ok(())
-    }
-
-    fn publish_services(&self) {
-        for service in self.services.iter() {
-            if let Err(error) = self.node.publish(on_loopback(service.clone())) {
-                let error = report::chain(&error);
-                tracing::warn!(service = %service.name, error, "a service cannot be published");
-            }
-        }
-    }
-
-    /// Nothing is served any more: the node is nobody's peer now.
-    fn withdraw(&self) {
-        for service in self.node.published() {
-            self.node.unpublish(&service.name);
-        }
-    }
-
-    /// A key that is not known yet is looked for often; one that may have changed too where that
-    /// means reading a file, and seldom where it means a line in sshd's log.
-    fn host_key_pause(&self, config: &SshConfig) -> Duration {
-        if self.ssh.host_keys.is_empty() || !config.host_keys.is_empty() {
-            HOST_KEY_RETRY
-        } else {
-            HOST_KEY_RECHECK
-        }
-    }
-
-    async fn ask_host_key(&mut self, config: &SshConfig) {
-        match ssh::sshd_keys(config).await {
-            Ok(keys) if !keys.is_empty() && keys != self.ssh.host_keys => {
-                tracing::info!(addr = %config.sshd_addr, "reporting sshd's host keys");
-                self.ssh.host_keys = keys;
-                self.node.report(self.ssh.report());
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(error = report::chain(&error), "no host key of sshd"),
-        }
-    }
-
-    fn answer(&mut self, request: Request) -> Answer {
-        match request {
-            Request::Status => Answer::Status(Box::new(self.status())),
-            Request::Publish { service } => self.publish(service),
-            Request::Unpublish { name } => {
-                let mut services = self.services.clone();
-                let stored = services
-                    .remove(&name)
-                    .and_then(|()| services.store(&self.state));
-                match stored {
-                    Ok(()) => {
-                        self.services = services;
-                        self.node.unpublish(&name);
-                        Answer::Done
-                    }
-                    Err(error) => refused(error),
-                }
-            }
-            Request::Leave { .. } => refused(Unanswerable),
-        }
-    }
-
-    fn publish(&mut self, service: Service) -> Answer {
-        let mut services = self.services.clone();
-        if let Err(error) = services.add(service.clone()) {
-            return refused(error);
-        }
-        if let Err(error) = self.node.publish(on_loopback(service)) {
-            return refused(error);
-        }
-        if let Err(error) = services.store(&self.state) {
-            return refused(error);
-        }
-        self.services = services;
-        Answer::Done
-    }
-
-    /// Tells the coordinator; `force` leaves without it.
-    async fn leave(&self, force: bool) -> Result<(), Answer> {
-        let removed = self.node.control().borrow().is_removed();
-        if removed {
-            return Ok(());
-        }
-        let told = tokio::time::timeout(LEAVE_LIMIT, self.node.leave()).await;
-        match told {
-            Ok(Ok(())) => Ok(()),
-            _ if force => Ok(()),
-            Ok(Err(error)) => Err(refused(Leaving(error.into()))),
-            Err(_) => Err(refused(Unanswered)),
-        }
-    }
-
-    fn status(&self) -> AgentStatus {
-        let netmap = self.node.netmap().borrow().clone();
-        let node = netmap.as_deref().map(|netmap: &Netmap| &netmap.node);
-        AgentStatus {
-            schema: SCHEMA.to_owned(),
-            version: build_info::VERSION.to_owned(),
-            node: self.node.status(),
-            console: ConsoleStatus {
-                state: *self.console.borrow(),
-                prefix: node
-                    .map_or(&self.node.enrolled().console_prefix, |n| &n.console_prefix)
-                    .clone(),
-            },
-            ssh: SshStatus {
-                mode: self.ssh_mode,
-                host_keys: self.ssh.host_keys.clone(),
-                user: self.ssh.user.clone(),
-                authority: node.map(|node| node.ssh_ca.clone()).unwrap_or_default(),
-            },
-        }
-    }
-}
-
-/// A node that was removed ends of itself; any other end is a fault.
-fn ended_unless_removed(
-    changed: Result<(), watch::error::RecvError>,
-    control: &watch::Receiver<ControlStatus>,
-) -> anyhow::Result<()> {
-    match changed {
-        Err(error) if !control.borrow().is_removed() => Err(error).context("the node ended"),
-        _ => Ok(()),
-    }
-}
-
-/// `leave` is answered by the main loop alone.
-#[derive(Debug, thiserror::Error)]
-#[error("this request is not for here")]
-struct Unanswerable;
-
-/// The coordinator could not be told.
-#[derive(Debug, thiserror::Error)]
-#[error("the coordinator was not told; 'worker-agent leave --force' leaves without it")]
-struct Leaving(#[source] Box<dyn std::error::Error + Send + Sync>);
-
-/// The coordinator did not answer.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the coordinator does not answer; 'worker-agent leave --force' leaves without it, and an operator removes the node with 'mesh node remove'"
-)]
-struct Unanswered;
-
-fn refused(error: impl std::error::Error + 'static) -> Answer {
-    Answer::Refused {
-        message: report::chain(&error),
     }
 }
 

@@ -71,7 +71,10 @@ pub enum StartError {
     #[error(transparent)]
     Session(#[from] SessionError),
     /// No UDP socket could be bound.
-    #[error("cannot bind UDP {addr} for WireGuard: choose another port, or 0 for any free one")]
+    #[error(
+        "cannot bind UDP {addr} for WireGuard: choose another port with wireguard.listen (0 takes \
+         any free one)"
+    )]
     Bind {
         /// Where.
         addr: SocketAddr,

@@ -42,7 +42,26 @@ impl Joiner {
             .context("read the coordinator's own token")
     }
 
-    /// Enrols the identity in `dir` when it is not enrolled yet. The directory is unlocked again
+    /// Whether the coordinator still knows the node; an operator may have removed it.
+    async fn is_member(&self, enrolled: &Enrolled) -> Result<bool> {
+        let Some(network) = &enrolled.network else {
+            // A relay belongs to the installation.
+            return Ok(true);
+        };
+        let request = pb::ShowNodeRequest {
+            node: Some(pb::NodeRef {
+                network: network.as_str().to_owned(),
+                name: enrolled.node.to_string(),
+            }),
+        };
+        match self.admin.clone().show_node(request).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(false),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    /// Enrols the identity in `dir` when it is not enrolled, or no longer. The directory is unlocked again
     /// when this returns, for the service that runs with it.
     pub(super) async fn join(
         &self,
@@ -52,9 +71,16 @@ impl Joiner {
         name: &str,
     ) -> Result<Enrolled> {
         let what = || format!("join {name} to {network}");
-        let state = StateDir::open(dir).with_context(what)?;
+        let mut state = StateDir::open(dir).with_context(what)?;
         if let Some(enrolled) = state.enrolment().with_context(what)? {
-            return Ok(enrolled);
+            if self.is_member(&enrolled).await.with_context(what)? {
+                return Ok(enrolled);
+            }
+            tracing::info!(%name, "it was removed from the mesh, and joins again");
+            state.wipe().with_context(what)?;
+            // Opened anew, it makes new keys.
+            drop(state);
+            state = StateDir::open(dir).with_context(what)?;
         }
         let token = self.token(role, network).await.with_context(what)?;
         mesh_node::enrol(&token, EnrolOptions::new(name), &state)

@@ -19,15 +19,31 @@ pub(super) struct Members {
 }
 
 impl Members {
-    /// Lets both roles join the network, unless they have.
-    pub(super) async fn join(&self, network: &NetworkName) -> Result<()> {
+    /// Lets both roles join every network there is, before they run.
+    pub(super) async fn join_first(&self) -> Result<()> {
+        for network in self.networks().await? {
+            for (dir, role, name) in self.identities(&network) {
+                self.joiner.join(&dir, role, &network, name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn identities(&self, network: &NetworkName) -> [(PathBuf, Role, &'static str); 2] {
         let folder = format!("network-{network}");
-        let roles = [
-            (&self.gateway, Role::Gateway, "traffic-gateway"),
-            (&self.deploy_manager, Role::Deployer, "deploy-manager"),
-        ];
-        for (state, role, name) in roles {
-            let dir = state.join(&folder);
+        [
+            (self.gateway.join(&folder), Role::Gateway, "traffic-gateway"),
+            (
+                self.deploy_manager.join(&folder),
+                Role::Deployer,
+                "deploy-manager",
+            ),
+        ]
+    }
+
+    /// Lets both running roles join the network, unless they have.
+    async fn join(&self, network: &NetworkName) -> Result<()> {
+        for (dir, role, name) in self.identities(network) {
             // A joined identity is locked by the role that runs with it.
             if dir.join("node.crt").exists() {
                 continue;
@@ -38,7 +54,14 @@ impl Members {
     }
 
     /// Joins every network there is.
-    pub(super) async fn join_all(&self) -> Result<()> {
+    async fn join_all(&self) -> Result<()> {
+        for network in self.networks().await? {
+            self.join(&network).await?;
+        }
+        Ok(())
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkName>> {
         let list = pb::ListNetworksRequest {};
         let networks = self
             .joiner
@@ -47,11 +70,8 @@ impl Members {
             .await?
             .into_inner()
             .networks;
-        for network in networks {
-            let name: NetworkName = network.name.parse().context("read a network's name")?;
-            self.join(&name).await?;
-        }
-        Ok(())
+        let parse = |network: pb::Network| network.name.parse().context("read a network's name");
+        networks.into_iter().map(parse).collect()
     }
 
     /// Follows the coordinator's events and joins networks as they are made.
@@ -84,6 +104,10 @@ impl Members {
         self.join_all().await?;
         while let Some(event) = events.message().await? {
             if event.kind == "network-created" {
+                self.join_all().await?;
+                // One of the same name may have been deleted a moment ago: what is left of it is
+                // put aside by the roles that were in it.
+                sleep(Duration::from_secs(1)).await;
                 self.join_all().await?;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mesh_types::{NetworkName, NodeId, NodeName, OverlayAddrs, Role};
 use serde_json::json;
@@ -12,6 +12,8 @@ use crate::output::{self, Colour, paint};
 /// Where everything was bound, and who joined.
 #[derive(Debug)]
 pub(super) struct Facts {
+    /// How this program is typed here.
+    pub(super) program: String,
     pub(super) state_dir: PathBuf,
     pub(super) context: String,
     /// `host:port`.
@@ -141,21 +143,48 @@ impl Facts {
     }
 
     fn next_steps(&self) -> Vec<String> {
+        let mesh = &self.program;
         match self.workers.as_slice() {
             [] => vec![
-                "mesh token create --role worker      then, on the worker: worker-agent join …"
-                    .into(),
-                "mesh status".into(),
+                format!("{mesh} token create --role worker"),
+                format!("{mesh} status"),
             ],
             [first, ..] => vec![
                 format!("curl {}{first}/", self.gateway),
-                "mesh deploy status all".into(),
-                "mesh deploy exec \"uname -n\" all".into(),
-                format!("ssh -F <(mesh ssh-config) {first}"),
-                "mesh status".into(),
+                format!("{mesh} deploy status all"),
+                format!("{mesh} deploy exec \"uname -n\" all"),
+                format!("{mesh} ssh-config > mesh.ssh && ssh -F mesh.ssh {first}"),
+                format!("{mesh} status"),
             ],
         }
     }
+}
+
+/// What to type for the program `exe`: its name where the search path leads to it, else a path, a
+/// relative one from within `here`.
+pub(super) fn typed(exe: &Path, search: &std::ffi::OsStr, here: &Path) -> String {
+    let real = exe.canonicalize().ok();
+    if let Some(name) = exe.file_name().filter(|_| real.is_some())
+        && let Some(found) = std::env::split_paths(search)
+            .map(|dir| dir.join(name))
+            .find(|path| path.is_file())
+        && found.canonicalize().ok() == real
+    {
+        return name.to_string_lossy().into_owned();
+    }
+    let path = match exe.strip_prefix(here) {
+        Ok(inside) if inside.components().count() > 1 => inside.to_owned(),
+        Ok(inside) => Path::new(".").join(inside),
+        Err(_) => exe.to_owned(),
+    };
+    let path = path.display().to_string();
+    if path
+        .chars()
+        .any(|c| c.is_whitespace() || "'\"\\$`".contains(c))
+    {
+        return format!("'{}'", path.replace('\'', r"'\''"));
+    }
+    path
 }
 
 #[cfg(test)]
@@ -164,6 +193,7 @@ mod tests {
 
     fn facts() -> Facts {
         Facts {
+            program: "target/debug/mesh".into(),
             state_dir: "/s".into(),
             context: "up".into(),
             coordinator: "127.0.0.1:8080".into(),
@@ -210,5 +240,41 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn what_to_try_next_can_be_typed_where_the_mesh_was_started() {
+        let text = facts().text(false);
+        assert!(
+            text.contains("\n  target/debug/mesh deploy status all\n"),
+            "{text}"
+        );
+        let dir = tempfile::tempdir().expect("a folder");
+        let bin = dir.path().join("target/debug");
+        std::fs::create_dir_all(&bin).expect("a folder");
+        let exe = bin.join("mesh");
+        std::fs::write(&exe, "").expect("a file");
+        let on_path = std::ffi::OsString::from(format!("/nowhere:{}", bin.display()));
+        assert_eq!(typed(&exe, &on_path, dir.path()), "mesh");
+        let elsewhere = std::ffi::OsStr::new("/nowhere");
+        assert_eq!(typed(&exe, elsewhere, dir.path()), "target/debug/mesh");
+        assert_eq!(typed(&exe, elsewhere, &bin), "./mesh");
+        assert_eq!(
+            typed(&exe, elsewhere, Path::new("/other")),
+            exe.display().to_string()
+        );
+        // Another program of the same name comes first.
+        let other = dir.path().join("other");
+        std::fs::create_dir(&other).expect("a folder");
+        std::fs::write(other.join("mesh"), "").expect("a file");
+        let hidden = format!("{}:{}", other.display(), bin.display());
+        assert_eq!(
+            typed(&exe, std::ffi::OsStr::new(&hidden), dir.path()),
+            "target/debug/mesh"
+        );
+        assert_eq!(
+            typed(Path::new("/a b/mesh"), elsewhere, Path::new("/other")),
+            "'/a b/mesh'"
+        );
     }
 }

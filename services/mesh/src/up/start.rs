@@ -1,0 +1,222 @@
+//! How each role of this process is started.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use mesh_daemon::{AdminConfig, AdminServer, Handles};
+use mesh_node::{Enrolled, Node};
+use mesh_types::{NetworkName, Role};
+use traffic_gateway::server::ListenError;
+
+use super::joining::Joiner;
+use super::listen::{Bind, not_started};
+use super::networks::Members;
+use super::parts::{DeployFacts, GatewayFacts, RelayAddrs};
+use super::roles::{RunningRole, spawn};
+use crate::args::UpArgs;
+
+#[derive(Debug)]
+pub(super) struct StartedCoordinator {
+    pub(super) addr: SocketAddr,
+    pub(super) operator: coordinator::OperatorFiles,
+}
+
+pub(super) async fn start_coordinator(
+    args: &UpArgs,
+    bind: &Bind,
+    state_dir: &Path,
+    handles: Handles,
+    roles: &mut Vec<RunningRole>,
+) -> Result<StartedCoordinator> {
+    let mut config = coordinator::Config {
+        state_dir: state_dir.join("coordinator"),
+        ..Default::default()
+    };
+    config.server.listen = bind.at(args.coordinator_port);
+    if let Some(host) = &bind.advertise {
+        config.server.advertise = vec![format!("{host}:{}", args.coordinator_port)];
+    }
+    config.admin = None;
+    let app = coordinator::App::build(config, handles)
+        .await
+        .map_err(|error| {
+            let flags = [("--coordinator-port", args.coordinator_port)];
+            not_started("coordinator", &flags, error)
+        })?;
+    let started = StartedCoordinator {
+        addr: app.local_addr(),
+        operator: app.operator()?,
+    };
+    spawn(roles, "coordinator", |shutdown| app.run(shutdown));
+    Ok(started)
+}
+
+pub(super) async fn start_relay(
+    args: &UpArgs,
+    bind: &Bind,
+    state_dir: &Path,
+    joiner: &Joiner,
+    handles: &Handles,
+    roles: &mut Vec<RunningRole>,
+) -> Result<RelayAddrs> {
+    let dir = state_dir.join("relay");
+    joiner
+        .join(&dir, Role::Relay, &NetworkName::default_network(), "relay")
+        .await?;
+    let mut config = relay::Config {
+        state_dir: dir,
+        ..Default::default()
+    };
+    config.server.listen = bind.at(args.relay_port);
+    config.stun.listen = bind.at(args.stun_port);
+    config.advertise.host = bind.advertise.clone();
+    config.admin = None;
+    let app = relay::App::build(config, handles.scoped("relay"))
+        .await
+        .map_err(|error| {
+            let flags = [
+                ("--relay-port", args.relay_port),
+                ("--stun-port", args.stun_port),
+            ];
+            not_started("relay", &flags, error)
+        })?;
+    let addrs = RelayAddrs {
+        derp: app.derp_addr(),
+        stun: app.stun_addr(),
+    };
+    spawn(roles, "relay", |shutdown| app.run(shutdown));
+    Ok(addrs)
+}
+
+pub(super) async fn start_gateway(
+    args: &UpArgs,
+    bind: &Bind,
+    members: &Members,
+    handles: Handles,
+    roles: &mut Vec<RunningRole>,
+) -> Result<GatewayFacts> {
+    let default = NetworkName::default_network();
+    let mut config = traffic_gateway::Config {
+        state_dir: members.gateway.clone(),
+        ..Default::default()
+    };
+    config.server.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), args.gateway_port);
+    config.wireguard.listen = vec![bind.at(args.wg_port)];
+    config.admin = None;
+    let state = members.gateway.join(format!("network-{default}"));
+    let enrolled = enrolment(&state)?;
+    let app = traffic_gateway::App::build(config, handles)
+        .await
+        .map_err(|error| {
+            let error = match error.downcast::<ListenError>() {
+                Ok(ListenError::Bind(bind)) => bind.into(),
+                Ok(other) => other.into(),
+                Err(error) => error,
+            };
+            let flags = [
+                ("--gateway-port", args.gateway_port),
+                ("--wg-port", args.wg_port),
+            ];
+            not_started("traffic-gateway", &flags, error)
+        })?;
+    let node = app
+        .node(&default)
+        .context("the gateway has no default network")?;
+    let facts = GatewayFacts {
+        addr: app.local_addr(),
+        url: format!("{}/", app.url().trim_end_matches('/')),
+        enrolled,
+        node,
+        state,
+    };
+    spawn(roles, "traffic-gateway", |shutdown| app.run(shutdown));
+    Ok(facts)
+}
+
+pub(super) async fn start_deploy_manager(
+    args: &UpArgs,
+    bind: &Bind,
+    members: &Members,
+    handles: Handles,
+    roles: &mut Vec<RunningRole>,
+) -> Result<DeployFacts> {
+    let default = NetworkName::default_network();
+    let mut config = deploy_manager::Config {
+        state_dir: members.deploy_manager.clone(),
+        ..Default::default()
+    };
+    let loopback = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+    config.server.listen = loopback(args.deploy_port);
+    config.socks.listen = loopback(args.socks_port);
+    config.wireguard.listen = vec![bind.at(0)];
+    config.admin = None;
+    let state = members.deploy_manager.join(format!("network-{default}"));
+    let enrolled = enrolment(&state)?;
+    let app = deploy_manager::App::build(config, handles)
+        .await
+        .map_err(|error| {
+            let flags = [
+                ("--deploy-port", args.deploy_port),
+                ("--socks-port", args.socks_port),
+            ];
+            not_started("deploy-manager", &flags, error)
+        })?;
+    let facts = DeployFacts {
+        grpc: app.grpc_addr(),
+        networks: app.networks(),
+        enrolled,
+        state,
+    };
+    spawn(roles, "deploy-manager", |shutdown| app.run(shutdown));
+    Ok(facts)
+}
+
+pub(super) async fn start_worker(
+    dir: &Path,
+    name: &str,
+    handles: Handles,
+    roles: &mut Vec<RunningRole>,
+) -> Result<Node> {
+    let mut config = worker_agent::Config {
+        state_dir: Some(dir.to_owned()),
+        admin: None,
+        ..Default::default()
+    };
+    config.wireguard.listen = vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)];
+    // The demo's workers are this machine: they show their own page, not its Cockpit.
+    config.console.mode = worker_agent::config::ConsoleMode::Page;
+    let app = worker_agent::App::build(config, handles)
+        .await
+        .with_context(|| format!("start {name}"))?;
+    let node = app.node().clone();
+    spawn(roles, name, |shutdown| app.run(shutdown));
+    Ok(node)
+}
+
+pub(super) fn start_admin(
+    args: &UpArgs,
+    handles: &Handles,
+    roles: &mut Vec<RunningRole>,
+) -> Result<Option<SocketAddr>> {
+    let server =
+        AdminServer::bind(&AdminConfig::at(args.admin_port), handles.clone()).map_err(|error| {
+            not_started(
+                "health endpoint",
+                &[("--admin-port", args.admin_port)],
+                error.into(),
+            )
+        })?;
+    let bound = server.local_addr();
+    spawn(roles, "health endpoint", |shutdown| async move {
+        Ok(server.run(shutdown).await?)
+    });
+    Ok(Some(bound))
+}
+
+/// Who an identity is, from its directory, before a role locks it.
+fn enrolment(state: &Path) -> Result<Enrolled> {
+    let dir = mesh_node::StateDir::open(state)?;
+    dir.enrolment()?
+        .with_context(|| format!("{} is not enrolled", state.display()))
+}
