@@ -17,9 +17,11 @@
 )]
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use mesh_ssh::report::{Report, TargetReport};
 use mesh_trace::{Exporter, FLUSH, Kind};
@@ -194,7 +196,7 @@ async fn install_cockpit(
     let urls = cockpit::urls(&setting.context, &chosen, |index| results[index].ok);
     conclude("install-cockpit", options, results)?;
     if !options.json {
-        print!("{urls}");
+        show(&urls)?;
     }
     Ok(code)
 }
@@ -219,15 +221,25 @@ async fn ssh_config(
         dir: &dir,
         user: options.user.as_deref(),
     };
-    print!("{}", ssh_config::print(setting, &blocks).await?);
+    show(&ssh_config::print(setting, &blocks).await?)?;
     Ok(0)
 }
 
 fn conclude(verb: &str, options: &Options, results: Vec<TargetReport>) -> anyhow::Result<()> {
     if options.json {
-        println!("{}", serde_json::to_string(&Report::new(verb, results))?);
+        let report = serde_json::to_string(&Report::new(verb, results))?;
+        show(&format!("{report}\n"))
     } else {
-        print!("{}", lines(&results));
+        show(&lines(&results))
     }
-    Ok(())
+}
+
+/// Prints the answer. A reader that goes away (`… | head`) has seen what it wanted.
+fn show(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        _ => Ok(()),
+    }
 }

@@ -69,6 +69,11 @@ impl Session {
         Ok(Contexts::of_user()?.load(self.name.as_deref())?)
     }
 
+    /// Says that something was done.
+    pub(crate) fn done(&self, verb: &str, subject: &str, text: &str) -> Result<()> {
+        crate::output::done(self.json, verb, subject, text)
+    }
+
     /// Hands the words on to deploy-cli, below one of its verbs or none.
     async fn deploy_cli(&self, verb: Option<&str>, args: Vec<OsString>) -> ExitCode {
         let json = self.json.then_some("--json");

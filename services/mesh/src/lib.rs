@@ -12,9 +12,12 @@
     reason = "a command line talks to its user on these"
 )]
 
+// First, for its macro.
+#[macro_use]
+mod output;
+
 mod args;
 mod commands;
-mod output;
 mod text;
 mod up;
 

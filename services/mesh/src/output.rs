@@ -1,6 +1,7 @@
 //! Tables for people, JSON with a schema for programs.
 
-use std::io::IsTerminal as _;
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, ContentArrangement, Table};
@@ -8,18 +9,52 @@ use mesh_types::NodeState;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+/// What a shell reports for a program that SIGPIPE ended.
+const NOBODY_READS: i32 = 141;
+
+/// Prints a line as `println!` does; a reader that goes away (`mesh events | head`) is no fault.
+macro_rules! say {
+    () => { $crate::output::line(format_args!("")) };
+    ($($text:tt)*) => { $crate::output::line(format_args!($($text)*)) };
+}
+
+/// See [`say!`].
+pub(crate) fn line(text: fmt::Arguments<'_>) {
+    let Err(error) = writeln!(io::stdout(), "{text}") else {
+        return;
+    };
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(NOBODY_READS);
+    }
+    eprintln!("mesh: cannot write: {error}");
+    std::process::exit(1);
+}
+
 /// Prints `{"schema": schema, name: value}` on one line.
 pub(crate) fn print_json(schema: &str, name: &str, value: impl Serialize) -> anyhow::Result<()> {
     let mut object = serde_json::Map::new();
     object.insert("schema".to_owned(), json!(schema));
     object.insert(name.to_owned(), serde_json::to_value(value)?);
-    println!("{}", Value::Object(object));
+    say!("{}", Value::Object(object));
+    Ok(())
+}
+
+/// Says that something was done: `text` to people, schema `mesh.done/1` to programs.
+pub(crate) fn done(json: bool, verb: &str, subject: &str, text: &str) -> anyhow::Result<()> {
+    if json {
+        return print_json(
+            "mesh.done/1",
+            "done",
+            json!({ "verb": verb, "subject": subject }),
+        );
+    }
+    say!("{text}");
     Ok(())
 }
 
 /// Whether standard output wants colour: a terminal, and no `NO_COLOR` (no-color.org).
 pub(crate) fn coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
 /// Text in an ANSI colour, or plain where none is wanted.

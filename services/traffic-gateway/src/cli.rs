@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
 use mesh_daemon::{ServiceVerb, ShutdownTrigger, signals, telemetry};
 use mesh_node::{JOIN_PATIENCE, first_join};
@@ -98,7 +98,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     match args.verb.unwrap_or(Verb::Run(args.run)) {
         Verb::Service(verb) => {
-            return Ok(verb.run::<Config>("traffic-gateway", flags, overrides));
+            return Ok(verb.run::<Config>(Args::command(), flags, overrides));
         }
         Verb::Run(args) => serve(load(overrides), args).await?,
         Verb::Join(args) => join_network(&load(overrides), args).await?,
@@ -205,7 +205,9 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
                 .collect();
             println!(
                 "{}",
-                serde_json::json!({ "version": 1, "pid": null, "networks": networks })
+                serde_json::json!({
+                    "schema": control::SCHEMA, "version": 1, "pid": null, "networks": networks,
+                })
             );
         } else if joined.is_empty() {
             println!(
@@ -246,4 +248,19 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_documents_tell_people_to_type_is_understood() {
+        mesh_testkit::documented::assert_understood(&Args::command());
+    }
 }

@@ -40,9 +40,14 @@ impl Request {
     }
 }
 
+/// What `status --json` prints is of this schema.
+pub const SCHEMA: &str = "mesh.traffic-gateway/1";
+
 /// The answer to [`Request::Status`], and what `status --json` prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
+    /// Always [`SCHEMA`].
+    pub schema: String,
     /// Of this format.
     pub version: u32,
     /// The gateway's own version.
@@ -204,6 +209,7 @@ fn status(networks: &Networks, url: String) -> Status {
         })
         .collect();
     Status {
+        schema: SCHEMA.to_owned(),
         version: 1,
         gateway: mesh_daemon::build_info::VERSION.to_owned(),
         pid: std::process::id(),

@@ -509,7 +509,12 @@ impl Schema {
                 })
             })
             .collect();
-        serde_json::json!({ "version": 1, "service": self.service, "sections": sections })
+        serde_json::json!({
+            "schema": "mesh.config-keys/1",
+            "version": 1,
+            "service": self.service,
+            "sections": sections,
+        })
     }
 }
 

@@ -23,8 +23,8 @@ pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
         ContextVerb::Use { name } => {
             let context = contexts.load(Some(&name))?;
             contexts.save(&name, &context, true)?;
-            println!("using {name} ({})", context.coordinators.join(", "));
-            Ok(())
+            let text = format!("using {name} ({})", context.coordinators.join(", "));
+            session.done("context use", &name, &text)
         }
         ContextVerb::Set {
             socks,
@@ -50,8 +50,7 @@ pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
             context.gateway = gateway.or(context.gateway);
             context.network = network.map_or(context.network, String::from);
             contexts.save(&name, &context, false)?;
-            println!("saved {name}");
-            Ok(())
+            session.done("context set", &name, &format!("saved {name}"))
         }
     }
 }
@@ -81,12 +80,10 @@ fn list(session: &Session, contexts: &Contexts) -> Result<()> {
         return output::print_json("mesh.contexts/1", "contexts", values);
     }
     if rows.is_empty() {
-        println!(
-            "No contexts. Start a mesh here: mesh up   or join one: mesh login --request FILE"
-        );
+        say!("No contexts. Start a mesh here: mesh up   or join one: mesh login --request FILE");
         return Ok(());
     }
-    println!(
+    say!(
         "{}",
         output::table(["", "NAME", "COORDINATOR", "NETWORK"], rows)
     );

@@ -37,9 +37,9 @@ async fn migrate(session: &Session, args: &DbArgs) -> Result<ExitCode> {
     if session.json {
         print_json("mesh.db-migrate/1", "migrate", &done)?;
     } else if done.applied.is_empty() {
-        println!("{} is up to date.", done.database);
+        say!("{} is up to date.", done.database);
     } else {
-        println!("{}: ran {}.", done.database, done.applied.join(", "));
+        say!("{}: ran {}.", done.database, done.applied.join(", "));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -53,16 +53,16 @@ async fn check(session: &Session, args: &DbArgs) -> Result<ExitCode> {
         let version = found
             .state_version
             .map_or_else(|| "none".to_owned(), |v| v.to_string());
-        println!("{}, state version {version}", found.database);
+        say!("{}, state version {version}", found.database);
         let rows = found.tables.iter();
         let rows = rows.map(|count| [count.table.clone(), count.rows.to_string()]);
-        println!("{}", table(["TABLE", "ROWS"], rows.collect()));
-        println!("{} sealed secrets open with the master key.", found.secrets);
+        say!("{}", table(["TABLE", "ROWS"], rows.collect()));
+        say!("{} sealed secrets open with the master key.", found.secrets);
         for problem in &found.problems {
-            println!("PROBLEM: {problem}");
+            say!("PROBLEM: {problem}");
         }
         if healthy {
-            println!("No damage found.");
+            say!("No damage found.");
         }
     }
     Ok(if healthy {
@@ -82,6 +82,7 @@ async fn copy(session: &Session, args: DbCopy) -> Result<ExitCode> {
             },
         )
     };
+    let url = args.to.clone();
     let to = StoreConfig {
         url: args.to,
         password: Secret::new(read(args.to_password_file)?.trim_end_matches(['\r', '\n'])),
@@ -104,7 +105,7 @@ async fn copy(session: &Session, args: DbCopy) -> Result<ExitCode> {
     if session.json {
         print_json("mesh.db-copy/1", "copy", &done)?;
     } else {
-        println!("{} -> {}", done.from, done.to);
+        say!("{} -> {}", done.from, done.to);
         let rows = done.tables.iter().map(|copy| {
             let verdict = if copy.same { "same" } else { "DIFFERENT" };
             [
@@ -117,15 +118,14 @@ async fn copy(session: &Session, args: DbCopy) -> Result<ExitCode> {
             ]
         });
         let head = ["TABLE", "ROWS", "COPIED", "SHA-256", "SHA-256 COPIED", ""];
-        println!("{}", table(head, rows.collect()));
+        say!("{}", table(head, rows.collect()));
         if same {
-            println!(
-                "Both hold the same. Now set store.url to {} in the coordinator's configuration \
-                 (and its password_file and ca_file), keep the master key, and start it.",
-                done.to
+            say!(
+                "Both hold the same. Now set store.url to {url} in the coordinator's configuration \
+                 (and its password_file and ca_file), keep the master key, and start it."
             );
         } else {
-            println!("The copy differs: do not use it; make the database anew and copy again.");
+            say!("The copy differs: do not use it; make the database anew and copy again.");
         }
     }
     Ok(if same {

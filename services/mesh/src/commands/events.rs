@@ -41,7 +41,7 @@ pub(super) async fn run(session: &Session, args: EventsArgs) -> Result<()> {
             .trim_end_matches('Z');
         let at = output::paint(&second.replace('T', " "), output::Colour::Dim, coloured);
         let kind = output::paint(&kind, output::Colour::Cyan, coloured);
-        println!("{at}  {kind}  {subject}  {detail}");
+        say!("{at}  {kind}  {subject}  {detail}");
     }
     Ok(())
 }

@@ -53,14 +53,16 @@ impl Credential {
     }
 }
 
-pub(super) async fn run(_session: &Session, args: LoginArgs) -> Result<()> {
+pub(super) async fn run(session: &Session, args: LoginArgs) -> Result<()> {
     let contexts = Contexts::of_user()?;
     let pending = pending_key(&contexts, &args.name);
     if let Some(request) = args.request {
-        return make_request(&pending, &request);
+        make_request(&pending, &request)?;
+        return say_request(session, &request);
     }
     if let Some(state) = args.coordinator_state {
-        return from_coordinator(&contexts, &args.name, &state).await;
+        let context = from_coordinator(&contexts, &args.name, &state).await?;
+        return say_welcome(session, &args.name, &context);
     }
     let path = args.credential.context("name the credential file")?;
     let credential: Credential = serde_json::from_str(&read_input(&path)?)
@@ -97,15 +99,19 @@ pub(super) async fn run(_session: &Session, args: LoginArgs) -> Result<()> {
     context.socks.clear();
     contexts.save(&args.name, &context, true)?;
     std::fs::remove_file(&pending).context("remove the key of the request")?;
-    println!(
+    say_welcome(session, &args.name, &context)
+}
+
+fn say_welcome(session: &Session, name: &str, context: &Context) -> Result<()> {
+    let text = format!(
         "You are an operator of {}. Try: mesh status",
         context.coordinators.join(", ")
     );
-    Ok(())
+    session.done("login", name, &text)
 }
 
 /// The first operator's context, from the coordinator's own state directory.
-async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Result<()> {
+async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Result<Context> {
     let files = async || coordinator::OperatorFiles::read(state);
     let files = patiently("its first start", files)
         .await
@@ -120,11 +126,7 @@ async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Resu
         .await
         .context("use the credential")?;
     contexts.save(name, &context, true)?;
-    println!(
-        "You are an operator of {}. Try: mesh status",
-        context.coordinators.join(", ")
-    );
-    Ok(())
+    Ok(context)
 }
 
 /// Tries for a while: the coordinator may have been started in the same breath.
@@ -171,13 +173,17 @@ fn make_request(pending: &Path, request: &Path) -> Result<()> {
     mesh_daemon::write_private(pending, identity.pkcs8()).context("keep the new key")?;
     let text = format!("{REQUEST_HEAD}{}\n", STANDARD.encode(identity.csr_der()?));
     std::fs::write(request, text).with_context(|| format!("write {}", request.display()))?;
-    println!("wrote {}. Have an operator run:", request.display());
-    println!(
-        "  mesh operator add YOUR-NAME --request {} --output credential.json",
-        request.display()
-    );
-    println!("and then, here: mesh login credential.json");
     Ok(())
+}
+
+fn say_request(session: &Session, request: &Path) -> Result<()> {
+    let file = request.display().to_string();
+    let text = format!(
+        "wrote {file}. Have an operator run:\n  \
+         mesh operator add YOUR-NAME --request {file} --output credential.json\n\
+         and then, here: mesh login credential.json"
+    );
+    session.done("login --request", &file, &text)
 }
 
 /// The certificate request inside the file that [`make_request`] wrote.

@@ -20,7 +20,7 @@ pub(super) async fn run(session: &Session, verb: NetworkVerb) -> Result<()> {
             if session.json {
                 return output::print_json("mesh.network/1", "network", json_of(&network));
             }
-            println!("made network {name}");
+            say!("made network {name}");
             eprintln!("Its first worker: mesh token create --role worker --network {name}");
         }
         NetworkVerb::List => {
@@ -38,7 +38,7 @@ pub(super) async fn run(session: &Session, verb: NetworkVerb) -> Result<()> {
                 let made = text::relative(network.created_at, now);
                 [network.name, network.nodes.to_string(), made]
             });
-            println!(
+            say!(
                 "{}",
                 output::table(["NAME", "NODES", "MADE"], rows.collect())
             );
@@ -49,7 +49,11 @@ pub(super) async fn run(session: &Session, verb: NetworkVerb) -> Result<()> {
                 force,
             };
             admin.delete_network(request).await?;
-            println!("deleted network {name}");
+            return session.done(
+                "network delete",
+                name.as_str(),
+                &format!("deleted network {name}"),
+            );
         }
     }
     Ok(())

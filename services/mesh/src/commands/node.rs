@@ -34,7 +34,7 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             if let Some(selector) = &selector {
                 nodes.retain(|node| selector.matches(&labels(node)));
                 if nodes.is_empty() && !session.json {
-                    println!("No node has labels that match {selector}.");
+                    say!("No node has labels that match {selector}.");
                     return Ok(());
                 }
             }
@@ -55,7 +55,7 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             if session.json {
                 return output::print_json("mesh.node/1", "node", json_of(&renamed));
             }
-            println!("{} is now {}", node.node, renamed.name);
+            say!("{} is now {}", node.node, renamed.name);
             Ok(())
         }
         NodeVerb::Set {
@@ -81,8 +81,7 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
                 node: Some(reference(&context, &node)),
             };
             admin.remove_node(request).await?;
-            println!("removed {}", node.node);
-            Ok(())
+            session.done("node remove", &node.node, &format!("removed {}", node.node))
         }
         NodeVerb::HostKey(HostKeyVerb::Accept(node)) => {
             let request = pb::AcceptHostKeyRequest {
@@ -92,7 +91,7 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             if session.json {
                 return output::print_json("mesh.node/1", "node", json_of(&node));
             }
-            println!(
+            say!(
                 "{}: {} SSH host key(s) pinned",
                 node.name,
                 node.ssh_host_keys.len()
@@ -104,7 +103,11 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
                 node: Some(reference(&context, &node)),
             };
             let permit = admin.permit_rejoin(request).await?.into_inner().permit;
-            println!("{}", URL_SAFE_NO_PAD.encode(permit));
+            let permit = URL_SAFE_NO_PAD.encode(permit);
+            if session.json {
+                return output::print_json("mesh.permit/1", "permit", permit);
+            }
+            say!("{permit}");
             eprintln!("For one enrolment: worker-agent join --token-file FILE --permit PERMIT");
             Ok(())
         }
@@ -139,7 +142,7 @@ fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
         return output::print_json("mesh.nodes/1", "nodes", nodes);
     }
     if nodes.is_empty() {
-        println!("No nodes. Make a token for the first one: mesh token create --role worker");
+        say!("No nodes. Make a token for the first one: mesh token create --role worker");
         return Ok(());
     }
     let (now, coloured) = (text::now(), output::coloured());
@@ -163,7 +166,7 @@ fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
     let head = [
         "NAME", "NETWORK", "ROLE", "STATE", "ADDRESS", "OWNER", "LABELS", "SEEN",
     ];
-    println!("{}", output::table(head, rows.collect()));
+    say!("{}", output::table(head, rows.collect()));
     Ok(())
 }
 
@@ -217,9 +220,9 @@ fn show(session: &Session, node: &pb::Node) -> Result<()> {
         ],
     ];
     rows.retain(|[_, value]| !value.is_empty());
-    println!("{}", output::table(["", ""], rows).trim_start_matches('\n'));
+    say!("{}", output::table(["", ""], rows).trim_start_matches('\n'));
     if !node.ssh_host_keys_held.is_empty() {
-        println!(
+        say!(
             "\nIts SSH host key changed and is refused. If that was you:\n  mesh node host-key accept {}",
             node.name
         );
@@ -234,8 +237,8 @@ fn say_set(session: &Session, node: &pb::Node) -> Result<()> {
     }
     let class: UptimeClass = enums::uptime_class(node.uptime_class);
     match labels(node) {
-        none if none.is_empty() => println!("{} is expected {}", node.name, class.as_str()),
-        labels => println!("{} is expected {}; {labels}", node.name, class.as_str()),
+        none if none.is_empty() => say!("{} is expected {}", node.name, class.as_str()),
+        labels => say!("{} is expected {}; {labels}", node.name, class.as_str()),
     }
     Ok(())
 }

@@ -31,9 +31,10 @@ pub(super) async fn run(session: &Session, verb: OperatorVerb) -> Result<()> {
                 Some(path) => {
                     std::fs::write(&path, text + "\n")
                         .with_context(|| format!("write {}", path.display()))?;
-                    println!("wrote {name}'s credential to {}", path.display());
+                    let text = format!("wrote {name}'s credential to {}", path.display());
+                    session.done("operator add", &name, &text)?;
                 }
-                None => println!("{text}"),
+                None => say!("{text}"),
             }
             eprintln!("On {name}'s machine: mesh login CREDENTIAL");
         }
@@ -43,7 +44,11 @@ pub(super) async fn run(session: &Session, verb: OperatorVerb) -> Result<()> {
             admin
                 .revoke_operator(pb::RevokeOperatorRequest { name: name.clone() })
                 .await?;
-            println!("{name} is no longer an operator");
+            session.done(
+                "operator revoke",
+                &name,
+                &format!("{name} is no longer an operator"),
+            )?;
         }
     }
     Ok(())
@@ -75,7 +80,7 @@ async fn list(session: &Session) -> Result<()> {
             ends,
         ]
     });
-    println!(
+    say!(
         "{}",
         output::table(
             ["NAME", "STATE", "ADDED", "CERTIFICATE ENDS"],

@@ -17,8 +17,22 @@ use crate::output;
 
 pub(super) fn run(session: &Session, verb: ServiceVerb) -> Result<()> {
     match verb {
-        ServiceVerb::Install(args) => install(&args),
-        ServiceVerb::Uninstall(args) => uninstall(&args),
+        ServiceVerb::Install(args) => {
+            let program = Unit::of(args.role).program;
+            install(&args)?;
+            // Steps are told on standard error as they are done; --print gives the unit itself.
+            match session.json && !args.print {
+                true => session.done("service install", program, ""),
+                false => Ok(()),
+            }
+        }
+        ServiceVerb::Uninstall(args) => {
+            uninstall(&args)?;
+            match session.json {
+                true => session.done("service uninstall", Unit::of(args.role).program, ""),
+                false => Ok(()),
+            }
+        }
         ServiceVerb::Status { role } => status(session, role),
     }
 }
@@ -133,13 +147,13 @@ fn write(path: &Path, text: &str) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    println!("wrote {}", path.display());
+    eprintln!("wrote {}", path.display());
     Ok(())
 }
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Ok(()) => println!("removed {}", path.display()),
+        Ok(()) => eprintln!("removed {}", path.display()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("remove {}", path.display())),
     }
@@ -166,7 +180,7 @@ fn write_credential(path: &Path, token: &str) -> Result<()> {
         .open(path)
         .and_then(|mut file| writeln!(file, "{token}"))
         .with_context(|| format!("write {}", path.display()))?;
-    println!("wrote {}", path.display());
+    eprintln!("wrote {}", path.display());
     Ok(())
 }
 
@@ -192,7 +206,7 @@ fn make_user(places: &Places, unit: &Unit) -> Result<()> {
 fn write_config(places: &Places, bin_dir: &Path, unit: &Unit) -> Result<()> {
     let path = places.config(unit);
     if path.exists() {
-        println!("kept {}", path.display());
+        eprintln!("kept {}", path.display());
         return Ok(());
     }
     if let Some(dir) = path.parent() {
@@ -201,7 +215,7 @@ fn write_config(places: &Places, bin_dir: &Path, unit: &Unit) -> Result<()> {
     let mut command = Command::new(places.program(bin_dir, unit));
     command.args(["config", "init", "--output"]).arg(&path);
     run_quietly(&mut command)?;
-    println!("wrote {}", path.display());
+    eprintln!("wrote {}", path.display());
     Ok(())
 }
 
@@ -211,23 +225,23 @@ fn enable(places: &Places, unit: &Unit, no_start: bool) -> Result<()> {
     if !places.is_system() {
         command.arg("--root").arg(places.root());
         run_quietly(command.args(["enable", &name]))?;
-        println!("enabled {name}");
+        eprintln!("enabled {name}");
         return Ok(());
     }
     run_quietly(Command::new("systemctl").arg("daemon-reload"))?;
     run_quietly(command.args(["enable", &name]))?;
-    println!("enabled {name}");
+    eprintln!("enabled {name}");
     if no_start {
-        println!("start it with: systemctl start {name}");
+        eprintln!("start it with: systemctl start {name}");
         return Ok(());
     }
     run_quietly(Command::new("systemctl").args(["restart", &name]))
         .with_context(|| format!("{name} did not start; see: journalctl -u {name}"))?;
     let now = Shown::of(unit)?;
     if now.active == "active" {
-        println!("{name} runs");
+        eprintln!("{name} runs");
     } else if !now.condition {
-        println!(
+        eprintln!(
             "{name} waits for a join token: mesh token create --role {} --output token, then: mesh \
              service install {} --token-file token",
             unit.token_role(),
@@ -284,11 +298,15 @@ fn uninstall(args: &ServiceUninstall) -> Result<()> {
         remove(&config)?;
         if state.exists() {
             fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
-            println!("removed {}", state.display());
+            eprintln!("removed {}", state.display());
+        }
+        // The last role takes along what all of them share.
+        for dir in [config.parent(), state.parent()].into_iter().flatten() {
+            drop(fs::remove_dir(dir));
         }
     } else {
         for kept in [config, state].iter().filter(|path| path.exists()) {
-            println!("kept {} (--purge removes it)", kept.display());
+            eprintln!("kept {} (--purge removes it)", kept.display());
         }
     }
     Ok(())
@@ -376,7 +394,7 @@ fn status(session: &Session, role: Option<ServiceRole>) -> Result<()> {
         return output::print_json("mesh.services/1", "services", shown);
     }
     if shown.is_empty() {
-        println!("no role is installed here; next: mesh service install ROLE");
+        say!("no role is installed here; next: mesh service install ROLE");
         return Ok(());
     }
     let rows = shown.iter().map(|one| {
@@ -391,7 +409,7 @@ fn status(session: &Session, role: Option<ServiceRole>) -> Result<()> {
             one.remark(),
         ]
     });
-    println!(
+    say!(
         "{}",
         output::table(["ROLE", "STATE", "AT BOOT", "SAYS"], rows.collect())
     );

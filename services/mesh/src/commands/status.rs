@@ -79,7 +79,7 @@ fn show(
     problems: &[Problem],
 ) {
     let coloured = output::coloured();
-    println!(
+    say!(
         "coordinator {} {} (version {}, up {})",
         context.coordinators.join(", "),
         output::state(NodeState::Online, coloured),
@@ -87,9 +87,9 @@ fn show(
         text::span(text::now().since(mesh_types::Timestamp::from_micros(status.started_at))),
     );
     if let Some(gateway) = &context.gateway {
-        println!("gateway     {gateway}");
+        say!("gateway     {gateway}");
     }
-    println!();
+    say!();
     let rows = status.networks.iter().map(|network| {
         [
             network.name.clone(),
@@ -98,35 +98,35 @@ fn show(
             network.offline.to_string(),
         ]
     });
-    println!(
+    say!(
         "{}",
         output::table(["NETWORK", "ONLINE", "STALE", "OFFLINE"], rows.collect())
     );
     if !status.relays.is_empty() {
-        println!();
+        say!();
         let rows = status.relays.iter().map(|relay| {
             let state = output::state(enums::node_state(relay.state), coloured);
             [relay.name.clone(), state, relay.derp.join(", ")]
         });
-        println!(
+        say!(
             "{}",
             output::table(["RELAY", "STATE", "DERP"], rows.collect())
         );
     }
-    println!();
+    say!();
     if problems.is_empty() {
-        println!(
+        say!(
             "{}",
             output::paint("Nothing is wrong.", output::Colour::Green, coloured)
         );
         return;
     }
     for Problem { problem, next } in problems {
-        println!(
+        say!(
             "{} {problem}",
             output::paint("!", output::Colour::Red, coloured)
         );
-        println!("  next: {next}");
+        say!("  next: {next}");
     }
 }
 

@@ -39,8 +39,7 @@ pub(super) async fn run(session: &Session, verb: TokenVerb) -> Result<()> {
                     id: parsed.as_bytes().to_vec(),
                 })
                 .await?;
-            println!("revoked {id}");
-            Ok(())
+            session.done("token revoke", &id, &format!("revoked {id}"))
         }
     }
 }
@@ -58,7 +57,7 @@ fn show_created(
         if session.json {
             return output::print_json("mesh.token/1", "token", json_of(&info));
         }
-        println!(
+        say!(
             "wrote the token to {}; it works until {}",
             path.display(),
             expiry(&info)
@@ -70,7 +69,7 @@ fn show_created(
         value["token"] = json!(created.token);
         return output::print_json("mesh.token/1", "token", value);
     }
-    println!("{}", created.token);
+    say!("{}", created.token);
     let program = match role {
         Role::Gateway => "traffic-gateway",
         Role::Deployer => "deploy-manager",
@@ -115,7 +114,7 @@ async fn list(session: &Session, network: Option<String>) -> Result<()> {
         return output::print_json("mesh.tokens/1", "tokens", tokens);
     }
     if tokens.is_empty() {
-        println!("No join tokens. Make one: mesh token create --role worker");
+        say!("No join tokens. Make one: mesh token create --role worker");
         return Ok(());
     }
     let now = text::now();
@@ -139,7 +138,7 @@ async fn list(session: &Session, network: Option<String>) -> Result<()> {
     let head = [
         "ID", "NETWORK", "ROLE", "OWNER", "KIND", "USES", "STATE", "EXPIRES",
     ];
-    println!("{}", output::table(head, rows.collect()));
+    say!("{}", output::table(head, rows.collect()));
     Ok(())
 }
 
