@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use integration::{Cli, MeshUp, MeshUpOptions};
+use integration::{Agent, Cli, MeshUp, MeshUpOptions, binary};
 use mesh_testkit::{Finished, Need, Spec, TestUser, eventually, needs};
 use mesh_types::JoinToken;
 
@@ -145,36 +145,6 @@ fn usage_and_configuration_faults_have_their_own_exit_codes() {
             "{service}: {}",
             printed.all()
         );
-    }
-}
-
-#[test]
-fn a_port_that_is_taken_is_named_with_its_flag() {
-    let cli = Cli::new().expect("folders");
-    for flag in [
-        "--coordinator-port",
-        "--gateway-port",
-        "--socks-port",
-        "--relay-port",
-    ] {
-        let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
-        let port = taken.local_addr().expect("bound").port().to_string();
-        let mut args = vec!["up", "--state-dir"];
-        let state = cli.work(&format!("state{flag}")).display().to_string();
-        args.push(&state);
-        for other in [
-            "--coordinator-port",
-            "--gateway-port",
-            "--deploy-port",
-            "--socks-port",
-            "--relay-port",
-            "--stun-port",
-            "--wg-port",
-            "--admin-port",
-        ] {
-            args.extend([other, if other == flag { port.as_str() } else { "0" }]);
-        }
-        assert_says(&cli.mesh(&args), 1, &[&port, flag]);
     }
 }
 
@@ -323,67 +293,99 @@ fn a_wrong_authority_or_an_intercepting_proxy_is_told_and_sees_no_secret() {
     }
 }
 
+/// How far a clock is off, as faketime takes it, and how an agent says it.
+const DAY_OFF: [(&str, &str, &str); 2] = [
+    ("yesterday", "-1d", "behind the coordinator's"),
+    ("tomorrow", "+1d", "ahead of the coordinator's"),
+];
+
 #[test]
-fn a_clock_that_is_off_by_a_day_is_told() {
+fn a_clock_that_is_off_by_a_day_is_told_at_the_join_and_the_token_stays_good() {
     if !needs(&[Need::Program("faketime")]) {
         return;
     }
     let cli = Cli::new().expect("folders");
     let up = coordinator(&cli);
-    let token = cli.token(&["--reusable"]);
-    let agent = integration::binary("worker-agent");
-    for (name, shift) in [("behind", "-4d"), ("ahead", "+40d")] {
-        let file = cli
-            .file(&format!("{name}.token"), &token)
-            .expect("token file");
-        let joined = ran(cli
-            .spec("faketime")
-            .args(["-f", shift])
-            .arg(&agent)
-            .args(["join", "--token-file"])
-            .arg(file)
-            .args(["--hostname", name, "--state-dir"])
-            .arg(cli.work(&format!("state-{name}"))));
-        assert_says(&joined, 1, &["clock"]);
+    let token = cli.token(&[]);
+    let machine = binary("worker-agent");
+    for (name, shift, way) in DAY_OFF {
+        let agent = Agent::new(&cli, name);
+        let faked = cli.spec("faketime").args(["-f", shift]).arg(&machine);
+        let join = ["join", "--token-file", "-", "--hostname", name];
+        let joined = ran(agent.verb_of(faked, &join).stdin(format!("{token}\n")));
+        assert_says(
+            &joined,
+            1,
+            &[
+                "this machine's clock (",
+                way,
+                "set it, then join again",
+                "the token was not used",
+            ],
+        );
     }
-    // A day, which certificates allow for and heartbeats do not.
-    let file = cli.file("day.token", &token).expect("token file");
-    let state = cli.work("state-day");
-    let joined = ran(cli
-        .spec("faketime")
-        .args(["-f", "-1d"])
-        .arg(&agent)
-        .args(["join", "--token-file"])
-        .arg(file)
-        .args(["--hostname", "day", "--state-dir"])
-        .arg(&state));
-    if joined.code != Some(0) {
-        assert_says(&joined, 1, &["clock"]);
+    // Further off than any certificate allows for.
+    for (name, shift) in [("last-week", "-7d"), ("next-month", "+40d")] {
+        let agent = Agent::new(&cli, name);
+        let faked = cli.spec("faketime").args(["-f", shift]).arg(&machine);
+        let join = ["join", "--token-file", "-", "--hostname", name];
+        let joined = ran(agent.verb_of(faked, &join).stdin(format!("{token}\n")));
+        assert_says(&joined, 1, &["set this machine's clock, then join again"]);
+    }
+    Agent::new(&cli, "in-time").join(&token).expect_code(0);
+    up.child().assert_log_clean(&[]);
+}
+
+#[test]
+fn a_clock_that_goes_off_by_a_day_later_is_told_by_the_agent_and_to_the_operator() {
+    if !needs(&[Need::Program("faketime")]) {
         return;
     }
-    let worker = cli
-        .spec("faketime")
-        .args(["-f", "-1d"])
-        .arg(&agent)
-        .args(["run", "--state-dir"])
-        .arg(&state)
-        .args([
-            "--set",
-            "wireguard.listen=127.0.0.1:0",
-            "--set",
-            "admin.listen=127.0.0.1:0",
-        ])
-        .spawn()
-        .expect("starts");
-    eventually("the skew is an event", SOON, || {
-        let events = cli.mesh(&["events"]).success()?.stdout;
-        anyhow::ensure!(
-            events.contains("skew") && events.contains("day"),
-            "{events}"
-        );
-        Ok(())
-    });
-    drop(worker);
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    for (name, shift, way) in DAY_OFF {
+        let mut agent = Agent::new(&cli, name).joined(&cli, "default");
+        agent.stop();
+        let faked = cli
+            .spec("faketime")
+            .args(["-f", shift])
+            .arg(binary("worker-agent"));
+        let running = agent.verb_of(faked, &["run"]).spawn().expect("starts");
+        // The machine's own administrator sees it without asking the coordinator.
+        eventually("the agent names its clock", SOON, || {
+            let status = agent.verb(&["status"]).run(SOON)?.success()?.stdout;
+            let says = status.contains("this machine's clock is") && status.contains(way);
+            anyhow::ensure!(says, "{status}");
+            Ok(())
+        });
+        eventually("the skew is an event", SOON, || {
+            let events = cli.mesh(&["events", "-n", "100"]).success()?.stdout;
+            let told = events
+                .lines()
+                .any(|line| line.contains("skew") && line.contains(name));
+            anyhow::ensure!(told, "{events}");
+            Ok(())
+        });
+        // Set right again, all is well.
+        drop(running);
+        agent.start();
+        eventually("the agent is content", SOON, || {
+            let status = agent.verb(&["status"]).run(SOON)?.success()?.stdout;
+            anyhow::ensure!(!status.contains("clock"), "{status}");
+            Ok(())
+        });
+        agent.child().assert_log_clean(&[]);
+    }
+    // An operator whose own clock is off is told as well.
+    for (_, shift, _) in DAY_OFF {
+        let mesh = binary("mesh");
+        let status = ran(cli
+            .spec("faketime")
+            .args(["-f", shift])
+            .arg(mesh)
+            .arg("status"));
+        assert!(status.all().contains("clock"), "{}", status.all());
+    }
     up.child().assert_log_clean(&[]);
 }
 

@@ -125,7 +125,9 @@ fn coordinator(status: &AgentStatus, now: Timestamp) -> String {
         status.node.stale_since,
         &control.last_error,
     ) {
-        (true, _, _) => "connected".into(),
+        // Such as a clock that is off: it may stay, and nothing works as it should.
+        (true, _, Some(error)) => format!("connected, but {error}"),
+        (true, _, None) => "connected".into(),
         (false, Some(at), Some(error)) => {
             format!("not connected for {}: {error}", since(at))
         }

@@ -125,6 +125,8 @@ pub(super) struct Machine {
     renewing: bool,
     renew_at: Instant,
     last_error: Option<String>,
+    /// What is wrong with this machine's clock, as of the last welcome.
+    skew: Option<String>,
     random: StdRng,
     actions: VecDeque<Action>,
 }
@@ -146,6 +148,7 @@ impl Machine {
             renewing: false,
             renew_at: now.at,
             last_error: None,
+            skew: None,
             random: StdRng::from_seed(seed),
             actions: VecDeque::new(),
         };
@@ -310,7 +313,8 @@ impl Machine {
 
     fn welcome(&mut self, nonce: Vec<u8>, server_time: Timestamp, now: Now) {
         self.failures = 0;
-        self.last_error = skew_text(now.wall, server_time);
+        self.skew = skew_text(now.wall, server_time);
+        self.last_error.clone_from(&self.skew);
         self.state = State::Live {
             nonce: nonce.clone(),
             sequence: 1,
@@ -361,7 +365,11 @@ impl Machine {
             Incoming::HeartbeatAck {
                 refusal: Some(refusal),
             } => {
-                let text = format!("the coordinator refused a heartbeat: {refusal}");
+                // How far and which way is of more use than that it is too far.
+                let known = self.skew.clone().filter(|_| refusal == HeartbeatRefusal::Skew);
+                let text = known.unwrap_or_else(|| {
+                    format!("the coordinator refused a heartbeat: {refusal}")
+                });
                 if self.last_error.as_ref() != Some(&text) {
                     self.last_error = Some(text);
                     self.actions.push_back(Action::StateChanged);

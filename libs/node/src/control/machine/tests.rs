@@ -380,14 +380,21 @@ fn a_clock_that_is_off_is_told() {
     bench.hear(Incoming::HeartbeatAck {
         refusal: Some(HeartbeatRefusal::Skew),
     });
-    assert!(
-        bench
-            .machine
-            .state()
-            .1
-            .expect("a text")
-            .contains("clock skew")
-    );
+    // It goes on saying how far and which way.
+    assert_eq!(bench.machine.state().1, Some(text.as_str()));
+
+    // The clock went off since the welcome.
+    let mut bench = Bench::new(None);
+    bench.step();
+    bench.hear(Incoming::Welcome {
+        nonce: vec![],
+        server_time: bench.now.wall,
+    });
+    bench.hear(Incoming::HeartbeatAck {
+        refusal: Some(HeartbeatRefusal::Skew),
+    });
+    let text = bench.machine.state().1.expect("a text");
+    assert!(text.contains("clock skew"), "{text}");
 }
 
 proptest! {
