@@ -1,20 +1,27 @@
-//! The database goes away under a running mesh: what exists goes on, changes are refused, and
-//! everything heals without a hand.
+//! Database, Redis, or both go away under a running mesh: what exists goes on, changes are refused
+//! while there is no database, and everything heals without a hand.
+//!
+//! Two installations at once, each with a laboratory of its own, so that the minutes of the one are
+//! those of the other.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 use std::time::{Duration, Instant};
 
 use integration::{Field, Layout, Server};
-use mesh_testkit::{Curl, CurlReply, Need, Postgres, eventually, needs};
+use mesh_testkit::{Curl, CurlReply, Host, Need, Postgres, Redis, RedisOptions, eventually, needs};
 
 const NEEDED: [Need; 3] = [Need::Root, Need::Program("ip"), Need::Program("curl")];
+/// Redis on the coordinator's host.
+const REDIS_PORT: u16 = 6379;
 const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
 const SOON: Duration = Duration::from_secs(30);
 /// How long the database is away.
 const AWAY: Duration = Duration::from_secs(60);
 /// The one line that each outage may write.
 const OUTAGE: &str = "the store takes no changes until it heals";
+/// And that of Redis.
+const BUS_OUTAGE: &str = "the bus is down; everything goes on without it";
 
 /// What was done while the database was away, and how long the slowest took.
 #[derive(Debug, Default)]
@@ -23,6 +30,8 @@ struct Figures {
     exec: (u32, Duration),
     socks: (u32, Duration),
     refused: (u32, Duration),
+    /// Changes that were made.
+    changed: (u32, Duration),
 }
 
 fn timed<T>(figure: &mut (u32, Duration), action: impl FnOnce() -> T) -> T {
@@ -36,9 +45,79 @@ fn timed<T>(figure: &mut (u32, Duration), action: impl FnOnce() -> T) -> T {
 struct Site {
     field: Field,
     server: Server,
+    postgres: Postgres,
+    database: String,
 }
 
 impl Site {
+    /// An installation on Postgres with two workers, used once.
+    fn start(further: &[(&str, &str)]) -> Self {
+        let postgres = Postgres::start().expect("Postgres");
+        let database = postgres.database();
+        let database = database.rsplit('/').next().expect("a name").to_owned();
+        let url = postgres.socket_url(&database);
+        let master_key = "0123456789abcdef".repeat(4);
+        let mut env = vec![
+            ("MESH_COORDINATOR__STORE__URL", url.as_str()),
+            ("MESH_COORDINATOR__MASTER_KEY", master_key.as_str()),
+        ];
+        env.extend_from_slice(further);
+        let mut field = Field::with_env(Layout::Single, None, &env);
+        for name in WORKERS {
+            field.add_worker(name, "default", &[]);
+            field.wait_for_console(&format!("/{name}/"), SOON);
+        }
+        let host = field.worker(WORKERS[0]).host().clone();
+        let server = Server::start(Some(&host), "web", None).expect("server");
+        field.worker(WORKERS[0]).publish("web", server.port());
+        let site = Self {
+            field,
+            server,
+            postgres,
+            database,
+        };
+        eventually("SOCKS works", SOON, || {
+            let url = format!("http://{}:{}/", WORKERS[0], site.server.port());
+            Curl::new()
+                .on(Some(site.field.host("edge")))
+                .args([
+                    "--socks5-hostname",
+                    &site.field.socks("default").to_string(),
+                ])
+                .get(&url)?
+                .ok()
+        });
+        let mut warm = Figures::default();
+        site.use_everything(&mut warm);
+        println!("before: {warm:?}");
+        site
+    }
+
+    fn psql(&self, sql: &str) -> anyhow::Result<String> {
+        self.postgres.psql(&self.database, sql)
+    }
+
+    fn core(&self) -> Host {
+        self.field.host("core").clone()
+    }
+
+    fn token_is_made(&self, figures: &mut Figures) {
+        timed(&mut figures.changed, || {
+            self.field
+                .operator()
+                .mesh(&["token", "create"])
+                .expect_code(0)
+        });
+    }
+
+    fn everybody_is_online(&self) {
+        let online = self.field.operator().mesh_json(&["node", "list"]);
+        assert!(
+            online.to_string().matches("\"online\"").count() >= WORKERS.len(),
+            "presence goes on: {online}"
+        );
+    }
+
     /// Console, command and SOCKS once each.
     fn use_everything(&self, figures: &mut Figures) {
         for name in WORKERS {
@@ -92,7 +171,7 @@ impl Site {
     }
 
     /// Uses everything for this long, then brings the database back, and waits until it is healed.
-    fn outage(&self, what: &str, away: Duration, back: impl FnOnce()) {
+    fn outage(&mut self, what: &str, away: Duration, back: impl FnOnce(&mut Postgres)) {
         let (mut figures, gone) = (Figures::default(), Instant::now());
         self.token_is_refused(&mut figures);
         let readiness = eventually("readiness names the store", SOON, || {
@@ -105,12 +184,8 @@ impl Site {
             self.use_everything(&mut figures);
             self.token_is_refused(&mut figures);
         }
-        let online = self.field.operator().mesh_json(&["node", "list"]);
-        assert!(
-            online.to_string().matches("\"online\"").count() >= WORKERS.len(),
-            "presence goes on: {online}"
-        );
-        back();
+        self.everybody_is_online();
+        back(&mut self.postgres);
         let healing = Instant::now();
         eventually("changes go through again", SOON, || {
             self.field.operator().mesh(&["token", "create"]).success()
@@ -129,55 +204,21 @@ impl Site {
     }
 }
 
-#[test]
 fn postgres_goes_away_and_everything_but_changes_goes_on() {
-    if !needs(&NEEDED) {
-        return;
-    }
-    let mut postgres = Postgres::start().expect("Postgres");
-    let database = postgres.database();
-    let database = database.rsplit('/').next().expect("a name").to_owned();
-    let url = postgres.socket_url(&database);
-    let master_key = "0123456789abcdef".repeat(4);
-    let env = [
-        ("MESH_COORDINATOR__STORE__URL", url.as_str()),
-        ("MESH_COORDINATOR__MASTER_KEY", master_key.as_str()),
-    ];
-    let mut field = Field::with_env(Layout::Single, None, &env);
-    for name in WORKERS {
-        field.add_worker(name, "default", &[]);
-        field.wait_for_console(&format!("/{name}/"), SOON);
-    }
-    let host = field.worker(WORKERS[0]).host().clone();
-    let server = Server::start(Some(&host), "web", None).expect("server");
-    field.worker(WORKERS[0]).publish("web", server.port());
-    let mut site = Site { field, server };
-    let mut warm = Figures::default();
-    eventually("SOCKS works", SOON, || {
-        let url = format!("http://{}:{}/", WORKERS[0], site.server.port());
-        Curl::new()
-            .on(Some(site.field.host("edge")))
-            .args([
-                "--socks5-hostname",
-                &site.field.socks("default").to_string(),
-            ])
-            .get(&url)?
-            .ok()
-    });
-    site.use_everything(&mut warm);
-    println!("before: {warm:?}");
-
-    postgres.stop().expect("stops");
-    site.outage("stopped", AWAY, || {
+    let mut site = Site::start(&[]);
+    site.postgres.stop().expect("stops");
+    site.outage("Postgres stopped", AWAY, |postgres| {
         postgres.start_again().expect("starts again");
     });
-    postgres.freeze().expect("freezes");
-    site.outage("frozen", AWAY / 3, || postgres.thaw().expect("thaws"));
+    site.postgres.freeze().expect("freezes");
+    site.outage("Postgres frozen", AWAY / 3, |postgres| {
+        postgres.thaw().expect("thaws");
+    });
 
     // What was allowed meanwhile stands in the audit, and nothing is damaged.
     let certificates = "SELECT count(*) FROM audit WHERE action = 'ssh-certificate'";
     eventually("the audit has got what it was owed", SOON, || {
-        let count: u32 = postgres.psql(&database, certificates)?.parse()?;
+        let count: u32 = site.psql(certificates)?.parse()?;
         anyhow::ensure!(count >= 4, "{count} certificates");
         Ok(())
     });
@@ -205,4 +246,126 @@ fn postgres_goes_away_and_everything_but_changes_goes_on() {
         "{}",
         checked.all()
     );
+}
+
+/// A Redis on the coordinator's host.
+struct Bus {
+    host: Host,
+    redis: Redis,
+}
+
+impl Bus {
+    fn start(host: Host) -> Self {
+        let options = RedisOptions::default().port(REDIS_PORT);
+        let redis = host.enter(|| Redis::start_with(options)).expect("Redis");
+        Self { host, redis }
+    }
+
+    fn ask(&self, words: &[&str]) -> anyhow::Result<String> {
+        self.host.enter(|| self.redis.ask(words))
+    }
+
+    fn start_again(&mut self) {
+        let (host, redis) = (self.host.clone(), &mut self.redis);
+        host.enter(|| redis.start_again()).expect("starts again");
+    }
+
+    /// Waits until the coordinator has written to it who was seen.
+    fn knows_who_is_there(&self) -> Duration {
+        let asked = Instant::now();
+        eventually("Redis knows who was seen", SOON, || {
+            let keys = self.ask(&["KEYS", "mesh:*:seen:*"])?;
+            let known = keys.lines().count();
+            anyhow::ensure!(known > WORKERS.len(), "{keys}");
+            Ok(())
+        });
+        asked.elapsed()
+    }
+}
+
+/// Waits until `/readyz` says so or not so of Redis; it is ready either way.
+fn redis_is_named(site: &Site, is_named: bool) -> Duration {
+    let asked = Instant::now();
+    eventually("readiness says how Redis does", SOON, || {
+        let readiness = site.readiness();
+        let right = readiness.starts_with("200") && readiness.contains("Redis") == is_named;
+        anyhow::ensure!(right, "{readiness}");
+        Ok(())
+    });
+    asked.elapsed()
+}
+
+fn redis_goes_away_and_nobody_notices() {
+    let url = format!("redis://127.0.0.1:{REDIS_PORT}/0");
+    // The installation starts before its Redis does.
+    let mut site = Site::start(&[("MESH_COORDINATOR__BUS__REDIS_URL", &url)]);
+    redis_is_named(&site, true);
+    let mut bus = Bus::start(site.core());
+    println!(
+        "Redis came late: found in {:?}",
+        redis_is_named(&site, false)
+    );
+    bus.knows_who_is_there();
+
+    // Stopped: everything goes on, changes too.
+    bus.redis.kill().expect("stops");
+    let (mut figures, gone) = (Figures::default(), Instant::now());
+    redis_is_named(&site, true);
+    while gone.elapsed() < AWAY {
+        site.use_everything(&mut figures);
+        site.token_is_made(&mut figures);
+    }
+    site.everybody_is_online();
+    let away = gone.elapsed();
+    bus.start_again();
+    let healed = redis_is_named(&site, false);
+    let known = bus.knows_who_is_there();
+    println!(
+        "Redis stopped for {away:?}: {figures:?}; healed in {healed:?}, presence in {known:?}"
+    );
+
+    // Flushed: it has forgotten everything, which nobody needs.
+    let mut figures = Figures::default();
+    assert_eq!(bus.ask(&["FLUSHALL"]).expect("flushes"), "OK");
+    site.everybody_is_online();
+    site.use_everything(&mut figures);
+    site.token_is_made(&mut figures);
+    let known = bus.knows_who_is_there();
+    assert!(site.readiness().starts_with("200"), "{}", site.readiness());
+    println!("Redis flushed: {figures:?}; presence in {known:?}");
+
+    // Both at once.
+    bus.redis.kill().expect("stops");
+    site.postgres.stop().expect("stops");
+    site.outage("Postgres and Redis stopped", AWAY, |postgres| {
+        postgres.start_again().expect("starts again");
+        bus.start_again();
+    });
+    let healed = redis_is_named(&site, false);
+    let known = bus.knows_who_is_there();
+    println!("Redis is back {healed:?} after the database, presence after {known:?}");
+    site.token_is_made(&mut Figures::default());
+
+    site.field.assert_logs_clean(&[OUTAGE, BUS_OUTAGE]);
+    let log = site.field.service("coordinator").log().clone();
+    assert_eq!(log.alarms(&[BUS_OUTAGE]).len(), 1, "the database went once");
+    assert_eq!(
+        log.alarms(&[OUTAGE]).len(),
+        3,
+        "Redis was missed at the start and went twice"
+    );
+}
+
+#[test]
+fn database_and_bus_go_away_and_everything_but_changes_goes_on() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    std::thread::scope(|scope| {
+        let redis = scope.spawn(redis_goes_away_and_nobody_notices);
+        postgres_goes_away_and_everything_but_changes_goes_on();
+        if let Err(panic) = redis.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }
