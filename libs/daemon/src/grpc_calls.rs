@@ -70,6 +70,13 @@ pub struct GrpcMethod {
 #[derive(Clone)]
 pub struct GrpcCalls(Arc<Shared>);
 
+/// Makes the series of a method's faults, so that the first fault of all is a rise that alerts see.
+fn faultless(calls: &Family<Labels, Counter>, method: &'static str) {
+    for code in FAULTS.map(|code| CODES[code]) {
+        drop(calls.get_or_create(&Labels { method, code }));
+    }
+}
+
 struct Shared {
     methods: HashMap<&'static str, Method>,
     calls: Family<Labels, Counter>,
@@ -94,11 +101,13 @@ impl GrpcCalls {
         trusts: fn(&Extensions) -> bool,
     ) -> Self {
         let calls = Family::default();
+        faultless(&calls, OTHER);
         let latencies = Family::<MethodLabel, Latency>::default();
         let methods = methods
             .into_iter()
             .map(|method| {
                 let name = method.path.trim_start_matches('/');
+                faultless(&calls, name);
                 let label = MethodLabel { method: name };
                 let latency = (!method.endless).then(|| latencies.get_or_create_owned(&label));
                 (method.path, Method { name, latency })
