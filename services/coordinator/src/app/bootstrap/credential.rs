@@ -85,7 +85,7 @@ fn certificate_on_file(
     operator: &OperatorRecord,
 ) -> Result<Option<Timestamp>, BootstrapError> {
     let dir = operator_dir(state_dir);
-    let read = |name: &str| read_private(&dir.join(name)).map_err(BootstrapError::Dir);
+    let read = |name: &str| read_private(dir.join(name)).map_err(BootstrapError::Dir);
     let on_file = |label: &str, bytes: Option<Vec<u8>>| {
         let text = String::from_utf8(bytes?).ok()?;
         let (_, read) = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok()?;
