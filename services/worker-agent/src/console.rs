@@ -4,6 +4,7 @@
 //! Which of the two it is, is looked at again and again, and at once when Cockpit stops answering.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh_daemon::Tasks;
 use mesh_node::OverlayStream;
-use mesh_trace::{TraceParent, Tracer};
+use mesh_trace::{TRACEPARENT, TraceParent, Tracer};
 use serde::{Deserialize, Serialize};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -31,6 +32,8 @@ use probe::Probe;
 
 /// How long Cockpit may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// How much of a connection is looked at for the trace that it belongs to, in bytes.
+const FIRST: usize = 16 * 1024;
 /// Connections at the same time; more are reset.
 const CONNECTIONS: usize = 512;
 /// Connections that wait to be taken.
@@ -165,8 +168,7 @@ impl Console {
                 Ok(Ok(mut cockpit)) => {
                     // Fails only on a socket that is gone, which the copy notices.
                     drop(cockpit.set_nodelay(true));
-                    let copied = copy_bidirectional(&mut stream, &mut cockpit).await;
-                    if let Err(error) = copied {
+                    if let Err(error) = self.copy(&mut stream, &mut cockpit).await {
                         tracing::debug!(%error, "console connection broke");
                     }
                     return;
@@ -178,6 +180,23 @@ impl Console {
             }
         }
         self.page(stream).await;
+    }
+
+    /// Copies a connection both ways until its end. It is a span for as long as its first request
+    /// takes to be handed on; what follows on the same connection is not looked at.
+    async fn copy<S>(&self, stream: &mut S, cockpit: &mut TcpStream) -> io::Result<()>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        if self.tracer.is_on() {
+            let mut head = vec![0; FIRST];
+            let read = stream.read(&mut head).await?;
+            let head = &head[..read];
+            let span = self.tracer.answer("console connection", || parent_in(head));
+            span.set("mesh.node", self.facts.borrow().name.to_string());
+            cockpit.write_all(head).await?;
+        }
+        copy_bidirectional(stream, cockpit).await.map(drop)
     }
 
     /// Serves the page until the other side goes, or something else is to be served.
@@ -216,6 +235,20 @@ impl Console {
             tracing::debug!(%error, "console connection broke");
         }
     }
+}
+
+/// The `traceparent` of a request, as far as its head has come.
+fn parent_in(head: &[u8]) -> Option<TraceParent> {
+    let head = std::str::from_utf8(head).ok()?;
+    // What follows the empty line is no header.
+    let (head, _) = head.split_once("\r\n\r\n")?;
+    let mut values = head.lines().skip(1).filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case(TRACEPARENT).then(|| value.trim())
+    });
+    let value = values.next()?;
+    // Two are none (W3C Trace Context, section 3.2).
+    values.next().is_none().then(|| TraceParent::parse(value))?
 }
 
 #[cfg(test)]
