@@ -127,7 +127,7 @@ fn misuse_everything(stage: &mut Stage) {
 
 /// Database and Redis go away and come back: what is said of them names no password.
 fn lose_everything(stage: &mut Stage) {
-    stage.redis.kill().expect("ends");
+    stage.bus.kill().expect("ends");
     stage.wait_until("coordinator", 200, "bus: degraded");
     stage.postgres.stop().expect("stops");
     stage
@@ -137,7 +137,7 @@ fn lose_everything(stage: &mut Stage) {
         .expect_code(1);
     stage.wait_until("coordinator", 503, "store");
     stage.postgres.start_again().expect("starts again");
-    stage.redis.start_again().expect("starts again");
+    stage.bus.start_again().expect("starts again");
     stage.wait_until("coordinator", 200, "");
     stage.stop("worker-node-2");
     let away = stage.browse("/worker-node-2/").expect("curl runs");

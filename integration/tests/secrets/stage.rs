@@ -10,9 +10,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use integration::Cli;
 use mesh_testkit::postgres::{POSTGRES_PASSWORD, Postgres};
-use mesh_testkit::redis::{REDIS_PASSWORD, Redis, RedisOptions};
 use mesh_testkit::sshd::{Sshd, SshdOptions, ssh_keygen};
 use mesh_testkit::{Child, Curl, CurlReply, Finished, Spec, TestUser, eventually, free_tcp_port};
+use mesh_testkit::{REDIS_PASSWORD, Redis, RedisOptions};
 use mesh_types::JoinToken;
 
 use crate::markers::Markers;
@@ -62,7 +62,7 @@ pub(crate) struct Stage {
     pub(crate) gateway: u16,
     pub(crate) socks: u16,
     pub(crate) user: TestUser,
-    pub(crate) redis: Redis,
+    pub(crate) bus: Redis,
     pub(crate) postgres: Postgres,
     _sshd: Sshd,
 }
@@ -75,7 +75,7 @@ impl Stage {
     /// Starts everything at log level `trace`.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let postgres = Postgres::start()?;
-        let redis = Redis::start_with(RedisOptions::default().password())?;
+        let bus = Redis::start_with(RedisOptions::default().password())?;
         let user = TestUser::create()?;
         let files = Cli::new()?;
         let mut markers = Markers::default();
@@ -108,7 +108,7 @@ impl Stage {
         let options = SshdOptions::at(loopback(free_tcp_port())).authorize(&user, &public);
         let sshd = Sshd::start(None, options)?;
 
-        let env = environment(&files, &mut markers, &postgres.database(), &redis.url())?;
+        let env = environment(&files, &mut markers, &postgres.database(), &bus.url())?;
         let env: Vec<(&str, &str)> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let mut stage = Self {
             markers,
@@ -118,7 +118,7 @@ impl Stage {
             gateway: free_tcp_port(),
             socks: free_tcp_port(),
             user,
-            redis,
+            bus,
             postgres,
             _sshd: sshd,
         };
@@ -438,7 +438,7 @@ fn environment(
     files: &Cli,
     markers: &mut Markers,
     database: &str,
-    redis: &str,
+    bus: &str,
 ) -> anyhow::Result<Vec<(String, String)>> {
     let mut env = Vec::new();
     for (_, name) in SERVICES {
@@ -477,7 +477,7 @@ fn environment(
     let header = format!("authorization=Bearer%20{COLLECTOR_KEY}");
     let plain = [
         ("MESH_COORDINATOR__STORE__URL", database),
-        ("MESH_COORDINATOR__BUS__REDIS_URL", redis),
+        ("MESH_COORDINATOR__BUS__REDIS_URL", bus),
         ("MESH_DEPLOY_MANAGER__SOCKS__USER", SOCKS_USER),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector),
         ("OTEL_EXPORTER_OTLP_HEADERS", &header),
