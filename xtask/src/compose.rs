@@ -108,11 +108,11 @@ fn up_and_down(args: &Args, steps: &mut Steps) -> Result<()> {
     let journey = steps
         .step("up --wait", || up(&engine, &dir))
         .and_then(|()| steps.step("journey", || journey(&engine, &dir)));
-    keep_logs(&engine, &dir)?;
+    let logs = keep_logs(&engine, &dir);
     if args.keep {
         println!("left running; end it with: docker compose -f {FILE} down --volumes");
         engine.leave_running();
-        return journey;
+        return journey.and(logs);
     }
     let down = steps.step("down --volumes", || {
         process::run(compose(&engine, &dir).args(["down", "--volumes", "--remove-orphans"]))?;
@@ -128,7 +128,7 @@ fn up_and_down(args: &Args, steps: &mut Steps) -> Result<()> {
         );
         Ok(())
     });
-    journey.and(down)
+    journey.and(logs).and(down)
 }
 
 fn up(engine: &Engine, dir: &Path) -> Result<()> {
@@ -208,7 +208,7 @@ fn revision(dir: &Path) -> Result<String> {
 fn keep_logs(engine: &Engine, dir: &Path) -> Result<()> {
     let logs = fs::File::create(artefacts()?.join("containers.log"))?;
     let mut command = compose(engine, dir);
-    command.args(["logs", "--no-color", "--stepstamps"]);
+    command.args(["logs", "--no-color", "--timestamps"]);
     let status = command.stdout(logs).status()?;
     ensure!(status.success(), "docker compose logs: {status}");
     Ok(())
