@@ -121,7 +121,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sea-orm-migration", &["coordinator"]),
     ("sqlx", &[]),
     ("redis", &["coordinator"]),
-    ("boringtun", &["mesh-tunnel"]),
+    // Journeys send what no node of ours would.
+    ("boringtun", &["integration", "mesh-tunnel"]),
     ("smoltcp", &["mesh-node"]),
     ("russh", &["mesh-ssh"]),
     ("fast-socks5", &["deploy-manager"]),
