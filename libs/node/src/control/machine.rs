@@ -366,10 +366,12 @@ impl Machine {
                 refusal: Some(refusal),
             } => {
                 // How far and which way is of more use than that it is too far.
-                let known = self.skew.clone().filter(|_| refusal == HeartbeatRefusal::Skew);
-                let text = known.unwrap_or_else(|| {
-                    format!("the coordinator refused a heartbeat: {refusal}")
-                });
+                let known = self
+                    .skew
+                    .clone()
+                    .filter(|_| refusal == HeartbeatRefusal::Skew);
+                let text = known
+                    .unwrap_or_else(|| format!("the coordinator refused a heartbeat: {refusal}"));
                 if self.last_error.as_ref() != Some(&text) {
                     self.last_error = Some(text);
                     self.actions.push_back(Action::StateChanged);
