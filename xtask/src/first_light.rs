@@ -179,7 +179,7 @@ impl Running {
                 eprintln!("{line}");
                 if line.trim_start().starts_with("Running `") {
                     // Said once; nobody listens any more when the measurement is over.
-                    drop(tell.try_send(Instant::now()));
+                    let _gone = tell.try_send(Instant::now());
                 }
             }
         });
