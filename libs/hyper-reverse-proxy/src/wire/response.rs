@@ -13,11 +13,8 @@ use super::request::length_of;
 
 /// Header lines that a response may have.
 const HEADERS: usize = 100;
-/// Header lines that are remembered, with values of up to so many bytes.
+/// Header names that are remembered.
 const NAMES: usize = 24;
-const SHORT: usize = 64;
-/// A value that was another one so often in a row is not remembered any more.
-const CHANGES: u8 = 8;
 /// Interim responses (1xx) that may come before the final one.
 const INTERIM: u8 = 32;
 
@@ -57,7 +54,7 @@ pub struct ResponseReader {
     /// Bytes of the present head that were looked at in vain.
     seen: usize,
     spans: Vec<Span>,
-    known: Known,
+    names: Names,
     body: Body,
 }
 
@@ -84,7 +81,7 @@ impl ResponseReader {
             interim: 0,
             seen: 0,
             spans: Vec::new(),
-            known: Known::default(),
+            names: Names::default(),
             body: Body::Exact(0),
         }
     }
@@ -160,8 +157,10 @@ impl ResponseReader {
             .map_err(|_| WireError::Head)?;
         let head = input.split_to(len).freeze();
         let mut lengths = Lengths::default();
-        for (at, span) in self.spans.iter().enumerate() {
-            let (name, value) = self.known.line(at, &head, span)?;
+        for (at, Span { name, value }) in self.spans.iter().enumerate() {
+            let name = self.names.name(at, &head[name.clone()])?;
+            let value = HeaderValue::from_maybe_shared(slice(&head, value.clone()))
+                .map_err(|_| WireError::Head)?;
             if lengths.note(&name, &value)? {
                 headers.append(name, value);
             }
@@ -297,69 +296,28 @@ impl StatusLine {
     }
 }
 
-/// The header lines of the response before, by their order: an upstream says mostly the same
-/// again, and comparing takes less than looking names up and checking values.
+/// The header names of the response before, by their order: an upstream uses the same ones again,
+/// and comparing them takes less than looking them up.
 #[derive(Debug, Default)]
-struct Known(Vec<KnownLine>);
+struct Names(Vec<(Box<[u8]>, HeaderName)>);
 
-#[derive(Debug)]
-struct KnownLine {
-    text: Box<[u8]>,
-    name: HeaderName,
-    /// A copy, so that it holds no buffer.
-    value: HeaderValue,
-    /// How often in a row it was another one.
-    changes: u8,
-}
-
-impl Known {
-    /// The header line at this place.
-    fn line(
-        &mut self,
-        at: usize,
-        head: &Bytes,
-        span: &Span,
-    ) -> Result<(HeaderName, HeaderValue), WireError> {
-        let (text, value) = (&head[span.name.clone()], &head[span.value.clone()]);
-        let is_short = value.len() <= SHORT;
-        if let Some(known) = self.0.get_mut(at)
-            && *known.text == *text
+impl Names {
+    /// The name of the header line at this place.
+    fn name(&mut self, at: usize, text: &[u8]) -> Result<HeaderName, WireError> {
+        if let Some((known, name)) = self.0.get(at)
+            && **known == *text
         {
-            if is_short && known.value.as_bytes() == value {
-                known.changes = 0;
-                return Ok((known.name.clone(), known.value.clone()));
-            }
-            let fresh = fresh(head, span)?;
-            if is_short && known.changes < CHANGES {
-                known.changes += 1;
-                known.value = copy(value)?;
-            }
-            return Ok((known.name.clone(), fresh));
+            return Ok(name.clone());
         }
         let name = HeaderName::from_bytes(text).map_err(|_| WireError::Head)?;
-        let fresh = fresh(head, span)?;
-        let line = KnownLine {
-            text: text.into(),
-            name: name.clone(),
-            value: copy(if is_short { value } else { b"" })?,
-            changes: 0,
-        };
+        let entry = (text.into(), name.clone());
         if at < self.0.len() {
-            self.0[at] = line;
+            self.0[at] = entry;
         } else if at == self.0.len() && at < NAMES {
-            self.0.push(line);
+            self.0.push(entry);
         }
-        Ok((name, fresh))
+        Ok(name)
     }
-}
-
-/// A value that shares the head's memory.
-fn fresh(head: &Bytes, span: &Span) -> Result<HeaderValue, WireError> {
-    HeaderValue::from_maybe_shared(slice(head, span.value.clone())).map_err(|_| WireError::Head)
-}
-
-fn copy(value: &[u8]) -> Result<HeaderValue, WireError> {
-    HeaderValue::from_bytes(value).map_err(|_| WireError::Head)
 }
 
 fn slice(head: &Bytes, range: Range<usize>) -> Bytes {

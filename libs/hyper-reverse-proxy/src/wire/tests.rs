@@ -10,7 +10,7 @@ use super::*;
 use crate::error::BadRequest;
 
 const LIMIT: usize = 64 * 1024;
-/// As long as values are remembered, and a byte longer.
+/// Values of 64 bytes and of one more.
 const LONG: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const LONGER: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdefX";
 
