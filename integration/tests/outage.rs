@@ -251,23 +251,23 @@ fn postgres_goes_away_and_everything_but_changes_goes_on() {
 /// A Redis on the coordinator's host.
 struct Bus {
     host: Host,
-    redis: Redis,
+    server: Redis,
 }
 
 impl Bus {
     fn start(host: Host) -> Self {
         let options = RedisOptions::default().port(REDIS_PORT);
-        let redis = host.enter(|| Redis::start_with(options)).expect("Redis");
-        Self { host, redis }
+        let server = host.enter(|| Redis::start_with(options)).expect("Redis");
+        Self { host, server }
     }
 
     fn ask(&self, words: &[&str]) -> anyhow::Result<String> {
-        self.host.enter(|| self.redis.ask(words))
+        self.host.enter(|| self.server.ask(words))
     }
 
     fn start_again(&mut self) {
-        let (host, redis) = (self.host.clone(), &mut self.redis);
-        host.enter(|| redis.start_again()).expect("starts again");
+        let (host, server) = (self.host.clone(), &mut self.server);
+        host.enter(|| server.start_again()).expect("starts again");
     }
 
     /// Waits until the coordinator has written to it who was seen.
@@ -308,7 +308,7 @@ fn redis_goes_away_and_nobody_notices() {
     bus.knows_who_is_there();
 
     // Stopped: everything goes on, changes too.
-    bus.redis.kill().expect("stops");
+    bus.server.kill().expect("stops");
     let (mut figures, gone) = (Figures::default(), Instant::now());
     redis_is_named(&site, true);
     while gone.elapsed() < AWAY {
@@ -335,7 +335,7 @@ fn redis_goes_away_and_nobody_notices() {
     println!("Redis flushed: {figures:?}; presence in {known:?}");
 
     // Both at once.
-    bus.redis.kill().expect("stops");
+    bus.server.kill().expect("stops");
     site.postgres.stop().expect("stops");
     site.outage("Postgres and Redis stopped", AWAY, |postgres| {
         postgres.start_again().expect("starts again");
@@ -362,9 +362,9 @@ fn database_and_bus_go_away_and_everything_but_changes_goes_on() {
         return;
     }
     std::thread::scope(|scope| {
-        let redis = scope.spawn(redis_goes_away_and_nobody_notices);
+        let other = scope.spawn(redis_goes_away_and_nobody_notices);
         postgres_goes_away_and_everything_but_changes_goes_on();
-        if let Err(panic) = redis.join() {
+        if let Err(panic) = other.join() {
             std::panic::resume_unwind(panic);
         }
     });

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use coordinator::sync_message::{ProtoEncoder, Response};
+use coordinator::grpc_message::{ProtoEncoder, Response};
 use mesh_netmap::{
     Admission, Engine, NetworkRow, NodeRow, Opened, Output, SessionId, Settings, Snapshot,
 };

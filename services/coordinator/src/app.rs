@@ -23,7 +23,7 @@ mod report;
 mod ssh;
 mod status;
 #[cfg(test)]
-mod testing;
+mod tests;
 mod token;
 
 use std::net::IpAddr;

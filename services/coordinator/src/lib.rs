@@ -19,6 +19,7 @@ mod config;
 pub mod database;
 mod error;
 mod grpc;
+pub mod grpc_message;
 mod http_pages;
 mod members;
 mod metrics;
@@ -28,7 +29,6 @@ mod record;
 mod seal;
 mod serve;
 mod store;
-pub mod sync_message;
 mod tls;
 
 use std::net::SocketAddr;
@@ -58,8 +58,8 @@ pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken}
 use crate::bus::BusState;
 use crate::grpc::Grpc;
 use crate::grpc::auth;
+use crate::grpc_message::ProtoEncoder;
 use crate::serve::Server;
-use crate::sync_message::ProtoEncoder;
 
 /// How long writing down who was seen last may take at the end. With the drain and [`CLOSE`] it
 /// stays below the 30 s that Kubernetes grants.

@@ -121,7 +121,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::app::testing;
+    use crate::app::tests as testing;
     use crate::record::EventKind;
 
     fn note(n: usize) -> Note {

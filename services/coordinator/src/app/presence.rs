@@ -299,7 +299,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::testing;
+    use crate::app::tests as testing;
 
     #[test]
     fn nodes_are_counted_by_class_and_state() {

@@ -29,8 +29,8 @@ use crate::app::heartbeat::{HeartbeatCheck, HeartbeatFacts, refusal_word};
 use crate::app::{Core, Party};
 use crate::caller::Caller;
 use crate::error::Error;
+use crate::grpc_message::Response;
 use crate::netmap::{Of, Session};
-use crate::sync_message::Response;
 
 /// How long a new stream may wait with its first message.
 const HELLO: Duration = Duration::from_secs(10);

@@ -12,8 +12,8 @@ use super::bootstrap::open;
 use crate::clock::ManualClock;
 use crate::config::Config;
 
+use crate::grpc_message::ProtoEncoder;
 use crate::record::RelayRecord;
-use crate::sync_message::ProtoEncoder;
 
 pub(super) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
