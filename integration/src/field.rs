@@ -29,7 +29,8 @@ const COORDINATOR_PORT: u16 = 8080;
 const GATEWAY_PORT: u16 = 8081;
 const DEPLOY_PORT: u16 = 8082;
 const SOCKS_PORT: u16 = 1080;
-const DERP_PORT: u16 = 8443;
+/// The relay's TCP port.
+pub const DERP_PORT: u16 = 8443;
 const STUN_PORT: u16 = 3478;
 
 /// Where the services run.

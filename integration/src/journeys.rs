@@ -5,6 +5,7 @@
 
 pub mod commands;
 pub mod consoles;
+pub mod fleet;
 pub mod refusals;
 pub mod transfers;
 

@@ -144,6 +144,11 @@ pub fn associate(proxy: SocketAddr) -> anyhow::Result<(Reply, Option<Association
 }
 
 impl Association {
+    /// Where the proxy takes datagrams.
+    pub fn relay(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.socket.peer_addr()?)
+    }
+
     /// Sends one datagram through the proxy (RFC 1928, section 7).
     pub fn send(&self, to: &Wanted, payload: &[u8]) -> anyhow::Result<()> {
         let mut datagram = vec![0, 0, 0];

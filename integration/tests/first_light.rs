@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use integration::journeys::fleet::{Reached, Target};
 use integration::{Cli, MeshUp, MeshUpOptions, NodeReady, mesh_up, metrics};
-use mesh_testkit::{Curl, CurlReply, Host, Lab, Need, TestUser, eventually, needs};
+use mesh_testkit::{Curl, CurlReply, Lab, Need, TestUser, needs};
 
 const NEEDED: [Need; 6] = [
     Need::Root,
@@ -21,6 +21,8 @@ const WORKERS: [&str; 2] = ["worker-node-1", "worker-node-2"];
 const MIB: u64 = 1 << 20;
 /// Console pages that are asked for, to tell their bytes from what goes on anyway.
 const PAGES: u64 = 100;
+/// Bytes of a header in each of these requests.
+const PADDING: usize = 2000;
 
 /// What must be the same after a restart.
 fn identity(up: &MeshUp) -> Vec<(String, String, Vec<String>, Vec<u8>)> {
@@ -77,52 +79,107 @@ fn assert_ok_lines(cli: &Cli, up: &MeshUp) {
 }
 
 fn assert_consoles(cli: &Cli, up: &MeshUp) {
-    for name in WORKERS {
-        let request = format!("journey-{name}");
-        let reply = Curl::new()
-            .on(cli.host())
-            .args(["-i", "-H", &format!("X-Request-Id: {request}")])
-            .get(up.url(&format!("/{name}/")))
-            .expect("curl runs");
-        assert_eq!(reply.status, 200, "{reply:?}");
-        assert!(
-            reply.body.contains(&up.node(name).id),
-            "{name} does not show its id: {reply:?}"
-        );
-        assert!(
-            reply.body.contains(&request),
-            "{name} does not echo the request: {reply:?}"
-        );
-        for other in WORKERS.iter().filter(|other| **other != name) {
-            assert!(
-                !reply.body.contains(&up.node(other).id),
-                "{name} shows {other}'s id"
-            );
+    let nodes = WORKERS.map(|name| (name.to_owned(), up.node(name).id.clone()));
+    reached(cli, up, |mesh| mesh.assert_consoles(&nodes));
+}
+
+fn reached(cli: &Cli, up: &MeshUp, action: impl FnOnce(&Reached<'_>)) {
+    action(&Reached {
+        cli,
+        curl: &|| Curl::new().on(cli.host()),
+        url: &|path| up.url(path),
+    });
+}
+
+/// Bytes that a worker has sent and received.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    sent: u64,
+    received: u64,
+}
+
+impl Counted {
+    fn since(self, before: Self) -> Self {
+        Self {
+            sent: self.sent - before.sent,
+            received: self.received - before.received,
         }
     }
 }
 
-/// Bytes that a worker has sent once they were sealed, by its own counters of its sockets: those of
-/// its UDP socket, and those of its connection to the relay.
-fn sealed(up: &MeshUp, worker: &str) -> u64 {
+/// Sealed bytes, by the worker's own counters of its sockets: those of its UDP socket, and those of
+/// its connection to the relay.
+fn sealed(up: &MeshUp, worker: &str) -> Counted {
     let text = up.metrics().expect("metrics");
     let label = format!("\"{worker}\"");
     let of = |name: &str| {
-        let name = format!("mesh_agent_{name}_sent_bytes_total{{");
+        let name = format!("mesh_agent_{name}_bytes_total{{");
         let sample = text
             .lines()
             .find(|line| line.starts_with(&name) && line.contains(&label));
         assert!(sample.is_some(), "no {name} of {worker} in:\n{text}");
         metrics::count(&text, &[&name, &label])
     };
-    of("udp") + of("relay")
+    Counted {
+        sent: of("udp_sent") + of("relay_sent"),
+        received: of("udp_received") + of("relay_received"),
+    }
 }
 
-/// What `action` makes a worker send, and the other one meanwhile.
-fn sent_during(up: &MeshUp, worker: &str, other: &str, action: impl FnOnce()) -> (u64, u64) {
-    let before = (sealed(up, worker), sealed(up, other));
+/// Bytes inside the tunnel to and from the peer of that role, as the worker's status tells them.
+fn tunnelled(cli: &Cli, up: &MeshUp, worker: &str, role: &str) -> Counted {
+    let state = format!("state_dir={}", up.node(worker).state_dir.display());
+    let ran = cli
+        .product("worker-agent")
+        .args(["status", "--json", "--set", &state])
+        .run(Duration::from_secs(20))
+        .expect("runs")
+        .expect_code(0);
+    let status: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let peers = status["peers"].as_array().expect("peers");
+    let peer = peers.iter().find(|peer| peer["role"] == role);
+    let peer = peer.unwrap_or_else(|| panic!("no {role} in {status}"));
+    Counted {
+        sent: peer["tx_bytes"].as_u64().expect("a counter"),
+        received: peer["rx_bytes"].as_u64().expect("a counter"),
+    }
+}
+
+/// What an action moved, as one worker counts it.
+#[derive(Debug)]
+struct Moved {
+    /// Sealed, by the worker itself.
+    own: Counted,
+    /// Sealed, by the other one meanwhile.
+    other: Counted,
+    /// In the worker's tunnel to the peer that uses it.
+    tunnel: Counted,
+    /// In the same of the other one.
+    other_tunnel: Counted,
+}
+
+/// What `action` moves, whose user is the node of that role.
+fn moved_by(
+    (cli, up): (&Cli, &MeshUp),
+    [worker, other]: [&str; 2],
+    role: &str,
+    action: impl FnOnce(),
+) -> Moved {
+    let all = || Moved {
+        own: sealed(up, worker),
+        other: sealed(up, other),
+        tunnel: tunnelled(cli, up, worker, role),
+        other_tunnel: tunnelled(cli, up, other, role),
+    };
+    let before = all();
     action();
-    (sealed(up, worker) - before.0, sealed(up, other) - before.1)
+    let after = all();
+    Moved {
+        own: after.own.since(before.own),
+        other: after.other.since(before.other),
+        tunnel: after.tunnel.since(before.tunnel),
+        other_tunnel: after.other_tunnel.since(before.other_tunnel),
+    }
 }
 
 #[test]
@@ -191,111 +248,49 @@ fn one_command_starts_it_all() {
 }
 
 /// Commands and pages of one worker leave that worker sealed, once, and the other has no part in it.
-fn bytes_are_the_workers_own(cli: &Cli, up: &MeshUp, worker: &str, other: &str) {
+fn bytes_are_the_workers_own(cli: &Cli, up: &MeshUp, workers: [&str; 2]) {
+    let [worker, _] = workers;
     let print = format!("head -c {MIB} /dev/zero | tr '\\0' x");
-    let (own, others) = sent_during(up, worker, other, || {
+    let moved = moved_by((cli, up), workers, "deployer", || {
         let ran = cli.deploy(&["exec", &print, worker]).expect_code(0);
-        assert!(
-            ran.stdout.len() as u64 >= MIB,
-            "{} bytes arrived",
-            ran.stdout.len()
-        );
+        let arrived = ran.stdout.len() as u64;
+        assert!(arrived >= MIB, "{arrived} bytes arrived");
     });
-    assert!(
-        (MIB..MIB * 3 / 2).contains(&own),
-        "{worker} sent {own} bytes for {MIB}"
-    );
-    assert!(
-        others < MIB / 8,
-        "{other} sent {others} bytes of {worker}'s"
-    );
+    for sent in [moved.own.sent, moved.tunnel.sent] {
+        assert!((MIB..MIB * 3 / 2).contains(&sent), "{worker}: {moved:?}");
+    }
+    assert!(moved.own.sent > moved.tunnel.sent, "sealed: {moved:?}");
+    assert!(moved.own.received > 0, "{worker}: {moved:?}");
+    assert!(moved.tunnel.received > 0, "{worker}: {moved:?}");
+    assert!(moved.other.sent < MIB / 8, "{worker}: {moved:?}");
+    assert!(moved.other_tunnel.sent < MIB / 8, "{worker}: {moved:?}");
 
-    let browser = || Curl::new().on(cli.host()).args(["-H", "Accept: text/html"]);
+    // Pages one way, and as much in the requests' headers the other way.
+    let padding = format!("X-Padding: {}", "x".repeat(PADDING));
+    let browser = || {
+        let curl = Curl::new().on(cli.host());
+        curl.args(["-H", "Accept: text/html", "-H", &padding])
+    };
     let page = browser().get(up.url(&format!("/{worker}/")));
     let page = page.and_then(CurlReply::ok).expect("a page").len() as u64;
-    let shown = page * PAGES;
-    let (own, others) = sent_during(up, worker, other, || {
+    let (shown, asked) = (page * PAGES, PADDING as u64 * PAGES);
+    let moved = moved_by((cli, up), workers, "gateway", || {
         let many = up.url(&format!("/{worker}/?[1-{PAGES}]"));
         let pages = browser().get(many).and_then(CurlReply::ok).expect("pages");
         assert!(pages.len() as u64 >= shown, "{} bytes shown", pages.len());
     });
-    assert!(
-        (shown..shown * 2).contains(&own),
-        "{worker}'s console showed {shown} bytes, and {own} were sent"
-    );
-    assert!(
-        others < shown / 4,
-        "{other} sent {others} bytes of {worker}'s console"
-    );
-}
-
-/// With one worker's packets dropped, its console, its status and its commands fail, and the
-/// other's do not.
-fn a_dropped_worker_fails_alone(laptop: &Host, cli: &Cli, up: &MeshUp, worker: &str, other: &str) {
-    // The worker's own socket, and the relay as the way around it.
-    let derp = &up.ready().relay.derp;
-    let derp = derp.rsplit_once(':').expect("host and port").1;
-    let wg = up.node(worker).wg_port;
-    let blocked = laptop
-        .block(&[
-            format!("udp sport {wg}"),
-            format!("udp dport {wg}"),
-            format!("tcp sport {derp}"),
-            format!("tcp dport {derp}"),
-        ])
-        .expect("rule");
-    // The first one goes into a connection from before, which nobody answers on any more: that is
-    // given up here sooner than at the gateway.
-    let console = |name: &str| {
-        let patient = Curl::new().on(cli.host()).within(Duration::from_secs(8));
-        patient
-            .get(up.url(&format!("/{name}/")))
-            .expect("curl runs")
-            .status
-    };
-    eventually(
-        "the dropped worker's console fails",
-        Duration::from_secs(40),
-        || {
-            let status = console(worker);
-            ensure!(matches!(status, 502..=504), "status {status}");
-            Ok(())
-        },
-    );
-    assert_eq!(console(other), 200);
-    let status = cli
-        .deploy(&["--timeout", "5s", "status", worker, other])
-        .expect_code(1);
-    let lines: Vec<&str> = status.stdout.lines().collect();
-    assert_eq!(lines.len(), 2, "{}", status.all());
-    assert!(
-        lines[0].starts_with(&format!("[FAIL] {worker}: ")),
-        "{}",
-        status.all()
-    );
-    assert!(
-        lines[1].starts_with(&format!("[OK] {other} -> ")),
-        "{}",
-        status.all()
-    );
-    for via in ["socks", "grpc"] {
-        let options = ["--via", via, "--timeout", "5s", "exec"];
-        let exec = cli.deploy(&[&options[..], &["true", worker]].concat());
-        assert_eq!(exec.code, Some(255), "{}", exec.all());
-        let exec = cli.deploy(&[&options[..], &["uname -n", other]].concat());
-        let exec = exec.expect_code(0);
-        assert!(exec.stdout.contains("laptop"), "{}", exec.all());
+    for counted in [moved.own, moved.tunnel] {
+        assert!(
+            (shown..shown * 2).contains(&counted.sent)
+                && (asked..asked * 2).contains(&counted.received),
+            "{worker}'s console showed {shown} bytes and was asked {asked}: {moved:?}"
+        );
     }
-    assert_eq!(console(other), 200);
-    assert!(blocked.dropped().expect("counter") > 0);
-
-    blocked.lift().expect("rule lifted");
-    eventually("the worker is back", Duration::from_secs(30), || {
-        let status = console(worker);
-        ensure!(status == 200, "status {status}");
-        Ok(())
-    });
-    cli.deploy(&["exec", "true", worker]).expect_code(0);
+    let others = [moved.other.sent, moved.other.received];
+    assert!(
+        others.into_iter().all(|bytes| bytes < shown / 4),
+        "{worker}: {moved:?}"
+    );
 }
 
 #[test]
@@ -309,11 +304,19 @@ fn bytes_go_through_the_tunnel_and_a_dropped_worker_fails_alone() {
     let mut up = MeshUp::demo(&cli);
     assert_ok_lines(&cli, &up);
     let [one, two] = WORKERS;
-    for (worker, other) in [(one, two), (two, one)] {
-        bytes_are_the_workers_own(&cli, &up, worker, other);
+    for workers in [[one, two], [two, one]] {
+        bytes_are_the_workers_own(&cli, &up, workers);
     }
-    for (worker, other) in [(one, two), (two, one)] {
-        a_dropped_worker_fails_alone(&laptop, &cli, &up, worker, other);
+    let derp = up.ready().relay.derp.rsplit_once(':');
+    let derp_port = derp.and_then(|(_, port)| port.parse().ok());
+    for (name, other) in [(one, two), (two, one)] {
+        let target = Target {
+            name,
+            host: &laptop,
+            wg_port: up.node(name).wg_port,
+            derp_port: derp_port.expect("the relay's port"),
+        };
+        reached(&cli, &up, |mesh| mesh.assert_fails_alone(target, other));
     }
     // Also with all these connections behind it.
     let took = up.stop().expect("Ctrl-C");

@@ -1,15 +1,20 @@
 //! The same mesh from separate binaries, and a worker that joins a running one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use integration::field::DERP_PORT;
+use integration::journeys::fleet::{Reached, Target};
 use integration::{Field, Layout};
-use mesh_testkit::{Curl, CurlReply, Need, TestUser, eventually, needs};
+use mesh_testkit::{Child, Curl, CurlReply, Need, TestUser, eventually, needs};
+use serde_json::Value;
 
-const NEEDED: [Need; 5] = [
+const NEEDED: [Need; 6] = [
     Need::Root,
     Need::Program("ip"),
+    Need::Program("nft"),
     Need::Program("curl"),
     Need::Program("useradd"),
     Need::Program("setpriv"),
@@ -44,6 +49,54 @@ fn wait_for_followers(field: &Field, lost: bool) {
     }
 }
 
+fn reached(field: &Field, action: impl FnOnce(&Reached<'_>)) {
+    action(&Reached {
+        cli: field.operator(),
+        curl: &|| field.client_curl(),
+        url: &|path| field.url(path),
+    });
+}
+
+/// What the coordinator knows of every node that a restart must not change.
+fn identities(field: &Field) -> BTreeSet<String> {
+    let listed = field.operator().mesh_json(&["node", "list"]);
+    let nodes = listed["nodes"].as_array().expect("nodes");
+    let of = |node: &Value| {
+        ["name", "id", "role", "addrs", "wg_key", "ssh_host_keys"]
+            .map(|key| node[key].to_string())
+            .join(" ")
+    };
+    nodes.iter().map(of).collect()
+}
+
+/// Ends a process as a service manager does.
+fn stop(mut child: Child) {
+    child.terminate().expect("signalled");
+    let ended = child.finish(Duration::from_secs(30)).expect("ends");
+    ended.success().expect("exit code 0");
+    child.assert_log_clean(&[]);
+}
+
+/// Ends all of it and starts it again: everybody is who they were.
+fn stop_and_start_all(field: &mut Field) {
+    let before = identities(field);
+    for name in WORKERS {
+        stop(field.worker_mut(name).take_child());
+    }
+    for name in ["deploy-manager", "gateway", "relay", "coordinator"] {
+        stop(field.take_service(name));
+    }
+    field.start_coordinator().expect("starts again");
+    field.start_relay().expect("starts again");
+    field.start_gateway().expect("starts again");
+    field.start_deploy_manager().expect("starts again");
+    for name in WORKERS {
+        field.worker_mut(name).start();
+        field.wait_for_console(&format!("/{name}/"), Duration::from_secs(20));
+    }
+    assert_eq!(identities(field), before);
+}
+
 fn assert_fleet_works(field: &Field, workers: &[&str]) {
     let page = field
         .curl("/")
@@ -72,6 +125,13 @@ fn assert_fleet_works(field: &Field, workers: &[&str]) {
     for name in workers {
         assert!(ran.stdout.contains(name), "{}", ran.all());
     }
+    let id = |name: &str| {
+        let status = field.worker(name).status().expect("a status");
+        let id = status["enrolled"]["node"].as_str().expect("an id");
+        (name.to_owned(), id.to_owned())
+    };
+    let nodes: Vec<_> = workers.iter().map(|name| id(name)).collect();
+    reached(field, |mesh| mesh.assert_consoles(&nodes));
 }
 
 #[test]
@@ -103,27 +163,13 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
 
     wait_for_followers(&field, false);
     // What runs goes on while the coordinator is away, also for a worker that starts again then.
-    let mut coordinator = field.take_service("coordinator");
-    coordinator.terminate().expect("signalled");
-    coordinator
-        .finish(Duration::from_secs(30))
-        .expect("ends")
-        .success()
-        .expect("exit code 0");
-    coordinator.assert_log_clean(&[]);
+    stop(field.take_service("coordinator"));
     wait_for_followers(&field, true);
     for name in WORKERS {
         let reply = field.curl(&format!("/{name}/")).expect("curl runs");
         assert_eq!(reply.status, 200, "{name} without coordinator: {reply:?}");
     }
-    let mut stopped = field.worker_mut(WORKERS[0]).take_child();
-    stopped.terminate().expect("signalled");
-    stopped
-        .finish(Duration::from_secs(30))
-        .expect("ends")
-        .success()
-        .expect("exit code 0");
-    stopped.assert_log_clean(&[]);
+    stop(field.worker_mut(WORKERS[0]).take_child());
     field.worker_mut(WORKERS[0]).start();
     field.wait_for_console("/worker-node-1/", Duration::from_secs(20));
     wait_for_followers(&field, true);
@@ -160,6 +206,20 @@ fn separate_binaries_make_the_same_mesh_and_a_third_worker_is_there_at_once() {
         "gone after {:?}",
         removed.elapsed()
     );
+    assert_fleet_works(&field, &WORKERS);
+
+    let status = field.worker(WORKERS[0]).status().expect("a status");
+    let wg_port = status["wg_port"].as_u64();
+    let target = Target {
+        name: WORKERS[0],
+        host: field.host("core"),
+        wg_port: wg_port
+            .and_then(|port| port.try_into().ok())
+            .expect("a port"),
+        derp_port: DERP_PORT,
+    };
+    reached(&field, |mesh| mesh.assert_fails_alone(target, WORKERS[1]));
+    stop_and_start_all(&mut field);
     assert_fleet_works(&field, &WORKERS);
     field.assert_logs_clean(&[]);
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::ensure;
-use mesh_testkit::{Need, TestUser, eventually};
+use mesh_testkit::{Host, Need, TestUser, eventually};
 use mesh_types::WgPublicKey;
 
 use super::transfers::{through, wait_for_service};
@@ -207,6 +207,7 @@ impl Refusals {
         let capture = edge
             .capture("any", "udp and not net 127.0.0.0/8")
             .expect("capture");
+        let stranger = TestUser::create().expect("user");
         edge.enter(|| {
             let direct = UdpSocket::bind("0.0.0.0:0").expect("binds");
             for sink in &sinks {
@@ -217,6 +218,8 @@ impl Refusals {
             let mine = open(field, "default");
             let other = open(field, OTHER);
             let (here, there) = (self.echo.addr(), self.foreign_echo.addr());
+            // A stranger's datagram comes first, and neither passes nor makes the association his.
+            send_as(&stranger, edge, &mine, here);
             assert_eq!(asked(&mine, &Wanted::Addr((here, 53).into()), "one"), here);
             assert_eq!(asked(&mine, &Wanted::Name("echo".into(), 53), "two"), here);
             let wanted = Wanted::Addr((there, 53).into());
@@ -246,6 +249,8 @@ impl Refusals {
         for echo in [&self.echo, &self.foreign_echo] {
             let leaked = echo.heard().contains(&b"leak".to_vec());
             assert!(!leaked, "a datagram crossed into {}", echo.addr());
+            let stolen = echo.heard().contains(&b"stolen".to_vec());
+            assert!(!stolen, "a stranger used the association");
         }
         let rise: Vec<(&str, u64)> = std::iter::zip(reasons, before)
             .map(|(reason, before)| (reason, refusals(reason) - before))
@@ -296,6 +301,26 @@ impl Refusals {
 
 fn overlay_addr_of_deployer(field: &Field) -> Ipv4Addr {
     crate::field::overlay_addr_of_role(field.operator(), "default", "deployer")
+}
+
+/// Sends `stolen` to port 53 of `to` through somebody else's association, from a socket that is
+/// still open when the proxy looks for its owner.
+fn send_as(user: &TestUser, host: &Host, association: &Association, to: Ipv4Addr) {
+    let relay = association.relay().expect("a relay");
+    let to: String = to
+        .octets()
+        .iter()
+        .map(|octet| format!("\\x{octet:02x}"))
+        .collect();
+    let script = format!(
+        "exec 3<>/dev/udp/{}/{}; printf '\\x00\\x00\\x00\\x01{to}\\x00\\x35stolen' >&3; \
+         read -r -t 1 -u 3 answer; echo \"sent, then ${{answer:-nothing}}\"",
+        relay.ip(),
+        relay.port()
+    );
+    let ran = host.spec("bash").args(["-c", &script]).user(user).run(SOON);
+    let ran = ran.expect("runs").expect_code(0);
+    assert_eq!(ran.stdout.trim(), "sent, then nothing", "{}", ran.all());
 }
 
 fn open(field: &Field, network: &str) -> Association {
