@@ -18,7 +18,7 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::output::line(format_args!($($text)*)) };
 }
 
-/// See [`say!`].
+/// What the macro `say` does.
 pub(crate) fn line(text: fmt::Arguments<'_>) {
     let Err(error) = writeln!(io::stdout(), "{text}") else {
         return;
