@@ -251,7 +251,13 @@ fn a_network_with_nodes_in_it_is_deleted_only_by_force() {
     cli.mesh_ok(&["network", "delete", "lab", "--force"]);
     up.stop().expect("stopped");
     let up = at_one_address(&cli, false, port);
-    assert_eq!(up.ready().deploy_manager.socks.len(), 1);
+    eventually("what is left of it is put aside", SOON, || {
+        for role in ["deploy-manager", "traffic-gateway"] {
+            let left = cli.work("state").join(role).join("network-lab");
+            ensure!(!left.exists(), "{}", left.display());
+        }
+        Ok(())
+    });
     up.child().assert_log_clean(&[]);
 }
 
