@@ -1,7 +1,11 @@
 //! Traces, figures, dashboards and alerts, as somebody sees them who runs the mesh.
 
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
+mod alerts;
 mod collector;
 mod prometheus;
+mod selectors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,11 +14,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration::{Field, Layout};
-use mesh_testkit::{Need, Spec, TestUser, eventually, needs};
+use mesh_testkit::cockpit::COCKPIT_WS;
+use mesh_testkit::{Cockpit, Need, Spec, TestUser, eventually, needs};
 use serde_json::Value;
 
+use alerts::{BROUGHT_ABOUT, OF_ABSENCE};
 use collector::{Collector, Span};
 use prometheus::{Prometheus, deployed, files};
+use selectors::{selectors, without_place};
 
 const NEEDED: [Need; 6] = [
     Need::Root,
@@ -77,18 +84,18 @@ fn traced_field(user: &Arc<TestUser>) -> (Field, Collector) {
     ];
     let mut field = Field::with_env(Layout::Single, Some(user), &env);
     let collector = Collector::start(field.host("core")).expect("a collector");
-    field.add_worker("worker-node-1", "default", &[]);
+    field.add_worker("worker-node-1", "default", &["console.mode=page"]);
     field.wait_for_console("/worker-node-1/", SOON);
     (field, collector)
 }
 
 #[test]
 fn one_tree_holds_a_command_from_the_command_line_to_the_worker() {
-    if !needs(&NEEDED[..5]) {
+    if !needs(&NEEDED[..5]) || !needs(&[Need::Program(COCKPIT_WS)]) {
         return;
     }
     let user = Arc::new(TestUser::create().expect("user"));
-    let (field, collector) = traced_field(&user);
+    let (mut field, collector) = traced_field(&user);
     // Nothing of what is typed or printed may be in a trace.
     let secret = "hunter2-in-a-command";
     let command = format!("echo {secret}; exit 3");
@@ -173,9 +180,28 @@ fn one_tree_holds_a_command_from_the_command_line_to_the_worker() {
         "a forged trace was taken over"
     );
 
+    the_way_to_cockpit_is_in_the_trace(&mut field, &collector);
     let everything = format!("{:?}", collector.spans());
     assert!(!everything.contains("hunter2"), "a trace tells a secret");
     field.assert_logs_clean(&[]);
+}
+
+fn the_way_to_cockpit_is_in_the_trace(field: &mut Field, collector: &Collector) {
+    let host = field.host("core").clone();
+    let _cockpit = Cockpit::start(&host, "/worker-node-2/").expect("Cockpit");
+    field.add_worker("worker-node-2", "default", &[]);
+    field.wait_for_cockpit("/worker-node-2/", SOON);
+    eventually("the connection to Cockpit", SOON, || {
+        let spans = collector.spans();
+        let connection = spans.iter().find(|span| span.name == "console connection");
+        let connection = connection.context("no span of it")?;
+        let request = spans.iter().find(|span| span.id == connection.parent);
+        let request = request.context("the request is not there yet")?;
+        ensure!(connection.attributes["mesh.node"] == "worker-node-2");
+        ensure!(request.service == "traffic-gateway" && request.name == "gateway request");
+        ensure!(connection.trace == request.trace, "two traces");
+        Ok(())
+    });
 }
 
 /// Every query of a dashboard, with the panel it is of.
@@ -207,6 +233,26 @@ fn traffic(field: &Field) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Each selector of a rule, and each series of a rule's test, is one that some process has: no
+/// metric, label or value was renamed behind the rules' back.
+fn alerts_look_at_what_there_is(prometheus: &Prometheus) {
+    let read = |path: &Path| std::fs::read_to_string(path).expect("a file");
+    let rules = files(&deployed().join("rules")).expect("rules");
+    let of_rules = rules.iter().flat_map(|path| selectors(&read(path)));
+    let tests = selectors(&read(&deployed().join("tests/alerts.yml")));
+    let of_tests = tests.iter().map(|series| without_place(series));
+    let all: BTreeSet<String> = of_rules.chain(of_tests).collect();
+    assert!(all.len() > 20, "the selectors were not found: {all:?}");
+    let missing: Vec<&String> = all
+        .iter()
+        .filter(|selector| {
+            let samples = prometheus.query(&format!("last_over_time({selector}[5m])"));
+            samples.expect("an answer").is_empty()
+        })
+        .collect();
+    assert!(missing.is_empty(), "nobody has {missing:#?}");
+}
+
 fn names(alerts: &[Value]) -> BTreeSet<&str> {
     alerts
         .iter()
@@ -214,11 +260,25 @@ fn names(alerts: &[Value]) -> BTreeSet<&str> {
         .collect()
 }
 
+/// Two installations at once, so that the minutes until a node counts as gone are those in which
+/// everything else happens.
 #[test]
-fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
-    if !needs(&NEEDED) {
+fn dashboards_have_data_and_every_alert_fires_and_clears() {
+    if !needs(&NEEDED) || !needs(&alerts::NEEDED) {
         return;
     }
+    std::thread::scope(|scope| {
+        let name = "every_other_alert_fires_and_clears".to_owned();
+        let others = std::thread::Builder::new().name(name);
+        let others = others.spawn_scoped(scope, alerts::every_alert_that_can_be_brought_about);
+        dashboards_have_data_and_only_an_unexpected_absence_alerts();
+        if let Err(panic) = others.expect("a thread").join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
     let user = Arc::new(TestUser::create().expect("user"));
     let mut field = Field::start(Layout::Single, Some(&user));
     for (name, admin) in [("worker-node-1", 9467), ("worker-node-2", 9469)] {
@@ -271,6 +331,7 @@ fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
     }
     let firing = prometheus.firing().expect("alerts");
     assert!(firing.is_empty(), "nothing is wrong: {firing:?}");
+    alerts_look_at_what_there_is(&prometheus);
 
     for name in ["worker-node-1", "worker-node-2"] {
         field.worker_mut(name).take_child().kill().expect("killed");
@@ -284,10 +345,9 @@ fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
     };
     // 45 s of a heartbeat's life, then 60 s of doubt.
     eventually("both are offline", Duration::from_secs(130), || offline(2));
-    let expected = ["NoRelay", "NodeDown", "RelayDown", "ServiceDown"];
     let firing = eventually("the alerts fire", Duration::from_secs(40), || {
         let firing = prometheus.firing()?;
-        ensure!(names(&firing).into_iter().eq(expected), "{firing:#?}");
+        ensure!(names(&firing).into_iter().eq(OF_ABSENCE), "{firing:#?}");
         Ok(firing)
     });
     let of = |name: &'static str| {
@@ -344,6 +404,12 @@ fn every_alert_names_its_entry_in_the_runbook_and_has_a_test() {
         .filter_map(|line| line.strip_prefix("## "))
         .collect();
     let alerts = alerts();
+    let fired: BTreeSet<&str> = OF_ABSENCE.into_iter().chain(BROUGHT_ABOUT).collect();
+    assert_eq!(
+        fired,
+        alerts.iter().map(String::as_str).collect(),
+        "each alert fires in a journey"
+    );
     assert_eq!(
         entries.iter().copied().collect::<BTreeSet<_>>(),
         alerts.iter().map(String::as_str).collect(),
