@@ -9,8 +9,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, build_info};
 use mesh_node::{ControlState, ControlStatus, Enrolled, Node, NodeConfig, StateDir};
-use mesh_types::route::console_prefix;
 use mesh_types::NetworkName;
+use mesh_types::route::console_prefix;
 use tokio::sync::{mpsc, watch};
 
 use self::agent::{Agent, Ended, Loops, refused};
