@@ -23,6 +23,10 @@ pub trait Connector: Send + Sync + 'static {
         &self,
         target: &Self::Target,
     ) -> impl Future<Output = Result<Self::Stream, ConnectError>> + Send;
+
+    /// A stream has switched protocols: from now on it carries what somebody works with, for as
+    /// long as it lasts.
+    fn upgraded(_stream: &Self::Stream) {}
 }
 
 /// Dials plain TCP.

@@ -59,11 +59,6 @@ pub struct StackConfig {
     pub timeout: Duration,
     /// How often an idle connection is probed.
     pub keepalive: Duration,
-    /// A peer from which nothing at all comes for this long is gone, with its connections.
-    pub silence: Duration,
-    /// The same for connections with data that was not acknowledged: it gets a chance to be sent
-    /// again.
-    pub silence_unacknowledged: Duration,
     /// Fresh randomness: sequence numbers and ephemeral ports start from it.
     pub seed: u64,
 }
@@ -76,9 +71,7 @@ impl Default for StackConfig {
             socket_memory: 512 * 1024 * 1024,
             backlog: 1024,
             timeout: Duration::from_secs(300),
-            keepalive: Duration::from_secs(5),
-            silence: Duration::from_secs(15),
-            silence_unacknowledged: Duration::from_secs(20),
+            keepalive: Duration::from_secs(60),
             seed: 0,
         }
     }

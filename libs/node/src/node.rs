@@ -240,13 +240,35 @@ impl Node {
         to: SocketAddr,
         limit: Duration,
     ) -> Result<OverlayStream, DialError> {
+        self.open(to, limit, None).await
+    }
+
+    /// [`Node::dial`] for connections that a vanished peer must not keep waiting: this one is
+    /// reset when nothing at all comes from the peer for `silence` (and a third of that longer
+    /// while sent data was not acknowledged), until [`OverlayStream::outlast_silence`]. It is
+    /// probed meanwhile, three times within `silence`.
+    pub async fn dial_watched(
+        &self,
+        to: SocketAddr,
+        silence: Duration,
+    ) -> Result<OverlayStream, DialError> {
+        let limit = Duration::from_millis(self.inner.config.dial_timeout_ms);
+        self.open(to, limit, Some(silence)).await
+    }
+
+    async fn open(
+        &self,
+        to: SocketAddr,
+        limit: Duration,
+        silence: Option<Duration>,
+    ) -> Result<OverlayStream, DialError> {
         let directory = self.inner.shared.directory.borrow().clone();
         let directory = directory.ok_or(DialError::NotReady)?;
         let node = directory.owner_of(to.ip()).ok_or(DialError::NotAPeer(to))?;
         if !directory.is_peer(to.ip()) {
             return Err(DialError::OwnAddress(to));
         }
-        match self.inner.stack.dial(to, limit).await {
+        match self.inner.stack.open(to, limit, silence).await {
             Err(DialError::TimedOut { to, after, .. }) => {
                 let reason = self.why_silent(node);
                 Err(DialError::TimedOut { to, after, reason })

@@ -3,11 +3,13 @@
 //!
 //! Who names a genuine token or a member draws on that share, so strangers behind the same address
 //! lock nobody out; and each such share is one address's only, so that nobody elsewhere uses it up.
-//! Challenges cost nobody a share: nothing is kept of them ([`crate::app::challenge`]).
+//! Challenges cost nobody a share: nothing is kept of them ([`crate::app::challenge`]), and only a
+//! connection's own number of them is limited ([`ConnectionShare`]).
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_types::TokenId;
@@ -111,6 +113,29 @@ impl Rates {
             RateKey::Stranger(_) => self.anonymous,
             RateKey::Token(..) | RateKey::Member(..) => self.known,
         }
+    }
+}
+
+/// How many challenges one connection may ask for within [`MINUTE`].
+const CHALLENGES: u32 = 32;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What one connection may still ask for: since when it is counted, and how often it asked.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionShare(Mutex<Option<(Instant, u32)>>);
+
+impl ConnectionShare {
+    /// Takes one challenge, or says how long until there is one.
+    pub(crate) fn take(&self, now: Instant) -> Result<(), Duration> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = counted
+            .filter(|&(since, _)| now.saturating_duration_since(since) < MINUTE)
+            .unwrap_or((now, 0));
+        if count == CHALLENGES {
+            return Err(MINUTE.saturating_sub(now.saturating_duration_since(since)));
+        }
+        *counted = Some((since, count + 1));
+        Ok(())
     }
 }
 
@@ -283,5 +308,18 @@ mod tests {
             let _outcome = limiter.take(v4(n), now);
         }
         assert!(limiter.buckets.len() <= CAPACITY);
+    }
+
+    #[test]
+    fn a_connection_has_32_challenges_a_minute() {
+        let share = ConnectionShare::default();
+        let start = Instant::now();
+        for n in 0..CHALLENGES {
+            let at = start + Duration::from_secs(n.into());
+            assert_eq!(share.take(at), Ok(()));
+        }
+        let at = start + Duration::from_secs(40);
+        assert_eq!(share.take(at), Err(Duration::from_secs(20)));
+        assert_eq!(share.take(start + MINUTE), Ok(()));
     }
 }

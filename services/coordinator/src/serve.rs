@@ -20,6 +20,7 @@ use tower::ServiceExt as _;
 
 use crate::caller::PeerCertificate;
 use crate::metrics::Figures;
+use crate::rate::ConnectionShare;
 
 /// How long TLS, or the headers of a request, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ pub(crate) struct PeerInfo {
     pub(crate) addr: SocketAddr,
     /// `None`: no certificate was shown.
     pub(crate) certificate: Option<Arc<PeerCertificate>>,
+    pub(crate) share: Arc<ConnectionShare>,
 }
 
 /// The bound port.
@@ -169,6 +171,7 @@ impl Connection {
         Ok(PeerInfo {
             addr: self.addr,
             certificate,
+            share: Arc::default(),
         })
     }
 }

@@ -1,11 +1,15 @@
 //! Dials workers over the mesh: each address inside the network whose route named it.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use hyper_reverse_proxy::{ConnectError, Connector};
 use mesh_node::{Node, OverlayStream};
 
 use crate::route_table::{NetworkSlot, Target};
+
+/// A worker from which nothing comes for this long is gone, and requests to it fail.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// The nodes of all networks, one overlay each. Cheap to clone.
 ///
@@ -48,10 +52,16 @@ impl Connector for OverlayConnector {
         let Some(node) = self.node(target.slot) else {
             return Err(ConnectError::Unreachable("this network is gone".into()));
         };
-        node.dial(target.addr).await.map_err(|err| match err {
+        let dialled = node.dial_watched(target.addr, SILENCE).await;
+        dialled.map_err(|err| match err {
             err if err.is_refused() => ConnectError::Refused(err.into()),
             err if err.is_timeout() => ConnectError::TimedOut,
             err => ConnectError::Unreachable(err.into()),
         })
+    }
+
+    /// A terminal outlasts a worker that sleeps or roams.
+    fn upgraded(stream: &OverlayStream) {
+        stream.outlast_silence();
     }
 }

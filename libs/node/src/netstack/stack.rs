@@ -162,9 +162,24 @@ impl Netstack {
 
     /// Opens a connection; gives up when nothing answers within `limit`.
     pub async fn dial(&self, to: SocketAddr, limit: Duration) -> Result<OverlayStream, DialError> {
+        self.open(to, limit, None).await
+    }
+
+    /// [`Netstack::dial`], and with `silence` the connection is reset when nothing at all comes from
+    /// the peer for that long, and for a third longer while data was not acknowledged, which gets a
+    /// chance to be sent again.
+    pub(crate) async fn open(
+        &self,
+        to: SocketAddr,
+        limit: Duration,
+        silence: Option<Duration>,
+    ) -> Result<OverlayStream, DialError> {
         let stream = {
             let mut guard = self.shared.lock();
             let (handle, local) = guard.connect(to)?;
+            if let Some(silence) = silence {
+                guard.watch(handle, (local, to), silence);
+            }
             OverlayStream::new(Arc::clone(&self.shared), handle, local, to)
         };
         self.shared.wake_driver();
@@ -410,7 +425,6 @@ impl Inner {
         }
         let handle = self.sockets.add(socket);
         self.flows.insert((local, to), handle);
-        self.silence.expect(to.ip(), self.now);
         Ok((handle, local))
     }
 
@@ -436,6 +450,7 @@ impl Inner {
 
     /// Forgets a TCP socket that no stream holds.
     fn remove_tcp(&mut self, handle: SocketHandle, flow: Flow) {
+        self.unwatch(handle, flow);
         drop(self.sockets.remove(handle));
         if self.flows.get(&flow) == Some(&handle) {
             self.flows.remove(&flow);

@@ -52,6 +52,13 @@ impl OverlayStream {
         self.local
     }
 
+    /// From now on the connection outlasts a peer's silence, as one that was not dialled with
+    /// [`Node::dial_watched`](crate::Node::dial_watched) does.
+    pub fn outlast_silence(&self) {
+        let flow = (self.local, self.peer);
+        self.shared.lock().unwatch(self.handle, flow);
+    }
+
     /// Ends the connection at once: the other side gets a reset, unsent data is lost.
     pub fn reset(self) {
         self.shared.lock().abort_tcp(self.handle);

@@ -89,7 +89,9 @@ impl Challenges {
     /// A new challenge from randomness given by the caller.
     pub(crate) fn issue(&self, random: [u8; 8], now: Timestamp) -> Challenge {
         let mut nonce = [0; 32];
-        nonce[..8].copy_from_slice(&now.as_micros().max(0).to_be_bytes());
+        // After a clock that was ahead was set back, the newest time that is taken serves.
+        let made = now.as_micros().max(self.floor + 1).max(0);
+        nonce[..8].copy_from_slice(&made.to_be_bytes());
         nonce[8..16].copy_from_slice(&random);
         let code = self.code(b"nonce:", &nonce[..16]);
         nonce[16..].copy_from_slice(&code[..16]);
@@ -179,6 +181,21 @@ mod tests {
         assert!(challenges.take(&new.nonce, later).is_some());
         assert_eq!(challenges.used.len(), 1, "the old one is forgotten");
         assert!(challenges.take(&old.nonce, NOW).is_none());
+    }
+
+    #[test]
+    fn a_clock_that_was_a_day_ahead_stops_nobody_once_it_is_set_right() {
+        let mut challenges = challenges();
+        let ahead = NOW.plus(Duration::from_secs(86_400));
+        for (n, at) in [(1, ahead), (2, ahead.plus(LIFE))] {
+            let nonce = challenges.issue(random(n), at).nonce;
+            assert!(challenges.take(&nonce, at).is_some());
+        }
+        let one = challenges.issue(random(3), NOW);
+        let two = challenges.issue(random(4), NOW);
+        assert!(challenges.take(&one.nonce, NOW).is_some());
+        assert!(challenges.take(&two.nonce, NOW).is_some());
+        assert!(challenges.take(&one.nonce, NOW).is_none());
     }
 
     #[test]

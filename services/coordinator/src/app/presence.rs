@@ -8,6 +8,7 @@ use mesh_netmap::{Event, absence_expected};
 use mesh_types::{NodeId, NodeState, RelayId, Timestamp, UptimeClass};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::Core;
 use crate::error::Error;
@@ -82,6 +83,14 @@ async fn answer(writing: &mut Option<Writing>) -> Result<(), Error> {
     }
 }
 
+/// When the rest is over; pending while there is none. Cancel-safe.
+async fn over(rest_until: Option<Instant>) {
+    match rest_until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Core {
     /// Records what the engine saw happening, until its owner is gone. While the store takes no
     /// changes what happened waits, with its time, and is told once it does.
@@ -93,7 +102,7 @@ impl Core {
         let mut waiting = VecDeque::new();
         let mut writing: Option<Writing> = None;
         // After a failure nothing is tried until there is news of the store, or some time is over.
-        let mut resting = false;
+        let mut rest_until: Option<Instant> = None;
         let mut batch = Vec::with_capacity(EVENT_BATCH);
         loop {
             tokio::select! {
@@ -116,15 +125,15 @@ impl Core {
                         Err(error @ (Error::StoreUnavailable(_) | Error::StoreConflict)) => {
                             let error = mesh_daemon::report::chain(&error);
                             tracing::debug!(error, "changes of presence are recorded later");
-                            resting = true;
+                            rest_until = Some(Instant::now() + EVENT_RETRY);
                         }
                         Err(error) => return Err(error),
                     }
                 }
-                () = store.changed() => resting = false,
-                () = tokio::time::sleep(EVENT_RETRY), if resting => resting = false,
+                () = store.changed() => rest_until = None,
+                () = over(rest_until) => rest_until = None,
             }
-            let idle = writing.is_none() && !resting && self.store.refusal().is_none();
+            let idle = writing.is_none() && rest_until.is_none() && self.store.refusal().is_none();
             if idle && !waiting.is_empty() {
                 let batch: Vec<_> = waiting.iter().take(EVENT_BATCH).cloned().collect();
                 let (core, count) = (Arc::clone(self), batch.len());

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_api::pb;
 use mesh_api::pb::control_service_server::ControlService;
@@ -118,8 +119,13 @@ pub(super) fn party(caller: &Caller) -> Result<Party, Error> {
 impl ControlService for Control {
     async fn challenge(
         &self,
-        _request: Request<pb::ChallengeRequest>,
+        request: Request<pb::ChallengeRequest>,
     ) -> Result<Response<pb::ChallengeResponse>, Status> {
+        let peer = request.extensions().get::<PeerInfo>();
+        let peer = peer.ok_or(Error::Unauthenticated)?;
+        peer.share
+            .take(Instant::now())
+            .map_err(|wait| Error::RateLimited(wait.as_secs() + 1))?;
         let (challenge, now) = self.core.challenge()?;
         Ok(Response::new(pb::ChallengeResponse {
             nonce: challenge.nonce.to_vec(),

@@ -110,7 +110,24 @@ impl Store {
     /// Walks the whole chain from the first link that is kept. `Ok(n)`: all links up to `n` hold;
     /// `Err` of the first that does not.
     pub(crate) async fn audit_verify(&self) -> Result<Result<i64, i64>, StoreError> {
-        let trimmed = read_meta(&self.reader(), TRIMMED_KEY).await?.unwrap_or(0);
+        let mut trimmed = self.audit_trimmed().await?;
+        loop {
+            let walked = self.audit_walk(trimmed).await?;
+            // Links that went meanwhile because they were old are no gap.
+            let now = self.audit_trimmed().await?;
+            if walked.is_ok() || now == trimmed {
+                return Ok(walked);
+            }
+            trimmed = now;
+        }
+    }
+
+    async fn audit_trimmed(&self) -> Result<i64, StoreError> {
+        Ok(read_meta(&self.reader(), TRIMMED_KEY).await?.unwrap_or(0))
+    }
+
+    /// Walks the chain behind the links that were forgotten.
+    pub(super) async fn audit_walk(&self, trimmed: i64) -> Result<Result<i64, i64>, StoreError> {
         // The hash of the last link that was forgotten is known from its successor only.
         let mut previous = (trimmed == 0).then(|| GENESIS.to_vec());
         let mut links = trimmed;

@@ -129,13 +129,17 @@ where
             if this.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if this.is_ending {
-                return Poll::Ready(Ok(()));
-            }
             let begun = this.streams.begun.load(Ordering::Relaxed);
-            let is_idle = this.streams.open.load(Ordering::Relaxed) == 0 && begun == this.begun;
+            let open = this.streams.open.load(Ordering::Relaxed);
+            let is_idle = open == 0 && begun == this.begun;
             this.begun = begun;
-            let time = if is_idle {
+            let time = if this.is_ending {
+                // A request may have come in the moment in which the end was announced.
+                if open == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                GOODBYE.min(this.limit)
+            } else if is_idle {
                 this.is_ending = true;
                 this.end();
                 GOODBYE.min(this.limit)

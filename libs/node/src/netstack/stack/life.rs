@@ -74,7 +74,6 @@ impl Inner {
         }
         let handle = self.sockets.add(socket);
         self.flows.insert(flow, handle);
-        self.silence.expect(flow.1.ip(), self.now);
         self.half_open.push(HalfOpen {
             handle,
             flow,

@@ -70,11 +70,12 @@ impl Clocked {
         self.settle();
     }
 
-    /// A connection from the first to the second.
+    /// A connection from the first to the second, reset by the first after 15 s of silence.
     async fn connect(&mut self) -> (OverlayStream, OverlayStream) {
         let mut listener = self.stacks[1].listen(80).expect("free");
         let dialler = self.stacks[0].clone();
-        let mut dialled = pin!(dialler.dial(v4(2, 80), LIMIT));
+        let silence = Some(Duration::from_secs(15));
+        let mut dialled = pin!(dialler.open(v4(2, 80), LIMIT, silence));
         let near = poll_fn(|cx| {
             let polled = dialled.as_mut().poll(cx);
             self.settle();
@@ -189,4 +190,21 @@ async fn a_node_that_stood_still_blames_nobody() {
     assert!(matches!(write(&mut near, b"on"), Poll::Ready(Ok(2))));
     lab.settle();
     assert!(matches!(read(&mut far), Poll::Ready(Ok(2))));
+}
+
+#[tokio::test]
+async fn what_is_not_watched_outlasts_silence() {
+    let mut lab = Clocked::new();
+    let (mut near, mut far) = lab.connect().await;
+    near.outlast_silence();
+    lab.pass(Duration::from_secs(3));
+    lab.is_cut = true;
+    // Data is on the way in both directions all the time.
+    assert!(matches!(write(&mut near, b"on"), Poll::Ready(Ok(2))));
+    assert!(matches!(write(&mut far, b"and on"), Poll::Ready(Ok(6))));
+    lab.pass(Duration::from_secs(200));
+    lab.is_cut = false;
+    lab.pass(Duration::from_secs(90));
+    assert!(matches!(read(&mut far), Poll::Ready(Ok(2))));
+    assert!(matches!(read(&mut near), Poll::Ready(Ok(6))));
 }
