@@ -165,6 +165,8 @@ fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
     commands.join(&mut field);
     transfers.publish(&field);
 
+    // Two minutes, while everything else is tried.
+    let long = commands.start_long(&field);
     relayed(&mut field, "consoles", |field| {
         consoles.use_both(field, "relay-")
     });
@@ -174,6 +176,8 @@ fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
     });
     let refusals = Refusals::install(&mut field, NODE, transfers.port());
     refusals.refuse_all(&field);
+    long.finish();
+    commands.change_host_key(&field);
     assert_relayed_only(&field);
     for (rule, name) in rules.iter().zip([&["edge"], &workers[..]].concat()) {
         let dropped = rule.dropped().expect("counter");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use mesh_testkit::sshd::{SSHD, ssh_keygen};
-use mesh_testkit::{Finished, Need, Sshd, SshdOptions, TestUser, eventually};
+use mesh_testkit::{Child, Finished, Need, Sshd, SshdOptions, TestUser, eventually};
 
 use super::WORKERS;
 use crate::server::{sha256, write_noise};
@@ -94,17 +94,73 @@ impl Commands {
         std::fs::write(&self.ca, trust.stdout).expect("the CA's file");
     }
 
-    /// Point 4 of the issue but for the command of two minutes. Returns at least how many bytes
-    /// went to the workers. Stops [`DOWN_NODE`] and changes [`SSHD_NODE`]'s host key.
-    pub fn use_all(&mut self, field: &mut Field) -> u64 {
+    /// Starts the command of two minutes by each way on each node; [`LongRuns::finish`] before the
+    /// host key is changed, which ends sshd's sessions.
+    pub fn start_long(&self, field: &Field) -> LongRuns {
+        let command = "sleep 120; echo after two minutes";
+        let stand = Stand { kit: self, field };
+        let before = stand.accepted().len();
+        let runs = BY_EACH_WAY.map(|(via, name)| {
+            let spec = field.operator().product("deploy-cli");
+            let spec = spec.args(["--via", via, "exec", command, name]);
+            let child = spec.name(format!("long-{via}-{name}")).spawn();
+            child.expect("starts")
+        });
+        // Later checks look at how logins proved themselves.
+        eventually("the long commands have logged in", SOON, || {
+            let logins = stand.accepted().len() - before;
+            ensure!(logins == 2, "{logins} logins at sshd");
+            Ok(())
+        });
+        LongRuns(runs.into())
+    }
+
+    /// Point 4 of the issue but for commands of two minutes and changed host keys. Returns at least
+    /// how many bytes went to the workers. Stops [`DOWN_NODE`].
+    pub fn use_all(&self, field: &mut Field) -> u64 {
         let stand = Stand { kit: self, field };
         certificate_key_and_password_work_by_both_ways(&stand);
+        the_agents_own_ssh_takes_certificates_only(&stand);
         exit_codes_tell_what_happened(&stand);
         output_arrives_while_the_command_runs(&stand);
         let moved = plain_ssh_and_rsync_work(&stand);
         one_target_down_of_three_fails_alone(field, self);
-        a_changed_host_key_is_refused_until_accepted(field, self);
         moved
+    }
+
+    /// The rest of point 4: [`SSHD_NODE`] gets another host key.
+    pub fn change_host_key(&mut self, field: &Field) {
+        a_changed_host_key_is_refused_until_accepted(field, self);
+    }
+}
+
+/// Both ways of `deploy-cli`, to both kinds of SSH.
+const BY_EACH_WAY: [(&str, &str); 4] = [
+    ("socks", SSHD_NODE),
+    ("socks", AGENT_NODE),
+    ("grpc", SSHD_NODE),
+    ("grpc", AGENT_NODE),
+];
+
+/// Commands that take two minutes.
+#[derive(Debug)]
+pub struct LongRuns(Vec<Child>);
+
+impl LongRuns {
+    /// Waits for their ends, none of which came early.
+    ///
+    /// # Panics
+    /// When one failed, or did not take its time.
+    pub fn finish(self) {
+        for mut run in self.0 {
+            let left = Duration::from_secs(150).saturating_sub(run.started().elapsed());
+            let ended = run.finish(left).expect("the long command ends");
+            let ended = ended.expect_code(0);
+            let told = ended.stdout.contains("after two minutes");
+            assert!(told, "{}: {}", run.name(), ended.all());
+            let took = ended.elapsed;
+            assert!(took >= Duration::from_secs(120), "{}: {took:?}", run.name());
+        }
     }
 }
 
@@ -288,20 +344,28 @@ fn one_target_down_of_three_fails_alone(field: &mut Field, kit: &Commands) {
     }
 }
 
+/// The agent's own SSH has neither keys nor passwords of people: it says what it takes.
+fn the_agents_own_ssh_takes_certificates_only(stand: &Stand<'_>) {
+    for (way, options) in &stand.ways()[1..] {
+        for via in ["socks", "grpc"] {
+            let options = [&options[..], &["--via", via].map(str::to_owned)].concat();
+            let refused = stand.deploy(&options, &["exec", "true", AGENT_NODE]);
+            assert_eq!(refused.code, Some(255), "via {via}: {}", refused.all());
+            let user = stand.user().name();
+            let why = format!("{AGENT_NODE} does not let {user:?} in with this {way}");
+            assert!(refused.stderr.contains(&why), "{}", refused.all());
+        }
+    }
+}
+
 fn output_arrives_while_the_command_runs(stand: &Stand<'_>) {
-    for via in ["socks", "grpc"] {
-        let child = stand
-            .operator()
-            .product("deploy-cli")
-            .args([
-                "--via",
-                via,
-                "exec",
-                "echo first; sleep 3; echo last",
-                AGENT_NODE,
-            ])
-            .spawn()
-            .expect("starts");
+    let runs = BY_EACH_WAY.map(|(via, name)| {
+        let command = "echo first; sleep 3; echo last";
+        let spec = stand.operator().product("deploy-cli");
+        let spec = spec.args(["--via", via, "exec", command, name]);
+        (via, name, spec.spawn().expect("starts"))
+    });
+    for (via, name, child) in runs {
         let at = |text: &'static str| {
             child.wait_for(text, SOON, move |line| {
                 line.text.contains(text).then_some(line.at)
@@ -311,7 +375,7 @@ fn output_arrives_while_the_command_runs(stand: &Stand<'_>) {
         let apart = last - first;
         assert!(
             apart > Duration::from_secs(2),
-            "via {via} the lines came {apart:?} apart"
+            "of {name} via {via} the lines came {apart:?} apart"
         );
     }
 }
