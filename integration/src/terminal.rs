@@ -66,9 +66,14 @@ impl Terminal {
         })
     }
 
-    fn shell(&self) -> Spec {
+    fn everything(&self) -> String {
+        format!("terminal-{}", self.host.name())
+    }
+
+    /// A shell; what it prints is kept under this name.
+    fn shell(&self, name: &str) -> Spec {
         let mut spec = Spec::new("bash")
-            .name(format!("terminal-{}", self.host.name()))
+            .name(name.to_owned())
             .host(&self.host)
             .user(&self.user)
             .dir(self.user.home())
@@ -103,7 +108,15 @@ impl Terminal {
     /// When it does not end in time.
     #[track_caller]
     pub fn run_with(&self, line: &str, typed: &str, within: Duration) -> Finished {
-        let spec = self.shell().args(["-c", line]).stdin(typed);
+        // Under the program's name, by which the search for secrets in logs knows whose output it
+        // is: `mesh token create` is there to show one.
+        let program = line.split_whitespace().next();
+        let name = PROGRAMS.iter().find(|name| Some(**name) == program);
+        let spec = match name {
+            Some(name) => self.shell(name),
+            None => self.shell(&self.everything()),
+        };
+        let spec = spec.args(["-c", line]).stdin(typed);
         spec.run(within)
             .unwrap_or_else(|error| panic!("{line}: {error:#}"))
     }
@@ -114,7 +127,7 @@ impl Terminal {
     /// When it cannot be started.
     #[track_caller]
     pub fn start(&self, line: &str) -> Child {
-        let spec = self.shell().args(["-c", line]);
+        let spec = self.shell(&self.everything()).args(["-c", line]);
         spec.spawn()
             .unwrap_or_else(|error| panic!("{line}: {error:#}"))
     }
@@ -128,7 +141,7 @@ impl Terminal {
     pub fn type_all(&self, lines: &[&str], within: Duration) -> Child {
         const DONE: &str = "every line was typed";
         let script = format!("set -e\n{}\necho '{DONE}'\nwait\n", lines.join("\n"));
-        let spec = self.shell().args(["-c", &script]);
+        let spec = self.shell(&self.everything()).args(["-c", &script]);
         let child = spec.spawn().unwrap_or_else(|error| panic!("{error:#}"));
         child.wait_for_line(DONE, within);
         child

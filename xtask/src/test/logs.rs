@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::workspace;
 
@@ -41,6 +41,10 @@ pub(super) fn check() -> Result<()> {
             found.push(format!("{}: {what}", path.display()));
         }
     }
+    ensure!(
+        searched > 0,
+        "no logs in target/ci/logs: nothing was searched"
+    );
     if !found.is_empty() {
         bail!("{} logs tell a secret:\n{}", found.len(), found.join("\n"));
     }
