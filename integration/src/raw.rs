@@ -70,7 +70,7 @@ impl Applicant {
     }
 
     /// Connects as a machine that has nothing but the token.
-    pub async fn connect(token: &JoinToken) -> anyhow::Result<Channel> {
+    async fn connect(token: &JoinToken) -> anyhow::Result<Channel> {
         let tls = client_config(Pin::Fingerprint(token.ca_fingerprint), None, &[ALPN_H2])?;
         Ok(connect(&token.coordinators, COORDINATOR_NAME, tls).await?)
     }
@@ -85,7 +85,7 @@ impl Applicant {
     }
 
     /// Asks for a challenge and enrols.
-    pub async fn enrol_over(
+    async fn enrol_over(
         &self,
         channel: Channel,
         token: &JoinToken,

@@ -230,12 +230,11 @@ impl Site {
         let token: JoinToken = self.field.operator().token(&[]).parse()?;
         self.wire(async {
             Applicant::new(RAW[0])?.join(&token).await?;
-            let channel = Applicant::connect(&token).await?;
             let started = Instant::now();
             while !watch.has("JoinsRefused") {
                 ensure!(started.elapsed() < FIRES, "JoinsRefused did not fire");
                 let again = Applicant::new("again")?;
-                let refused = again.enrol_over(channel.clone(), &token).await?;
+                let refused = again.enrol(&token).await?;
                 ensure!(refused.is_err(), "a used token let somebody in");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -470,8 +470,11 @@ mod tests {
 
     #[test]
     fn a_line_is_waited_for_and_a_signal_ends_the_process() {
-        let mut child = Spec::new("sh")
+        // A shell cannot trap what was ignored when it started, as under `nohup … &` it is.
+        let mut child = Spec::new("env")
             .args([
+                "--default-signal=INT",
+                "sh",
                 "-c",
                 "trap 'echo bye; exit 0' INT; echo ready; while :; do sleep 0.05; done",
             ])
