@@ -96,7 +96,13 @@ impl Cores {
     pub async fn finished(mut self) -> io::Result<()> {
         let mut result = Ok(());
         while let Some(end) = self.ends.join_next().await {
-            let end = end.unwrap_or_else(|err| Err(io::Error::other(err)));
+            let end = match end {
+                Ok(end) => end,
+                // The runtime was ended before this core could begin, and whoever waits here ends
+                // with it: no fault to tell of.
+                Err(err) if err.is_cancelled() => std::future::pending().await,
+                Err(err) => Err(io::Error::other(err)),
+            };
             if end.is_err() && result.is_ok() {
                 result = end;
                 self.stop = self.stop.disarm().drop_guard();
