@@ -3,9 +3,13 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::statvfs::statvfs;
 
 use crate::{codegen, compose, deb, docs, fuzz, k8s, lint, setup, systemd, test, tidy, workspace};
+
+/// What all stages together write, in GiB, with room to spare.
+const DISK: u64 = 20;
 
 /// Arguments of `cargo xtask ci`.
 #[derive(Debug, Clone, clap::Args)]
@@ -24,6 +28,8 @@ pub(crate) struct Args {
 struct Stage {
     name: &'static str,
     took: Duration,
+    /// GiB that are free after it.
+    free: u64,
     error: Option<anyhow::Error>,
 }
 
@@ -31,6 +37,13 @@ struct Stage {
 /// tells all.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begun = Instant::now();
+    let free = free_disk()?;
+    ensure!(
+        args.fast || free >= DISK,
+        "{free} GiB are free where {} is, the stages need {DISK}: remove other target directories",
+        workspace::root().display()
+    );
+    println!("{free} GiB of disk are free");
     let artefacts = workspace::target_dir().join("ci");
     if artefacts.exists() {
         fs::remove_dir_all(&artefacts)?;
@@ -47,7 +60,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             None => println!("== {name}: ok, {}", minutes(took)),
             Some(error) => println!("== {name}: FAILED, {}: {error:#}", minutes(took)),
         }
-        stages.push(Stage { name, took, error });
+        stages.push(Stage {
+            name,
+            took,
+            free: free_disk().unwrap_or(0),
+            error,
+        });
     };
     stage("setup", &|| {
         setup::run(&setup::Args {
@@ -84,7 +102,12 @@ fn finish(args: &Args, stages: &[Stage], total: Duration) -> Result<()> {
         } else {
             "ok"
         };
-        println!("{:<16} {:>9}  {verdict}", stage.name, minutes(stage.took));
+        println!(
+            "{:<16} {:>9}  {:>4} GiB free  {verdict}",
+            stage.name,
+            minutes(stage.took),
+            stage.free
+        );
     }
     println!("{:<16} {:>9}", "total", minutes(total));
     let failed: Vec<&str> = stages
@@ -99,6 +122,13 @@ fn finish(args: &Args, stages: &[Stage], total: Duration) -> Result<()> {
         bail!("took {}, the limit is {} min", minutes(total), args.limit);
     }
     Ok(())
+}
+
+/// GiB that this user may still write where the repository is.
+fn free_disk() -> Result<u64> {
+    let root = workspace::root();
+    let disk = statvfs(root).with_context(|| format!("ask how full {} is", root.display()))?;
+    Ok(disk.blocks_available() * disk.fragment_size() / (1 << 30))
 }
 
 fn minutes(duration: Duration) -> String {

@@ -24,8 +24,11 @@ pub(crate) struct Coordinator {
 
 impl Coordinator {
     /// A fresh one, with its operator logged in. `settings`: `key=value`.
-    pub(crate) fn start(settings: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) fn start(mut settings: Vec<String>) -> anyhow::Result<Self> {
         let cli = Cli::new()?;
+        // With Postgres it must come from outside.
+        let master_key = cli.file("master.key", &"0123456789abcdef".repeat(4))?;
+        settings.push(format!("master_key_file={}", master_key.display()));
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (listen, admin) = (local(free_tcp_port()), local(free_tcp_port()));
         let child = spawn(&cli, listen, admin, &settings)?;

@@ -36,7 +36,7 @@ impl Setup {
 
     fn postgres_redis() -> anyhow::Result<Self> {
         let counting = PostgresOptions::default()
-            .set("shared_preload_libraries", "'pg_stat_statements'")
+            .set("shared_preload_libraries", "pg_stat_statements")
             // As a real server has it: each commit is on disk before it is answered.
             .set("fsync", "on")
             .set("synchronous_commit", "on");
