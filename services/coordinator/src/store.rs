@@ -162,8 +162,14 @@ impl Store {
                     let lock = path.with_added_extension("lock");
                     locks.push(sqlite::lock(&lock, &path)?);
                 }
+                if purpose != Purpose::Target {
+                    sqlite::check_present(&path, dir)?;
+                }
                 sqlite::create_private(&path)?;
                 let writer = sqlite::connect(&path, 1).await?;
+                if purpose != Purpose::Inspect {
+                    sqlite::check_sound(&writer, &path).await?;
+                }
                 let place = path.display().to_string();
                 check_version(&writer, &place).await?;
                 if purpose != Purpose::Inspect {

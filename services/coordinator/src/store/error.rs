@@ -6,7 +6,6 @@ use std::time::Duration;
 use sea_orm::{DbErr, SqlErr};
 
 use super::health::{STALE, is_conflict, text};
-use super::meta::STATE_VERSION;
 use super::url::InvalidStoreUrl;
 
 /// Why the store cannot be opened, read or written.
@@ -25,9 +24,22 @@ pub(crate) enum StoreError {
     Taken { place: String, holder: String },
     /// The database comes from a newer program.
     #[error(
-        "{place} was written by a newer version (state {found}, this program knows {STATE_VERSION}): upgrade this program, or use another --state-dir or store.url"
+        "{place} was written by a newer version ({found}, which this program does not know): upgrade this program, or restore the copy made before the upgrade, or use another --state-dir or store.url"
     )]
-    Newer { place: String, found: i64 },
+    Newer { place: String, found: String },
+    /// The database's file is not what SQLite wrote.
+    #[error(
+        "the database {} is damaged ({reason}) and was left as it is: put a copy of it in its place ('mesh db check' says whether that one is whole)",
+        path.display()
+    )]
+    Damaged { path: PathBuf, reason: String },
+    /// The database is gone, and what belongs to it is not.
+    #[error(
+        "the database {} is empty or gone, but {} holds a coordinator's keys: put a copy of the database in its place, or begin anew with another --state-dir (every machine must join again then)",
+        path.display(),
+        dir.display()
+    )]
+    Vanished { path: PathBuf, dir: PathBuf },
     /// A file of the state directory cannot be used.
     #[error("use {}", path.display())]
     File {
@@ -55,11 +67,11 @@ pub(crate) enum StoreError {
     #[error("the database {place} refuses us: {reason}")]
     Refused { place: String, reason: String },
     /// The database cannot be used; nothing was changed.
-    #[error("the coordinator's store cannot be {doing}: {}", text(source))]
+    #[error("the coordinator's store cannot be {doing}: {}", text(cause))]
     Unavailable {
         doing: &'static str,
-        // Shown above in words for people; the driver's own chain repeats itself.
-        source: DbErr,
+        // Not a `source`: it is shown above, in words for people.
+        cause: DbErr,
     },
     /// The database gave way to somebody else's transaction; nothing was changed, and the same
     /// again may well succeed.
@@ -104,7 +116,10 @@ impl StoreError {
         if is_conflict(&source) {
             Self::Conflict
         } else {
-            Self::Unavailable { doing, source }
+            Self::Unavailable {
+                doing,
+                cause: source,
+            }
         }
     }
 }

@@ -220,6 +220,12 @@ pub(super) fn is_conflict(error: &DbErr) -> bool {
     code(error).is_some_and(|code| code == "40001" || code == "40P01")
 }
 
+/// The file is not what SQLite wrote: SQLITE_CORRUPT, SQLITE_NOTADB.
+pub(super) fn is_damage(error: &DbErr) -> bool {
+    let code = code(error).and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| [11, 26].contains(&(code & 0xff)))
+}
+
 /// No connection could be had in time: the database does not answer, or all are in use.
 pub(super) fn is_pool_timeout(error: &DbErr) -> bool {
     matches!(error, DbErr::ConnectionAcquire(_))

@@ -1,7 +1,10 @@
 //! What the database says of itself: its version, the number of its last change, its schema.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, EntityTrait as _, Statement};
-use sea_orm_migration::{MigratorTrait as _, SchemaManager};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, EntityName as _, EntityTrait as _, QueryOrder as _,
+    Statement,
+};
+use sea_orm_migration::{MigratorTrait as _, SchemaManager, seaql_migrations};
 
 use super::StoreError;
 use super::entity::meta;
@@ -55,22 +58,37 @@ pub(super) async fn read_meta(
     Ok(row.map(|row| row.value))
 }
 
+/// Refuses a database that a newer program has written to; changes nothing.
 pub(super) async fn check_version(on: &DatabaseConnection, place: &str) -> Result<(), StoreError> {
+    let newer = |found| StoreError::Newer {
+        place: place.to_owned(),
+        found,
+    };
     let manager = SchemaManager::new(on);
-    if !manager
-        .has_table("meta")
-        .await
-        .map_err(StoreError::reading)?
+    let has = async |table: &'static str| {
+        let found = manager.has_table(table).await;
+        found.map_err(StoreError::reading)
+    };
+    if has("meta").await?
+        && let Some(found) = read_meta(on, STATE_VERSION_KEY).await?
+        && found > STATE_VERSION
     {
-        return Ok(());
+        return Err(newer(format!("state {found}")));
     }
-    match read_meta(on, STATE_VERSION_KEY).await? {
-        Some(found) if found > STATE_VERSION => Err(StoreError::Newer {
-            place: place.to_owned(),
-            found,
-        }),
-        _ => Ok(()),
+    // Its migrations are written one by one, and the state's number only after the last.
+    if has(seaql_migrations::Entity.table_name()).await? {
+        let known = Migrator::migrations();
+        let applied = seaql_migrations::Entity::find()
+            .order_by_asc(seaql_migrations::Column::Version)
+            .all(on)
+            .await
+            .map_err(StoreError::reading)?;
+        let unknown = |name: &String| known.iter().all(|migration| migration.name() != name);
+        if let Some(name) = applied.into_iter().map(|row| row.version).find(unknown) {
+            return Err(newer(format!("migration {name}")));
+        }
     }
+    Ok(())
 }
 
 pub(super) async fn migrate(on: &DatabaseConnection) -> Result<(), StoreError> {

@@ -77,6 +77,7 @@ macro_rules! on_both_engines {
     };
 }
 
+mod damaged;
 mod keeping;
 mod writers;
 
@@ -90,6 +91,7 @@ on_both_engines! {
     a_deleted_network_takes_its_nodes_and_tokens_along,
     events_come_back_in_order_and_by_network,
     a_directory_of_a_newer_version_is_refused_untouched,
+    a_migration_of_a_newer_version_is_refused_by_its_name,
 }
 
 fn identity() -> IdentityPublicKey {
@@ -442,8 +444,35 @@ async fn a_directory_of_a_newer_version_is_refused_untouched(engine: Engine) {
     store.close().await;
     drop(store);
     let refused = home.open().await.expect_err("newer");
-    assert!(matches!(refused, StoreError::Newer { found, .. } if found == STATE_VERSION + 1));
+    let state = format!("state {}", STATE_VERSION + 1);
+    assert!(matches!(&refused, StoreError::Newer { found, .. } if *found == state));
     assert!(refused.to_string().contains("upgrade"), "{refused}");
+}
+
+async fn a_migration_of_a_newer_version_is_refused_by_its_name(engine: Engine) {
+    const NAME: &str = "m20991231_000001_not_written_yet";
+    let (home, store) = open(engine).await;
+    let writer = store.pools().writer;
+    let row = format!("INSERT INTO seaql_migrations (version, applied_at) VALUES ('{NAME}', 1)");
+    writer.execute_unprepared(&row).await.expect("inserts");
+    store.close().await;
+    drop((store, writer));
+    let refused = home.open().await.expect_err("newer");
+    let name = format!("migration {NAME}");
+    assert!(
+        matches!(&refused, StoreError::Newer { found, .. } if *found == name),
+        "{refused:?}"
+    );
+    let text = mesh_daemon::report::chain(&refused);
+    assert_eq!(text.matches(NAME).count(), 1, "{text}");
+    assert!(text.contains("upgrade this program"), "{text}");
+}
+
+#[test]
+fn what_the_database_said_is_told_once() {
+    let cause = sea_orm::DbErr::Migration("no such thing".into());
+    let text = mesh_daemon::report::chain(&StoreError::reading(cause));
+    assert_eq!(text.matches("no such thing").count(), 1, "{text}");
 }
 
 #[tokio::test]
