@@ -7,7 +7,9 @@ use mesh_api::pb;
 use mesh_api::pb::control_service_client::ControlServiceClient;
 use mesh_api::tls::ClientCert;
 
-use crate::harness::{Mesh, refused};
+use crate::harness::{Member, Mesh, refused};
+use crate::rights::{answer, methods};
+use crate::session::{Stream, body, state_of};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -156,4 +158,116 @@ async fn the_first_operators_credential_is_made_anew_at_a_start_before_it_expire
         mesh.nodes().await.is_empty(),
         "the operator is still let in"
     );
+}
+
+/// Days until the node's certificate ends.
+fn days_left(mesh: &Mesh, until: i64) -> i64 {
+    use coordinator::Clock as _;
+
+    let day = i64::try_from(DAY.as_micros()).expect("a day");
+    (until - mesh.clock.now().as_micros()) / day
+}
+
+/// Takes a new certificate when a third of the old one's life is left, as nodes do.
+async fn renew_when_due(mesh: &Mesh, node: &mut Member, renewals: &mut u32) {
+    let seen = mesh.nodes().await;
+    let own = seen.iter().find(|seen| seen.id == node.answer.node_id);
+    if days_left(mesh, own.expect("listed").certificate_not_after) < 10 {
+        node.answer.certificate = node.renew(mesh).await.expect("renews").certificate;
+        *renewals += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_node_lives_past_a_day_and_past_thirty_days_by_renewing() {
+    let mesh = Mesh::start().await;
+    let mut node = mesh.joined(pb::Role::Worker, "worker").await;
+    let idle = mesh.joined(pb::Role::Worker, "idle").await;
+    let mut renewals = 0;
+    for half_day in 1..=130_u32 {
+        mesh.clock.advance(DAY / 2);
+        renew_when_due(&mesh, &mut node, &mut renewals).await;
+        // A new stream each time: it is opened with the certificate of that day.
+        let mut stream = Stream::open(&mesh, &node, None).await;
+        let ack = stream.beat(&node, body(&mesh, &node, 1)).await;
+        assert_eq!(ack.refusal, "", "after {} days", half_day / 2);
+        assert_eq!(state_of(&mesh, "worker").await, pb::NodeState::Online);
+    }
+    assert_eq!(renewals, 3, "every 20 to 21 days of 65");
+    // Who did not renew is out, until it does.
+    let mut control = ControlServiceClient::new(idle.channel(&mesh).await);
+    let refusal = refused(control.leave(pb::LeaveRequest {}).await);
+    assert_eq!(refusal, "certificate-expired");
+    idle.renew(&mesh).await.expect("renews");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_certificate_opens_nothing_but_the_way_to_a_new_one() {
+    let mesh = Mesh::start().await;
+    let mut callers = Vec::new();
+    for (name, role) in [
+        ("worker", pb::Role::Worker),
+        ("gateway", pb::Role::Gateway),
+        ("deployer", pb::Role::Deployer),
+        ("relay", pb::Role::Relay),
+    ] {
+        callers.push((name, mesh.joined(role, name).await.channel(&mesh).await));
+    }
+    callers.push(("operator", mesh.operator_channel().await));
+    // Past the ends of all certificates; connections that are open now stay open.
+    mesh.clock.advance(100 * DAY);
+    let open = ["Challenge", "Enrol", "Renew"];
+    let mut failures = Vec::new();
+    for method in methods() {
+        let name = method.rsplit('/').next().expect("a name");
+        for (caller, channel) in &callers {
+            let expired = answer(channel, &method).await.as_deref() == Some("certificate-expired");
+            if expired == open.contains(&name) {
+                failures.push(format!("{method} × {caller}: expired = {expired}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[tokio::test]
+async fn a_renewal_is_bound_to_its_nonce_its_node_and_its_request() {
+    let mesh = Mesh::start().await;
+    let node = mesh.joined(pb::Role::Worker, "worker").await;
+    let other = mesh.joined(pb::Role::Worker, "other").await;
+    mesh.clock.advance(40 * DAY);
+    let mut client = mesh.anonymous().await;
+    let own = &node.machine.identity;
+
+    let mut for_other = node.renewal(&mesh, own).await;
+    for_other.node_id.clone_from(&other.answer.node_id);
+    assert_eq!(refused(client.renew(for_other).await), "bad-signature");
+
+    let mut fresher = node.renewal(&mesh, own).await;
+    fresher.nonce = node.renewal(&mesh, own).await.nonce;
+    assert_eq!(refused(client.renew(fresher).await), "bad-signature");
+
+    // Another key in the request, with the old key's signature over it or without.
+    let stolen = Identity::generate()
+        .expect("a key")
+        .csr_der()
+        .expect("a request");
+    let mut swapped = node.renewal(&mesh, own).await;
+    swapped.csr.clone_from(&stolen);
+    assert_eq!(refused(client.renew(swapped).await), "bad-signature");
+    let mut handed_over = node.renewal(&mesh, own).await;
+    let id = handed_over.node_id.as_slice().try_into().expect("16 bytes");
+    let signed = renew_bytes(&handed_over.nonce, &id, &stolen);
+    handed_over.signature = own.sign(&signed).expect("signs");
+    handed_over.csr = stolen;
+    let refusal = refused(client.renew(handed_over).await);
+    assert_ne!(
+        refusal, "bad-signature",
+        "the signature is good, the key is not"
+    );
+
+    let late = node.renewal(&mesh, own).await;
+    mesh.clock.advance(Duration::from_secs(61));
+    assert_eq!(refused(client.renew(late).await), "nonce-unknown");
+    node.renew(&mesh).await.expect("a fresh nonce renews");
 }

@@ -61,16 +61,19 @@ const REFUSALS: [&str; 7] = [
 
 /// Whether an empty message to this method is let through to its service.
 async fn let_through(channel: &Channel, path: &str) -> bool {
+    let word = answer(channel, path).await;
+    !word.is_some_and(|word| REFUSALS.contains(&word.as_str()))
+}
+
+/// The word of the refusal that an empty message to this method meets, if any.
+pub(crate) async fn answer(channel: &Channel, path: &str) -> Option<String> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.expect("connected");
     let path = path.parse().expect("a path");
     let outcome = client
         .server_streaming(Request::new(Bytes::new()), path, Raw)
         .await;
-    match outcome {
-        Ok(_) => true,
-        Err(status) => !REFUSALS.contains(&word(&status)),
-    }
+    outcome.err().map(|status| word(&status).to_owned())
 }
 
 /// `/mesh.v1.Service/Method` of each method in the contract but the deploy-manager's.

@@ -159,6 +159,43 @@ async fn heartbeats_make_a_node_online_and_bad_ones_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_heartbeats_text_is_taken_as_it_is() {
+    let mesh = Mesh::start().await;
+    let worker = mesh.joined(pb::Role::Worker, "worker").await;
+    let other = mesh.joined(pb::Role::Worker, "other").await;
+    let mut stream = Stream::open(&mesh, &worker, None).await;
+    for (sequence, status) in (1..).zip(["<&>é", "\"'\\\u{0}\n", "😀 漢字 \u{202e}", ""]) {
+        let told = pb::HeartbeatBody {
+            status: status.into(),
+            ..body(&mesh, &worker, sequence)
+        };
+        assert_eq!(stream.beat(&worker, told).await.refusal, "", "{status:?}");
+    }
+    // Another node that exists counts as little as one that does not; and text that is signed is
+    // no text that is changed afterwards.
+    let foreign = body(&mesh, &other, 9);
+    assert_eq!(stream.beat(&worker, foreign).await.refusal, "wrong-node");
+    let signed = body(&mesh, &worker, 9).encode_to_vec();
+    let changed = pb::HeartbeatBody {
+        status: "<&>é".into(),
+        ..body(&mesh, &worker, 9)
+    };
+    let signature = worker
+        .machine
+        .identity
+        .sign(&signed_bytes(&stream.nonce, &signed));
+    stream
+        .say(Say::Heartbeat(pb::Heartbeat {
+            body: changed.encode_to_vec(),
+            signature: signature.expect("signs"),
+        }))
+        .await;
+    assert_eq!(stream.ack().await.refusal, "bad-signature");
+    assert_eq!(state_of(&mesh, "worker").await, pb::NodeState::Online);
+    assert_eq!(state_of(&mesh, "other").await, pb::NodeState::Offline);
+}
+
+#[tokio::test]
 async fn refusals_become_events_once_a_minute_for_each_reason() {
     let mesh = Mesh::start().await;
     let worker = mesh.joined(pb::Role::Worker, "worker").await;
@@ -180,14 +217,16 @@ async fn refusals_become_events_once_a_minute_for_each_reason() {
     }
     mesh.clock.advance(Duration::from_secs(60));
     assert_eq!(stream.beat(&worker, old).await.refusal, "skew");
-    let refusals: Vec<_> = mesh
-        .events()
-        .await
-        .into_iter()
-        .filter(|event| event.kind == "heartbeat-refused" && event.subject == "worker")
-        .map(|event| event.detail.split(':').next().unwrap().to_owned())
-        .collect();
-    assert_eq!(refusals, ["skew", "replay", "skew"]);
+    // They are written beside the stream, one after the other.
+    let refusals = eventually("three events", async || {
+        let events = mesh.events().await.into_iter();
+        let refusals: Vec<_> = events
+            .filter(|event| event.kind == "heartbeat-refused" && event.subject == "worker")
+            .map(|event| event.detail.split(':').next().unwrap().to_owned())
+            .collect();
+        (refusals.len() >= 3).then_some(refusals)
+    });
+    assert_eq!(refusals.await, ["skew", "replay", "skew"]);
 }
 
 #[tokio::test]
