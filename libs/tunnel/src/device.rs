@@ -288,6 +288,11 @@ impl Device {
         self.filter.flows()
     }
 
+    /// How many deadlines are remembered, stale ones that are ignored when they come up included.
+    pub fn pending_timers(&self) -> usize {
+        self.timers.len()
+    }
+
     fn path_of(&self, peer: &Peer, now: Instant) -> PathKind {
         let relay = peer.relay(&self.relays.connected, self.relays.home, now);
         peer.paths.choose(relay, now)

@@ -284,6 +284,17 @@ impl Paths {
         self.best.is_some_and(|best| best.trusted_until > now)
     }
 
+    /// A trusted path that nothing speaks against.
+    pub(crate) fn is_sure(&self, now: Instant) -> bool {
+        self.is_trusted(now) && !self.doubted
+    }
+
+    /// The peer did what only somebody does who trusts no direct path to us: find out at once
+    /// whether ours works.
+    pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
     /// How packets go: over a trusted direct path, else by relay, else by the best guess.
     #[inline]
     pub(crate) fn choose(&self, relay: Option<RelayId>, now: Instant) -> PathKind {

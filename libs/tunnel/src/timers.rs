@@ -21,6 +21,10 @@ impl Timers {
         self.0.peek().map(|Reverse((at, _))| *at)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Takes the soonest entry when it is due.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, Slot)> {
         if self.next()? > now {

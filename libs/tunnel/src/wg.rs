@@ -246,6 +246,11 @@ impl Session {
         self.established
     }
 
+    /// For how long nothing authentic has come.
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_authentic)
+    }
+
     /// Encrypts a packet, which the caller padded; `into` has at least 32 bytes more and at least
     /// [`MAX_HANDSHAKE`].
     #[inline]

@@ -167,6 +167,11 @@ impl Engine {
             .unwrap_or_default()
     }
 
+    /// How many sessions and watches there are, ended ones included that were not read to their end.
+    pub fn open_sessions(&self) -> usize {
+        self.outbox.sessions.len()
+    }
+
     /// A relay.
     pub fn relay(&self, id: RelayId) -> Option<RelayRef<'_>> {
         self.relays.get(&id).map(RelayRef)

@@ -1,6 +1,6 @@
 //! WireGuard handshake messages from peers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Device, Source};
 use crate::buffers::Out;
@@ -9,6 +9,8 @@ use crate::router::Slot;
 use crate::stats::DropReason;
 use crate::wg::{Handled, Initiator, MAX_HANDSHAKE};
 
+/// Copies of an initiation arrive within this.
+const LATE_COPY: Duration = Duration::from_secs(1);
 /// First byte of a cookie reply.
 const COOKIE: u8 = 3;
 
@@ -61,13 +63,40 @@ impl Device {
                     Source::Relay { relay, .. } => {
                         peer.seen_relay = Some(relay);
                         peer.gone = None;
+                        peer.paths.doubt();
                     }
                 }
                 self.answer_peer(slot, source, &answer[..len], out, now);
                 self.wake(slot, now);
             }
             Handled::Nothing => {}
-            Handled::Invalid(reason) => self.drops.count(reason),
+            Handled::Invalid(reason) => {
+                self.drops.count(reason);
+                if reason == DropReason::Replayed {
+                    self.on_old_initiation(slot, source, out, now);
+                }
+            }
+        }
+    }
+
+    /// A peer asked for a session with a time stamp that is not above its last one. Most likely it
+    /// is a copy that came by another way, or late. But when the peer has been silent, its clock may
+    /// have gone back and it restarted, and it will not be heard until the clock has caught up:
+    /// we ask it in its place. What a stranger gains by repeating an old message is a handshake
+    /// between peers now and then.
+    fn on_old_initiation(&mut self, slot: Slot, source: Source, out: &mut Out, now: Instant) {
+        let Some(peer) = self.peers.slot_mut(slot) else {
+            return;
+        };
+        let is_silent = peer
+            .session
+            .as_deref()
+            .is_some_and(|session| session.silence(now) >= LATE_COPY);
+        if is_silent {
+            if matches!(source, Source::Relay { .. }) {
+                peer.paths.doubt();
+            }
+            self.revive_peer(slot, out, now);
         }
     }
 

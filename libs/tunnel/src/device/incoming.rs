@@ -187,7 +187,8 @@ impl Device {
         }
     }
 
-    fn revive_peer(&mut self, slot: Slot, out: &mut Out, now: Instant) {
+    /// Asks the peer for a new session, unless that was done lately.
+    pub(super) fn revive_peer(&mut self, slot: Slot, out: &mut Out, now: Instant) {
         let Some(peer) = self.peers.slot_mut(slot) else {
             return;
         };

@@ -197,7 +197,8 @@ impl Device {
     }
 
     /// Sends a handshake message every way that the peer may be reached: over the trusted path if
-    /// there is one, else by relay and to all candidates. Duplicates do no harm.
+    /// there is one, else to all candidates, and by relay unless that path is sure. Duplicates do
+    /// no harm.
     pub(super) fn send_handshake(
         &mut self,
         slot: Slot,
@@ -212,7 +213,7 @@ impl Device {
             out.reserve_direct(message.len()).copy_from_slice(message);
             out.commit_direct(to, message.len());
         }
-        if !peer.paths.is_trusted(now)
+        if !peer.paths.is_sure(now)
             && let Some(relay) = peer.relay(&self.relays.connected, self.relays.home, now)
         {
             out.reserve_relayed(message.len()).copy_from_slice(message);
