@@ -33,7 +33,8 @@ pub fn rewrite_set_cookie(value: &HeaderValue, mount: &Mount, secure: bool) -> H
     }
     let inside = path
         .and_then(|path| std::str::from_utf8(path).ok())
-        .filter(|path| mount.contains(path));
+        // Browsers compare it letter by letter, so it must not only lead here, but also look so.
+        .filter(|path| path.starts_with(mount.outer()) && mount.contains(path));
     let path = match inside {
         Some(path) => Some(path),
         None if mount.shares_origin() => Some(mount.outer()),
@@ -81,6 +82,7 @@ mod tests {
             ("a=b; path=/w2/; DOMAIN=.example.org", "a=b; Path=/w1/"),
             ("a=b; Path=/w1/; Path=/", "a=b; Path=/w1/"),
             ("a=b; Path=/w1/../w2/", "a=b; Path=/w1/"),
+            ("a=b; Path=/w2/../w1/", "a=b; Path=/w1/"),
             ("a=b; Path", "a=b; Path=/w1/"),
             (
                 "a=b;Path=/w10/ ;SameSite=Lax",

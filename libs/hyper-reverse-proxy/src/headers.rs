@@ -488,8 +488,13 @@ pub fn prepare_response(headers: &mut HeaderMap, rules: ResponseRules<'_>) {
     if found.has(Found::LOCATION) {
         for name in [LOCATION, CONTENT_LOCATION] {
             if let Some(location) = headers.get_mut(name)
-                && let Some(moved) =
-                    rewrite_location(location, rules.mount, rules.host, rules.upstream)
+                && let Some(moved) = rewrite_location(
+                    location,
+                    rules.mount,
+                    rules.scheme,
+                    rules.host,
+                    rules.upstream,
+                )
             {
                 *location = moved;
             }

@@ -407,7 +407,7 @@ proptest! {
     #[test]
     fn every_redirect_into_this_origin_ends_up_inside_its_prefix(value in either()) {
         let mount = w1();
-        let out = rewrite_location(&value, &mount, Some("gw"), None).unwrap_or(value);
+        let out = rewrite_location(&value, &mount, Scheme::Http, Some("gw"), None).unwrap_or(value);
         let base = uri_join("http://gw/w1/", out.as_bytes());
         if let Some(path) = base {
             prop_assert!(mount.contains(&path), "{:?} leads to {}", out, path);
