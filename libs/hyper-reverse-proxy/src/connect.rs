@@ -26,7 +26,7 @@ pub trait Connector: Send + Sync + 'static {
 
     /// A stream has switched protocols: from now on it carries what somebody works with, for as
     /// long as it lasts.
-    fn upgraded(_stream: &Self::Stream) {}
+    fn upgraded(&self, _stream: &Self::Stream) {}
 }
 
 /// Dials plain TCP.

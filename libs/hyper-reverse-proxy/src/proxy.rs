@@ -187,7 +187,7 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
             let protocol = switched_to(response.headers(), wanted.as_ref())?;
             let client = switch.ok_or(ProxyError::Upgrade)?;
             let stream = lease.into_stream().ok_or(ProxyError::Upgrade)?;
-            C::upgraded(&stream.0);
+            self.client.connector().upgraded(&stream.0);
             let half_closed = self.client.pool.limits().half_closed;
             self.tunnels.spawn(tunnel(client, stream, half_closed));
             prepare_response(response.headers_mut(), rules);

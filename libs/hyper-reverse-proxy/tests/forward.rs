@@ -79,6 +79,8 @@ async fn a_websocket_echoes_and_keeps_its_half_close() {
     );
     assert_eq!(exact(&mut client, 5).await, "early");
     assert_eq!(proxy.tunnels(), 1);
+    let upgraded = &proxy.client().connector().upgraded;
+    assert_eq!(upgraded.load(Ordering::SeqCst), 1);
     client.write_all(b"ping ").await.expect("written");
     client.write_all(b"pong").await.expect("written");
     client.shutdown().await.expect("half close");
@@ -108,6 +110,8 @@ async fn a_refused_upgrade_is_an_ordinary_response() {
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     assert_eq!(exact(&mut client, 2).await, "no");
     assert_eq!(proxy.tunnels(), 0);
+    let upgraded = &proxy.client().connector().upgraded;
+    assert_eq!(upgraded.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ impl Connector for OverlayConnector {
     }
 
     /// A terminal outlasts a worker that sleeps or roams.
-    fn upgraded(stream: &OverlayStream) {
+    fn upgraded(&self, stream: &OverlayStream) {
         stream.outlast_silence();
     }
 }

@@ -10,7 +10,8 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_reverse_proxy::{
-    Client, GuardedIo, Inbound, Limits, Mount, ReverseProxy, Scheme, TcpConnector, Upstream,
+    Client, ConnectError, Connector, GuardedIo, Inbound, Limits, Mount, ReverseProxy, Scheme,
+    TcpConnector, Upstream,
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,9 +35,29 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
+/// Dials TCP, and counts the streams that it is told have switched protocols.
+#[derive(Debug, Default)]
+pub(crate) struct Counting {
+    pub(crate) upgraded: AtomicUsize,
+}
+
+impl Connector for Counting {
+    type Target = SocketAddr;
+    type Stream = TcpStream;
+
+    async fn connect(&self, target: &SocketAddr) -> Result<TcpStream, ConnectError> {
+        TcpConnector.connect(target).await
+    }
+
+    fn upgraded(&self, stream: &TcpStream) {
+        assert!(stream.peer_addr().is_ok(), "it is connected");
+        self.upgraded.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 /// A proxy on loopback that forwards everything to `upstream`, mounted at `/w1/`.
-pub(crate) async fn proxy_to(upstream: SocketAddr) -> (SocketAddr, ReverseProxy<TcpConnector>) {
-    let proxy = ReverseProxy::new(Client::with_limits(TcpConnector, limits()));
+pub(crate) async fn proxy_to(upstream: SocketAddr) -> (SocketAddr, ReverseProxy<Counting>) {
+    let proxy = ReverseProxy::new(Client::with_limits(Counting::default(), limits()));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let addr = listener.local_addr().expect("an address");
     let upstream = Arc::new(Upstream {

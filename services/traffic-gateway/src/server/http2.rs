@@ -150,3 +150,41 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_as_the_end_is_announced_is_answered_first() {
+        let streams = Arc::new(Streams::default());
+        let late: Arc<Mutex<Option<Stream>>> = Arc::default();
+        let (entered, held) = (Arc::clone(&streams), Arc::clone(&late));
+        let connection = std::future::pending::<hyper::Result<()>>();
+        let mut patient = Patient::new(connection, streams, LIMIT, move |_| {
+            *held.lock().expect("not poisoned") = Some(entered.enter());
+        });
+        let begun = Instant::now();
+        let ended = tokio::time::timeout(100 * LIMIT, &mut patient).await;
+        assert!(ended.is_err(), "it ended beside an open request");
+        let stream = late.lock().expect("not poisoned").take();
+        assert!(stream.is_some(), "the end was announced");
+        drop(stream);
+        let ended = tokio::time::timeout(GOODBYE, patient).await;
+        ended.expect("soon").expect("in peace");
+        assert!(begun.elapsed() <= 100 * LIMIT + GOODBYE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_request_ends_after_its_limit_and_a_goodbye() {
+        let connection = std::future::pending::<hyper::Result<()>>();
+        let patient = Patient::new(connection, Arc::default(), LIMIT, |_| {});
+        let begun = Instant::now();
+        patient.await.expect("in peace");
+        assert_eq!(begun.elapsed().as_secs(), (LIMIT + GOODBYE).as_secs());
+    }
+}
