@@ -5,7 +5,7 @@
 //! nothing by time.
 
 use std::fs;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -23,6 +23,9 @@ pub(crate) struct Args {
     #[arg(last = true)]
     rest: Vec<String>,
 }
+
+/// What `--quick` promises, building aside.
+const QUICK: Duration = Duration::from_secs(120);
 
 struct Bench {
     name: &'static str,
@@ -99,6 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         command.arg("--quick");
     }
     process::run(command.args(&args.rest))?;
+    let took = begun.0.elapsed();
 
     let report = workspace::target_dir().join(format!("bench/{}.json", bench.name));
     let metadata = fs::metadata(&report)
@@ -114,8 +118,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!(
         "bench {}: {:.1} s, report in {}",
         bench.name,
-        begun.0.elapsed().as_secs_f64(),
+        took.as_secs_f64(),
         report.display()
     );
+    if args.quick {
+        check_quick(bench.name, took)?;
+    }
     Ok(())
+}
+
+fn check_quick(name: &str, took: Duration) -> Result<()> {
+    ensure!(
+        took < QUICK,
+        "bench {name} --quick took {:.0} s and must take less than {} s: give it fewer or shorter \
+         rounds, or free the machine of what else runs on it",
+        took.as_secs_f64(),
+        QUICK.as_secs()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_run_that_is_not_quick_fails_with_its_time() {
+        check_quick("join", Duration::from_millis(119_999)).expect("quick");
+        let slow = check_quick("join", QUICK).expect_err("slow");
+        let text = slow.to_string();
+        assert!(text.contains("bench join --quick took 120 s"), "{text}");
+    }
 }

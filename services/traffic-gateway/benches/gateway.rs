@@ -178,12 +178,31 @@ fn compared(samples: &BTreeMap<&str, Vec<Sample>>) -> Value {
     } else {
         "haproxy"
     };
-    println!("     the better of nginx and haproxy is {better}");
+    println!("     the better of nginx and haproxy, by its median, is {better}");
+    // Which of them is better changes from round to round: against the better one of each, too.
+    let rounds = ratios_to_better(samples);
+    let median = wrk::median(&rounds);
+    println!("     gateway / the better of each round: requests_per_second {median:.2}");
     json!({
         "figures": figures,
         "ratio_to": ratios,
         "better_of_nginx_and_haproxy": better,
+        "ratio_to_better_of_each_round": {
+            "requests_per_second": { "median": median, "rounds": rounds },
+        },
     })
+}
+
+/// Our speed against the faster of nginx and haproxy, round by round.
+fn ratios_to_better(samples: &BTreeMap<&str, Vec<Sample>>) -> Vec<f64> {
+    let speeds = |name: &str| {
+        let all = samples[name].iter();
+        all.map(|sample| sample.requests_per_second)
+    };
+    let better = speeds("nginx").zip(speeds("haproxy"));
+    let better = better.map(|(nginx, haproxy)| nginx.max(haproxy));
+    let rounds = speeds("gateway").zip(better);
+    rounds.map(|(ours, theirs)| ours / theirs).collect()
 }
 
 /// Ours against one of the others: the ratios of each round, and the median of these.
