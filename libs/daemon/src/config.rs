@@ -33,12 +33,14 @@ mod load;
 mod nearest;
 mod production;
 mod schema;
+mod setting;
 
 pub use args::{ConfigArgs, Overrides};
 pub use commented::commented;
 pub use faults::{ConfigFaults, Faults};
 pub use heal::{HealError, Healed, heal};
-pub use schema::{Field, Form, Key, Kind, Schema, Secrecy, Section, Setting, word};
+pub use schema::{Key, Schema, Section};
+pub use setting::{Field, Form, Kind, Secrecy, Setting, word};
 
 /// Exit code for a faulty configuration.
 pub const EXIT_CONFIG: i32 = 64;

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use super::schema::{Key, Schema, Secrecy, Section};
+use super::schema::{Key, Schema, Section};
+use super::setting::Secrecy;
 use crate::build_info::VERSION;
 
 /// The whole file: every key in the order of the schema, with its text and its default. Keys

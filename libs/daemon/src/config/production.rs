@@ -10,7 +10,8 @@ use serde_json::Value as Json;
 
 use super::faults::Faults;
 use super::layer::Layer;
-use super::schema::{Schema, Secrecy};
+use super::schema::Schema;
+use super::setting::Secrecy;
 
 /// Shorter secrets can be tried out, in characters.
 const MIN_SECRET: usize = 16;
