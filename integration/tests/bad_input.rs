@@ -353,9 +353,15 @@ fn a_clock_that_goes_off_by_a_day_later_is_told_by_the_agent_and_to_the_operator
         let running = agent.verb_of(faked, &["run"]).spawn().expect("starts");
         // The machine's own administrator sees it without asking the coordinator.
         eventually("the agent names its clock", SOON, || {
-            let status = agent.verb(&["status"]).run(SOON)?.success()?.stdout;
-            let says = status.contains("this machine's clock is") && status.contains(way);
-            anyhow::ensure!(says, "{status}");
+            let ran = agent.verb(&["status"]).run(SOON)?;
+            let status = &ran.stdout;
+            let says = [
+                "this machine's clock is",
+                way,
+                "next: timedatectl set-ntp true",
+            ];
+            let says = says.iter().all(|part| status.contains(part));
+            anyhow::ensure!(says && ran.code == Some(1), "{}", ran.all());
             Ok(())
         });
         eventually("the skew is an event", SOON, || {

@@ -84,7 +84,7 @@ fn every_verb_of_mesh_prints_a_document_with_a_schema() {
     };
     let path = |name: &str| cli.work(name).display().to_string();
 
-    verbs.check("status", &[], "mesh.status/1");
+    verbs.check("status", &[], "mesh.status/2");
     verbs.check("token create", &[], "mesh.token/1");
     let output = path("written.token");
     verbs.check("token create", &["--output", &output], "mesh.token/1");

@@ -27,9 +27,17 @@ pub const ALPN_H2: &[u8] = b"h2";
 /// HTTP/1.1 over TLS.
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 
+/// How [`AttemptError::Name`] reads, for those who tell people what to do about it.
+pub const NAME_UNKNOWN: &str = "its name leads to no address (DNS does not answer or know it)";
+/// How a clock that is off reads, here and where a node compares its own with the coordinator's.
+pub const OWN_CLOCK: &str = "this machine's clock";
+
 /// Why one address did not lead to the server.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
+    /// Its name leads to no address; see [`NAME_UNKNOWN`].
+    #[error("{}", NAME_UNKNOWN)]
+    Name(#[source] io::Error),
     /// Nobody answers there.
     #[error("nothing answers there")]
     Tcp(#[source] io::Error),
@@ -43,7 +51,7 @@ pub enum AttemptError {
     )]
     WrongCa(#[source] TlsError),
     /// The certificate is not valid now: one of the two clocks is off.
-    #[error("the server's certificate is not valid at this time: check this machine's clock")]
+    #[error("the server's certificate is not valid at this time: check {}", OWN_CLOCK)]
     Clock(#[source] TlsError),
     /// The server refused this client's certificate.
     #[error("the server refused this client's certificate")]
@@ -140,7 +148,13 @@ async fn attempt(
 ) -> Result<TlsStream<TcpStream>, AttemptError> {
     let name = ServerName::try_from(server_name.to_owned())
         .map_err(|error| AttemptError::Tcp(io::Error::other(error)))?;
-    let tcp = TcpStream::connect(addr).await.map_err(AttemptError::Tcp)?;
+    let found = tokio::net::lookup_host(addr)
+        .await
+        .map_err(AttemptError::Name)?;
+    let found: Vec<_> = found.collect();
+    let tcp = TcpStream::connect(&found[..])
+        .await
+        .map_err(AttemptError::Tcp)?;
     tcp.set_nodelay(true).map_err(AttemptError::Tcp)?;
     TlsConnector::from(Arc::clone(tls))
         .connect(name, tcp)

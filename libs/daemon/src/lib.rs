@@ -66,11 +66,12 @@ pub use private_file::{
     PrivateFileError, private_dir, read_private, read_private_of_service, write_private,
 };
 pub use readiness::{Latch, NotReady, Readiness};
-pub use secret::Secret;
+pub use secret::{REDACTED, Secret};
 pub use shutdown::{
     DEFAULT_GRACE, DrainGuard, Drained, Shutdown, ShutdownConfig, ShutdownTrigger, signals,
 };
 pub use state_dir::default_state_dir;
 pub use task::{Task, TaskEnd, TaskOutput, Tasks};
 pub use telemetry::{LogConfig, LogFormat};
+pub use vital::open_files;
 pub use verb::{ConfigVerb, ServiceVerb};

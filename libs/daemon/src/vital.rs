@@ -59,18 +59,35 @@ impl Collector for Vital {
             let label = [("latch", latch.as_str())];
             ConstGauge::new(i64::from(ready)).encode(latches.encode_family(&label)?)?;
         }
+        let name = "mesh_process_latch_degraded";
+        let help = "What is ready and yet worse than it should be: 1 while it is.";
+        let mut latches = encoder.encode_descriptor(name, help, None, gauge)?;
+        let degraded = self.readiness.degraded();
+        for (latch, _) in self.readiness.latches() {
+            let is_worse = degraded.iter().any(|worse| worse.name == latch);
+            let label = [("latch", latch.as_str())];
+            ConstGauge::new(i64::from(is_worse)).encode(latches.encode_family(&label)?)?;
+        }
         if let Some(bytes) = resident_bytes() {
             let name = "mesh_process_resident_bytes";
             let help = "Memory that the process holds.";
             let metric = encoder.encode_descriptor(name, help, None, gauge)?;
             ConstGauge::new(bytes).encode(metric)?;
         }
-        if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            let open = i64::try_from(open.count()).unwrap_or(i64::MAX);
-            let name = "mesh_process_open_files";
-            let help = "File descriptors in use.";
-            let metric = encoder.encode_descriptor(name, help, None, gauge)?;
-            ConstGauge::new(open).encode(metric)?;
+        let (used, limit) = open_files();
+        for (name, help, value) in [
+            ("mesh_process_open_files", "File descriptors in use.", used),
+            (
+                "mesh_process_open_files_limit",
+                "File descriptors that the process may have.",
+                limit,
+            ),
+        ] {
+            if value > 0 {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                let metric = encoder.encode_descriptor(name, help, None, gauge)?;
+                ConstGauge::new(value).encode(metric)?;
+            }
         }
         if let Some(used) = cpu_seconds() {
             let counter = ConstCounter::new(used);
@@ -81,6 +98,15 @@ impl Collector for Vital {
         }
         Ok(())
     }
+}
+
+/// File descriptors that this process has open, and the most it may have (the soft
+/// `RLIMIT_NOFILE`); 0 for what the system does not tell.
+pub fn open_files() -> (u64, u64) {
+    use nix::sys::resource::{Resource, getrlimit};
+    let used = fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    (used, limit)
 }
 
 /// Resident memory in bytes (proc_pid_statm(5): the second number, in pages).
@@ -117,8 +143,19 @@ mod tests {
             before.contains("mesh_process_latch_ready{latch=\"store\"} 0"),
             "{before}"
         );
+        latch.degraded("slow");
+        let worse = handles.metrics.encode();
+        assert!(
+            worse.contains("mesh_process_latch_degraded{latch=\"store\"} 1")
+                && worse.contains("mesh_process_latch_ready{latch=\"store\"} 1"),
+            "{worse}"
+        );
         latch.ready();
         let text = handles.metrics.encode();
+        assert!(
+            text.contains("mesh_process_latch_degraded{latch=\"store\"} 0"),
+            "{text}"
+        );
         assert!(
             text.contains("mesh_process_latch_ready{latch=\"store\"} 1"),
             "{text}"
@@ -140,6 +177,7 @@ mod tests {
         };
         assert!(value("mesh_process_resident_bytes") > 1e6);
         assert!(value("mesh_process_open_files") >= 3.0);
+        assert!(value("mesh_process_open_files_limit") > value("mesh_process_open_files"));
         assert!(value("mesh_process_cpu_seconds_total") >= 0.0);
         assert!(value("mesh_process_start_seconds") > 1e9);
     }

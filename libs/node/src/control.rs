@@ -22,6 +22,9 @@ use crate::enrol::utc;
 use crate::grpc;
 use crate::state_dir::{Enrolled, StateDir, StateDirError, StoredNetmap};
 
+/// What a session says that another one ended, which has the same identity.
+pub(crate) const TOOK_OVER: &str = "another stream with this node's identity took over";
+
 /// How the control session is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -48,6 +48,8 @@ counters! {
     deliberately_dropped,
     /// Passes of the data plane's task over everything that can be pending.
     driver_turns,
+    /// Times that the netmap could not be written to disk.
+    netmap_store_failures,
     /// Inbound connections to published services.
     service_connections,
 }

@@ -74,6 +74,8 @@ pub(crate) struct Driver {
     housekeeping: Instant,
     /// When by both clocks.
     house_kept: (Instant, SystemTime),
+    /// Bytes received by UDP when housekeeping last looked, and when they last rose.
+    udp_heard: (u64, Option<SystemTime>),
     interfaces: Instant,
     local: Vec<SocketAddr>,
     snapshot_at: Option<Instant>,
@@ -106,6 +108,7 @@ impl Driver {
             stack_deadline: None,
             housekeeping: now,
             house_kept: (now, SystemTime::now()),
+            udp_heard: (0, None),
             interfaces: now,
             local: Vec::new(),
             snapshot_at: Some(now),

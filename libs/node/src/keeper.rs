@@ -7,6 +7,7 @@ use mesh_types::{Netmap, NodeId, Timestamp};
 use tokio::sync::watch;
 
 use crate::control::ControlStatus;
+use crate::counters::add;
 use crate::node::{Shared, stopped};
 use crate::state_dir::{StateDir, StoredNetmap};
 
@@ -46,13 +47,34 @@ pub(crate) async fn run(
             pending = soon && !last && stored.is_some_and(|(known, _)| known == version);
             if !pending {
                 let status = shared.control().status().borrow().clone();
-                keep(status, active(&shared), &state, &current).await;
+                let failed = keep(status, active(&shared), &state, &current).await;
+                // A disk that is full may have room again soon.
+                pending = failed.is_some();
+                note(&shared, failed);
                 stored = Some((version, Instant::now()));
             }
         }
         if last {
             return;
         }
+    }
+}
+
+/// Tells of a disk that takes nothing once, and once more when it does again.
+fn note(shared: &Shared, failed: Option<String>) {
+    if failed.is_some() {
+        add(&shared.counters.netmap_store_failures, 1);
+    }
+    let before = shared.set_unsaved(failed.clone());
+    match (before, failed) {
+        (None, Some(error)) => {
+            tracing::warn!(
+                error,
+                "the netmap was not stored; a restart needs the coordinator"
+            );
+        }
+        (Some(_), None) => tracing::info!("the netmap is stored again"),
+        (None, None) | (Some(_), Some(_)) => {}
     }
 }
 
@@ -68,13 +90,14 @@ fn active(shared: &Shared) -> Vec<NodeId> {
 }
 
 /// Stores the netmap, or removes the stored one when this node was removed: after a restart
-/// without its coordinator it would otherwise greet peers that are its own no more.
+/// without its coordinator it would otherwise greet peers that are its own no more. Gives what went
+/// wrong, if anything.
 pub(crate) async fn keep(
     status: ControlStatus,
     active: Vec<NodeId>,
     state: &StateDir,
     netmap: &Arc<Netmap>,
-) {
+) -> Option<String> {
     let now = Timestamp::from(SystemTime::now());
     let (state, netmap) = (state.clone(), Arc::clone(netmap));
     let stored = tokio::task::spawn_blocking(move || {
@@ -89,12 +112,11 @@ pub(crate) async fn keep(
     })
     .await;
     match stored {
-        Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%error, source, "the netmap was not stored; a restart needs the coordinator");
+            let source = std::error::Error::source(&error);
+            Some(source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}")))
         }
-        // The runtime is stopping.
-        Err(_) => {}
+        // The runtime is stopping when there is no answer.
+        Ok(Ok(())) | Err(_) => None,
     }
 }

@@ -10,6 +10,7 @@
 //! outside the netmap, and never dials anything but overlay addresses of peers on its callers'
 //! behalf.
 
+pub mod advice;
 pub mod control;
 pub mod counters;
 mod credential;

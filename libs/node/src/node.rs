@@ -141,7 +141,10 @@ impl Node {
                 home: None,
                 endpoints: Vec::new(),
                 drops: Vec::new(),
+                udp_heard: None,
             }),
+            started: SystemTime::now(),
+            unsaved: Mutex::new(None),
         });
         let bound = ports.iter().map(UdpPort::local).collect();
         let (stop, stopped) = watch::channel(false);

@@ -26,8 +26,26 @@ pub struct NodeStatus {
     pub control: ControlStatus,
     /// Since when the netmap may be out of date; `None` while the coordinator is connected.
     pub stale_since: Option<Timestamp>,
+    /// When this node started.
+    #[serde(default)]
+    pub started: Timestamp,
+    /// Whether there is a netmap to act on.
+    #[serde(default)]
+    pub has_netmap: bool,
+    /// Whether the netmap it acts on was read from disk and never confirmed since the start.
+    #[serde(default)]
+    pub netmap_stored: bool,
+    /// Why the newest netmap is not on disk, if it is not: a restart would need the coordinator.
+    #[serde(default)]
+    pub netmap_unsaved: Option<String>,
+    /// When a datagram last arrived; `None` when none has since the start.
+    #[serde(default)]
+    pub udp_heard: Option<Timestamp>,
     /// The relay it listens on.
     pub home_relay: Option<RelayId>,
+    /// Whether the netmap has relays that answer STUN, so that silence on UDP means something.
+    #[serde(default)]
+    pub has_stun: bool,
     /// Its connections to relays.
     pub relays: Vec<RelayStatus>,
     /// What it publishes.

@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod filter;
+pub mod finding;
 pub mod heartbeat;
 pub mod id;
 pub mod key;
@@ -19,6 +20,7 @@ pub mod token;
 
 pub use addr::{Endpoint, OverlayAddrs};
 pub use filter::{FilterRule, PacketFilter, PortRange, Protocol};
+pub use finding::{Finding, OpenFiles, Severity};
 pub use id::{NetworkId, NodeId, OperatorId, RelayId, TokenId};
 pub use key::{DiscoPublicKey, IdentityPublicKey, WgPublicKey};
 pub use label::{Label, Labels, Selector};

@@ -16,6 +16,7 @@
 #[macro_use]
 mod output;
 
+mod advice;
 mod args;
 mod commands;
 mod text;

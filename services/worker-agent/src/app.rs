@@ -106,7 +106,7 @@ impl App {
             },
             state.clone(),
         )?;
-        metrics::register(&handles.metrics, node.counters());
+        metrics::register(&handles.metrics, node.counters(), node.control());
         for addr in node.udp_addrs() {
             tracing::info!(%addr, "WireGuard");
         }

@@ -54,7 +54,8 @@ enum Verb {
     Join(JoinArgs),
     /// Run the agent
     Run(RunArgs),
-    /// Tell how the running agent is doing
+    /// Tell how the running agent is doing, what is wrong and what to type next; exit code 1 when
+    /// something that should work does not
     Status {
         /// Print one JSON document instead of a table
         #[arg(long)]
@@ -154,7 +155,10 @@ pub async fn run(args: Args) -> ExitCode {
         Verb::Run(args) => running::run(common.load(), args).await,
         Verb::Join(join) => membership::join(&common.load(), join).await,
         Verb::Leave { force } => membership::leave(&common.load(), force).await,
-        Verb::Status { json } => running::status(&common.load(), json).await,
+        Verb::Status { json } => match running::status(&common.load(), json).await {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Verb::Publish { name, port, tcp } => {
             running::publish(&common.load(), name, port, tcp).await
         }

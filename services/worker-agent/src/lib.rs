@@ -8,6 +8,7 @@
 //! interface, route or DNS setting of the machine, and changes Cockpit's and sshd's settings only
 //! when a person asks for it (`console configure`, `ssh trust`).
 
+mod advice;
 mod app;
 pub mod cli;
 pub mod config;

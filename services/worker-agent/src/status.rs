@@ -1,11 +1,14 @@
 //! What `worker-agent status` tells.
 
+use std::path::Path;
+
 use mesh_node::{NodeStatus, PeerPath};
-use mesh_types::{ServiceKind, Timestamp};
+use mesh_types::{Finding, OpenFiles, ServiceKind, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::config::SshMode;
 use crate::console::ConsoleState;
+use crate::local::{self, Answer, Request};
 
 /// The schema of [`AgentStatus`] as JSON.
 pub const SCHEMA: &str = "mesh.agent-status/1";
@@ -24,6 +27,12 @@ pub struct AgentStatus {
     pub console: ConsoleStatus,
     /// SSH.
     pub ssh: SshStatus,
+    /// What the process has open.
+    #[serde(default)]
+    pub open_files: OpenFiles,
+    /// What is wrong, the most far-reaching first.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
 }
 
 /// The console as it is served now.
@@ -46,6 +55,17 @@ pub struct SshStatus {
     pub user: String,
     /// The network's certificate authority: an OpenSSH public key line, or empty.
     pub authority: String,
+}
+
+/// What the agent that runs on this state directory tells of itself, as JSON.
+///
+/// # Errors
+/// No agent runs there, it does not answer, or it is another user's.
+pub async fn ask(state_dir: &Path) -> anyhow::Result<String> {
+    match local::ask(state_dir, &Request::Status).await? {
+        Answer::Status(status) => Ok(serde_json::to_string_pretty(&status)?),
+        Answer::Done | Answer::Refused { .. } => anyhow::bail!("the agent answered something else"),
+    }
 }
 
 /// The status for people.
@@ -84,12 +104,8 @@ pub(crate) fn render(status: &AgentStatus, now: Timestamp) -> String {
     let console = match status.console.state {
         ConsoleState::Page => "the agent's own page",
         ConsoleState::Cockpit => "Cockpit",
-        ConsoleState::UrlRootMismatch => {
-            "Cockpit is set up for another path: run 'sudo worker-agent console configure'"
-        }
-        ConsoleState::NoCockpit => {
-            "Cockpit does not answer: run 'sudo systemctl start cockpit.socket'"
-        }
+        ConsoleState::UrlRootMismatch => "Cockpit is set up for another path",
+        ConsoleState::NoCockpit => "Cockpit does not answer",
     };
     lines.push(format!(
         "  console      {console} (at the gateway: {})",
@@ -111,28 +127,23 @@ pub(crate) fn render(status: &AgentStatus, now: Timestamp) -> String {
     }
     lines.push(String::new());
     lines.extend(peers(status));
+    lines.push(String::new());
+    if status.findings.is_empty() {
+        lines.push("Nothing is wrong.".to_owned());
+    }
+    lines.extend(status.findings.iter().map(ToString::to_string));
     lines.join("\n")
 }
 
 fn coordinator(status: &AgentStatus, now: Timestamp) -> String {
     let control = &status.node.control;
     if control.is_removed() {
-        return "removed from the network: run 'worker-agent leave', then join again".into();
+        return "removed from the network".into();
     }
-    let since = |at: Timestamp| format!("{} s", now.since(at).as_secs());
-    match (
-        control.is_connected(),
-        status.node.stale_since,
-        &control.last_error,
-    ) {
-        // Such as a clock that is off: it may stay, and nothing works as it should.
-        (true, _, Some(error)) => format!("connected, but {error}"),
-        (true, _, None) => "connected".into(),
-        (false, Some(at), Some(error)) => {
-            format!("not connected for {}: {error}", since(at))
-        }
-        (false, Some(at), None) => format!("not connected for {}", since(at)),
-        (false, None, _) => "connecting".into(),
+    match (control.is_connected(), status.node.stale_since) {
+        (true, _) => "connected".into(),
+        (false, Some(at)) => format!("not connected for {} s", now.since(at).as_secs()),
+        (false, None) => "connecting".into(),
     }
 }
 

@@ -352,6 +352,15 @@ pub struct AdminStatusResponse {
     pub writable: bool,
     #[prost(string, tag = "9")]
     pub store_problem: ::prost::alloc::string::String,
+    /// empty: Redis is there, or not used
+    #[prost(string, tag = "10")]
+    pub bus_problem: ::prost::alloc::string::String,
+    /// file descriptors that the coordinator has open
+    #[prost(uint64, tag = "11")]
+    pub open_files: u64,
+    /// the most it may have; 0: not known
+    #[prost(uint64, tag = "12")]
+    pub open_files_limit: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetworkStatus {

@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use mesh_api::client::OWN_CLOCK;
 use mesh_api::model::node::NodeReport;
 use mesh_types::heartbeat::{
     HEARTBEAT_INTERVAL_SECS, HEARTBEAT_TTL_SECS, HeartbeatRefusal, MAX_SKEW_SECS,
@@ -23,7 +24,7 @@ use mesh_types::{Cursor, Netmap, NetmapUpdate, Timestamp};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::ControlState;
+use super::{ControlState, TOOK_OVER};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(HEARTBEAT_INTERVAL_SECS);
 /// A stream on which nothing arrives for this long is dead: three answered heartbeats are missing.
@@ -388,7 +389,7 @@ impl Machine {
                 // Two processes with one identity would otherwise take turns as fast as they can.
                 self.failures = 16;
                 self.fail(
-                    "another stream with this node's identity took over".to_owned(),
+                    TOOK_OVER.to_owned(),
                     now,
                 );
             }
@@ -435,7 +436,7 @@ fn skew_text(own: Timestamp, server: Timestamp) -> Option<String> {
     };
     (off.as_secs() > MAX_SKEW_SECS).then(|| {
         format!(
-            "this machine's clock is {} s {way} the coordinator's: set it, heartbeats are refused \
+            "{OWN_CLOCK} is {} s {way} the coordinator's: set it, heartbeats are refused \
              until then",
             off.as_secs()
         )

@@ -165,6 +165,7 @@ impl Shell {
             Event::Renewed(Err(RenewError::Removed)) => self.machine.handle_removed(),
             Event::Renewed(Err(RenewError::Failed(reason))) => {
                 self.renewal = None;
+                tracing::info!(reason, "certificate not renewed, trying again");
                 self.machine.handle_renew_failed(reason, now);
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_types::RelayId;
@@ -128,6 +129,11 @@ impl Driver {
         let passed = wall.duration_since(self.house_kept.1).unwrap_or_default();
         let slept = passed > now.duration_since(self.house_kept.0) + SLEPT;
         self.house_kept = (now, wall);
+        let heard = &self.parts.shared.counters.udp_rx_bytes;
+        let heard = heard.load(Ordering::Relaxed);
+        if heard != self.udp_heard.0 {
+            self.udp_heard = (heard, Some(wall));
+        }
         if slept {
             tracing::debug!("this machine slept, looking for paths again");
             self.parts.device.network_changed(now);
@@ -217,6 +223,7 @@ impl Driver {
                 .iter()
                 .filter(|(_, count)| *count > 0)
                 .collect(),
+            udp_heard: self.udp_heard.1,
         };
         self.parts.shared.show(shown);
     }

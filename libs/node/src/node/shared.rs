@@ -29,6 +29,9 @@ pub(crate) struct Shared {
     pub(super) control: ControlSession,
     pub(super) report: Mutex<NodeReport>,
     pub(super) snapshot: RwLock<Snapshot>,
+    pub(super) started: SystemTime,
+    /// Why the newest netmap is not on disk.
+    pub(super) unsaved: Mutex<Option<String>>,
 }
 
 /// Figures of the tunnel at one moment.
@@ -41,6 +44,7 @@ pub(crate) struct Snapshot {
     pub(crate) home: Option<RelayId>,
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) drops: Vec<(DropReason, u64)>,
+    pub(crate) udp_heard: Option<SystemTime>,
 }
 
 /// Figures of one relay connection.
@@ -58,6 +62,12 @@ impl Shared {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut report);
         self.control.report(report.clone());
+    }
+
+    /// Takes note whether the newest netmap is on disk; gives what was known before.
+    pub(crate) fn set_unsaved(&self, reason: Option<String>) -> Option<String> {
+        let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut unsaved, reason)
     }
 
     pub(crate) fn credential(&self) -> Credential {
@@ -98,6 +108,10 @@ impl Shared {
         let netmap = self.control.netmap().borrow().clone();
         let control = self.control.status().borrow().clone();
         let enrolled = self.control.enrolled().clone();
+        let stored = self.control.stored().map(|stored| stored.saved);
+        let unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        let netmap_unsaved = unsaved.clone();
+        drop(unsaved);
         let mut peers: Vec<PeerStatus> = netmap
             .iter()
             .flat_map(|netmap| netmap.peers.values())
@@ -137,6 +151,15 @@ impl Shared {
             wg_port,
             endpoints: snapshot.endpoints,
             stale_since: control.stale_since,
+            started: Timestamp::from(self.started),
+            has_netmap: netmap.is_some(),
+            netmap_stored: stored.is_some() && control.stale_since == stored,
+            netmap_unsaved,
+            udp_heard: snapshot.udp_heard.map(Timestamp::from),
+            has_stun: netmap
+                .iter()
+                .flat_map(|netmap| &netmap.relays)
+                .any(|relay| !relay.stun.is_empty()),
             control,
             home_relay: snapshot.home,
             relays: snapshot

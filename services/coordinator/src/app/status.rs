@@ -6,6 +6,7 @@ use mesh_netmap::Counts;
 use mesh_types::{NetworkName, NodeState, Timestamp};
 
 use super::Core;
+use crate::bus::BusState;
 use crate::error::Error;
 use crate::record::RelayRecord;
 
@@ -20,6 +21,8 @@ pub(crate) struct Status {
     pub(crate) relays: Vec<RelayView>,
     /// Why changes are refused, if they are.
     pub(crate) store_problem: Option<String>,
+    /// Why there is no Redis, if there should be one.
+    pub(crate) bus_problem: Option<String>,
 }
 
 /// A network in figures.
@@ -72,6 +75,10 @@ impl Core {
             networks,
             relays,
             store_problem: self.store.refusal(),
+            bus_problem: match &*self.bus.state().borrow() {
+                BusState::InProcess | BusState::Up => None,
+                BusState::Down(reason) => Some(reason.clone()),
+            },
         })
     }
 

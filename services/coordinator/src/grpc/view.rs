@@ -25,7 +25,9 @@ pub(super) fn status(status: Status) -> pb::AdminStatusResponse {
         networks,
         relays,
         store_problem,
+        bus_problem,
     } = status;
+    let (open_files, open_files_limit) = mesh_daemon::open_files();
     let network = |figures: NetworkFigures| pb::NetworkStatus {
         name: figures.name.to_string(),
         online: count(figures.counts.online),
@@ -50,6 +52,9 @@ pub(super) fn status(status: Status) -> pb::AdminStatusResponse {
         relays: relays.into_iter().map(relay).collect(),
         writable: store_problem.is_none(),
         store_problem: store_problem.unwrap_or_default(),
+        bus_problem: bus_problem.unwrap_or_default(),
+        open_files,
+        open_files_limit,
     }
 }
 

@@ -242,6 +242,13 @@ async fn try_renew(session: &Session, context: &mut Context, channel: Channel) -
     Ok(())
 }
 
+/// When the operator's certificate ends.
+pub(super) fn certificate_until(context: &Context) -> Option<Timestamp> {
+    let certificate = STANDARD.decode(&context.certificate).ok()?;
+    let (_, until) = mesh_api::tls::validity(&certificate)?;
+    Some(until)
+}
+
 /// Whether two thirds of the certificate's life are over.
 fn is_due(certificate: &[u8], now: Timestamp) -> Result<bool> {
     let (from, until) = mesh_api::tls::validity(certificate).context("read the certificate")?;

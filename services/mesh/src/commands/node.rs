@@ -9,10 +9,14 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use mesh_api::context::Context;
 use mesh_api::model::enums;
 use mesh_api::pb;
-use mesh_types::{Label, Labels, NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass};
+use mesh_types::{
+    Finding, Label, Labels, NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass,
+};
 use serde_json::json;
 
+use super::status::{EVENTS, latest_events, say_findings};
 use super::{Session, network_or};
+use crate::advice;
 use crate::args::{HostKeyVerb, NodeArg, NodeVerb};
 use crate::{output, text};
 
@@ -44,7 +48,10 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             let request = pb::ShowNodeRequest {
                 node: Some(reference(&context, &node)),
             };
-            show(session, &admin.show_node(request).await?.into_inner())
+            let node = admin.show_node(request).await?.into_inner();
+            let events = latest_events(&mut admin, EVENTS).await?;
+            let findings = advice::of_node(&node, &events, text::now());
+            show(session, &node, &findings)
         }
         NodeVerb::Rename { node, new_name } => {
             let request = pb::RenameNodeRequest {
@@ -170,9 +177,11 @@ fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
     Ok(())
 }
 
-fn show(session: &Session, node: &pb::Node) -> Result<()> {
+fn show(session: &Session, node: &pb::Node, findings: &[Finding]) -> Result<()> {
     if session.json {
-        return output::print_json("mesh.node/1", "node", json_of(node));
+        let mut node = json_of(node);
+        node["findings"] = serde_json::to_value(findings)?;
+        return output::print_json("mesh.node/1", "node", node);
     }
     let (now, coloured) = (text::now(), output::coloured());
     let services: Vec<String> = services(node)
@@ -221,12 +230,7 @@ fn show(session: &Session, node: &pb::Node) -> Result<()> {
     ];
     rows.retain(|[_, value]| !value.is_empty());
     say!("{}", output::table(["", ""], rows).trim_start_matches('\n'));
-    if !node.ssh_host_keys_held.is_empty() {
-        say!(
-            "\nIts SSH host key changed and is refused. If that was you:\n  mesh node host-key accept {}",
-            node.name
-        );
-    }
+    say_findings(findings);
     Ok(())
 }
 
@@ -294,7 +298,7 @@ fn services(node: &pb::Node) -> Vec<Service> {
         .collect()
 }
 
-fn json_of(node: &pb::Node) -> serde_json::Value {
+pub(super) fn json_of(node: &pb::Node) -> serde_json::Value {
     let class: UptimeClass = enums::uptime_class(node.uptime_class);
     json!({
         "id": id(node),

@@ -1,17 +1,18 @@
 //! The agent's main loop: the one owner of what the agent serves.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use mesh_daemon::{Latch, Shutdown, Tasks, build_info, report};
 use mesh_node::{ControlStatus, Node, Published, StateDir, Target};
 use mesh_types::service::CONSOLE_PORT;
-use mesh_types::{Netmap, Service, ServiceKind};
+use mesh_types::{Netmap, OpenFiles, Service, ServiceKind, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::facts;
+use crate::advice::advice;
 use crate::config::{SshConfig, SshMode};
 use crate::console;
 use crate::local::{Answer, Asked, Request};
@@ -230,16 +231,23 @@ impl Agent {
     fn status(&self) -> AgentStatus {
         let netmap = self.node.netmap().borrow().clone();
         let node = netmap.as_deref().map(|netmap: &Netmap| &netmap.node);
+        let of_node = self.node.status();
+        let console = ConsoleStatus {
+            state: *self.console.borrow(),
+            prefix: node
+                .map_or(&self.node.enrolled().console_prefix, |n| &n.console_prefix)
+                .clone(),
+        };
+        let (used, limit) = mesh_daemon::open_files();
+        let open_files = OpenFiles { used, limit };
+        let now = Timestamp::from(SystemTime::now());
         AgentStatus {
             schema: SCHEMA.to_owned(),
             version: build_info::VERSION.to_owned(),
-            node: self.node.status(),
-            console: ConsoleStatus {
-                state: *self.console.borrow(),
-                prefix: node
-                    .map_or(&self.node.enrolled().console_prefix, |n| &n.console_prefix)
-                    .clone(),
-            },
+            findings: advice(&of_node, &console, open_files, now),
+            node: of_node,
+            console,
+            open_files,
             ssh: SshStatus {
                 mode: self.ssh_mode,
                 host_keys: self.ssh.host_keys.clone(),

@@ -1,12 +1,13 @@
 //! `run`, and what is asked of a running agent.
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use mesh_daemon::{ShutdownTrigger, signals, telemetry};
 use mesh_node::{JOIN_PATIENCE, first_join};
-use mesh_types::{ServiceName, Timestamp};
+use mesh_types::{Finding, ServiceName, Timestamp};
 
 use super::{RunArgs, membership, say};
 use crate::app::{App, change_services};
@@ -56,15 +57,18 @@ async fn join_first(config: &Config, file: &Path, hostname: Option<String>) -> a
     Ok(())
 }
 
-/// `worker-agent status`
-pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
+/// `worker-agent status`: exit code 1 when a person must act.
+pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let status = running(&config.state_dir()).await?;
     if json {
         say(&serde_json::to_string(&status)?);
     } else {
         say(&render(&status, Timestamp::from(SystemTime::now())));
     }
-    Ok(())
+    Ok(match Finding::any_error(&status.findings) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 /// The status of the agent that runs on this state directory.
