@@ -127,6 +127,11 @@ fn every_verb_of_mesh_prints_a_document_with_a_schema() {
     verbs.check("context set", &["--network", "default"], "mesh.done/1");
     verbs.check("operator list", &[], "mesh.operators/1");
     verbs.check("operator revoke", &["emil"], "mesh.done/1");
+    let output = path("support.tar.gz");
+    let bundle = ["--output", &output];
+    verbs.check("support-bundle", &bundle, "mesh.support-bundle/1");
+    let again = ran(cli.product("mesh").arg("support-bundle").args(bundle));
+    assert!(again.expect_code(1).stderr.contains("--force"));
     verbs.check("deploy", &["status", "worker-node-1"], "mesh.deploy/1");
     // One document for each event, on a line of its own.
     let events = cli.mesh(&["--json", "events"]).expect_code(0).stdout;

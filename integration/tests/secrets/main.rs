@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
+mod bundle;
 mod markers;
 mod stage;
 
@@ -13,12 +14,14 @@ use mesh_testkit::{Need, eventually, needs};
 
 use stage::{MISPLACED, SOCKS_PASSWORD, SOON, Stage, WORKERS, WRONG};
 
-const NEEDED: [Need; 7] = [
+const NEEDED: [Need; 9] = [
     Need::Root,
     Need::Program("curl"),
     Need::Program("find"),
     Need::Program("redis-server"),
+    Need::Program("sha256sum"),
     Need::Program("ssh-keygen"),
+    Need::Program("tar"),
     Need::Program("useradd"),
     Need::Program(SSHD),
 ];
@@ -155,6 +158,7 @@ fn no_secret_is_printed_by_any_service_at_any_level() {
     let mut stage = Stage::start().expect("an installation");
     use_everything(&mut stage);
     stage.ask_all().expect("answers");
+    bundle::gather(&mut stage).expect("a bundle");
     misuse_everything(&mut stage);
     lose_everything(&mut stage);
     let (markers, printed) = stage.finish();

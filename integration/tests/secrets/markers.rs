@@ -78,6 +78,19 @@ impl Markers {
         }
     }
 
+    /// A secret that is text, by its name.
+    pub(crate) fn of(&self, name: &str) -> &str {
+        let mut of = self.forms().filter(|(known, _)| *known == name);
+        of.next().expect("a secret of that name").1
+    }
+
+    /// Each secret's name with each of its forms.
+    pub(crate) fn forms(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(name, form)| (name.as_str(), form.as_str()))
+    }
+
     /// How many forms are searched.
     pub(crate) fn len(&self) -> usize {
         self.0.len()

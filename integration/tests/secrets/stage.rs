@@ -58,7 +58,7 @@ pub(crate) struct Stage {
     pub(crate) markers: Markers,
     pub(crate) cli: Cli,
     services: Vec<Service>,
-    printed: Vec<(String, String)>,
+    pub(crate) printed: Vec<(String, String)>,
     pub(crate) gateway: u16,
     pub(crate) socks: u16,
     pub(crate) user: TestUser,
@@ -207,7 +207,7 @@ impl Stage {
         self.start_service(name)
     }
 
-    fn token_file(&self, role: &str) -> PathBuf {
+    pub(crate) fn token_file(&self, role: &str) -> PathBuf {
         self.cli.work("tokens").join(role).join("token")
     }
 
@@ -331,6 +331,11 @@ impl Stage {
         let ran = spec.run(SOON)?;
         self.keep(name, &ran);
         Ok(ran)
+    }
+
+    /// Where every service's admin endpoint is.
+    pub(crate) fn admin_endpoints(&self) -> Vec<SocketAddr> {
+        self.services.iter().map(|service| service.admin).collect()
     }
 
     fn keep(&mut self, name: &str, ran: &Finished) {

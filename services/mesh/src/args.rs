@@ -1,10 +1,14 @@
 //! What can be typed after `mesh`.
 
+mod support;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_types::{Label, NetworkName, NodeName, Role, Selector, UptimeClass};
+
+pub(crate) use support::SupportBundleArgs;
 
 /// Runs and manages a Wonder Mesh.
 #[derive(Debug, Parser)]
@@ -83,6 +87,8 @@ pub(crate) enum Verb {
     /// Run roles of this machine under systemd
     #[command(subcommand)]
     Service(ServiceVerb),
+    /// Write one file with what somebody who helps would ask for, without secrets
+    SupportBundle(Box<SupportBundleArgs>),
     /// Print shell completions
     Completions {
         /// For which shell

@@ -9,6 +9,7 @@ mod node;
 mod operator;
 mod service;
 mod status;
+mod support_bundle;
 mod token;
 
 use std::ffi::OsString;
@@ -46,6 +47,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         Verb::Nc { args } => return Ok(session.deploy_cli(Some("nc"), args).await),
         Verb::SshConfig { args } => return Ok(session.deploy_cli(Some("ssh-config"), args).await),
         Verb::Service(verb) => service::run(&session, verb)?,
+        Verb::SupportBundle(args) => support_bundle::run(&session, *args).await?,
         Verb::Completions { shell } => {
             let mut command = crate::command();
             clap_complete::generate(shell, &mut command, "mesh", &mut std::io::stdout());

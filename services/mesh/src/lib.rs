@@ -19,6 +19,7 @@ mod output;
 mod advice;
 mod args;
 mod commands;
+mod redact;
 mod text;
 mod up;
 

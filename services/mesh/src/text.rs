@@ -68,6 +68,14 @@ pub(crate) fn rfc3339(at: i64) -> Option<String> {
         .ok()
 }
 
+/// `20260131T235959Z`, for file names (ISO 8601, basic format).
+pub(crate) fn compact(at: i64) -> String {
+    let text = rfc3339(at).unwrap_or_default();
+    let seconds = text.split('.').next().unwrap_or_default();
+    let digits = seconds.chars().filter(|c| c.is_ascii_digit() || *c == 'T');
+    format!("{}Z", digits.collect::<String>())
+}
+
 /// How long ago, or how far ahead, in the largest fitting unit.
 pub(crate) fn relative(at: i64, now: Timestamp) -> String {
     if at == 0 {
@@ -122,6 +130,12 @@ mod tests {
             "in 30 min"
         );
         assert_eq!(relative(0, now), "never");
+    }
+
+    #[test]
+    fn a_time_fits_a_file_name() {
+        let at = Timestamp::from_secs(951_782_400).as_micros() + 5;
+        assert_eq!(compact(at), "20000229T000000Z");
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(super) async fn run(session: &Session, verb: NetworkVerb) -> Result<()> {
     Ok(())
 }
 
-fn json_of(network: &pb::Network) -> serde_json::Value {
+pub(super) fn json_of(network: &pb::Network) -> serde_json::Value {
     json!({
         "id": NetworkId::try_from(network.id.as_slice()).ok(),
         "name": network.name,

@@ -90,7 +90,7 @@ async fn list(session: &Session) -> Result<()> {
     Ok(())
 }
 
-fn json_of(operator: &pb::Operator) -> serde_json::Value {
+pub(super) fn json_of(operator: &pb::Operator) -> serde_json::Value {
     json!({
         "id": OperatorId::try_from(operator.id.as_slice()).ok(),
         "name": operator.name,

@@ -166,7 +166,7 @@ fn state(token: &pb::Token, now: i64) -> &'static str {
     }
 }
 
-fn json_of(token: &pb::Token) -> serde_json::Value {
+pub(super) fn json_of(token: &pb::Token) -> serde_json::Value {
     json!({
         "id": id(token),
         "network": token.network,
