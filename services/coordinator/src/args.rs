@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use coordinator::ProvisionOptions;
 use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb};
 use mesh_types::Role;
@@ -87,6 +87,14 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    /// With what was set before a verb, too.
+    pub(crate) fn whole(mut self) -> Self {
+        self.config = self.config.with_every_set(Args::command());
+        self
+    }
+}
+
 impl BootstrapArgs {
     /// What is to be made.
     pub(crate) fn options(&self) -> ProvisionOptions {
@@ -103,8 +111,6 @@ impl BootstrapArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -29,6 +29,7 @@ async fn main() -> ExitCode {
         Some(Command::Run(flags)) => run(flags).await,
         Some(Command::Bootstrap(args)) => bootstrap(args).await,
         Some(Command::Service(verb)) => {
+            let flags = flags.whole();
             return verb.run::<Config>(Args::command(), &flags.config, flags.overrides());
         }
     };
@@ -42,6 +43,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let args = args.whole();
     let config: Config = config::load_or_exit("coordinator", &args.config, args.overrides());
     let _log = telemetry::init(&config.log)?;
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
@@ -53,7 +55,8 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 }
 
 async fn bootstrap(args: BootstrapArgs) -> anyhow::Result<()> {
-    let (flags, options) = (&args.run, args.options());
+    let options = args.options();
+    let flags = args.run.whole();
     let config: Config = config::load_or_exit("coordinator", &flags.config, flags.overrides());
     let _log = telemetry::init(&config.log)?;
     let made = provision(&config, &options, Arc::new(SystemClock)).await?;

@@ -79,7 +79,7 @@ impl Default for Verb {
 /// Runs the process's command line.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let flags = &cli.config;
+    let flags = &cli.config.with_every_set(Cli::command());
     let load = || load_or_exit::<Config>("deploy-manager", flags, Overrides::new());
     let done = match cli.verb.unwrap_or_default() {
         Verb::Service(verb) => {
@@ -166,8 +166,7 @@ async fn join_by(config: &Config, file: &Path, name: &str) -> anyhow::Result<Exi
 }
 
 fn show(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let status =
-        status::read(state_dir).with_context(|| format!("read {}", state_dir.display()))?;
+    let status = status::read(state_dir)?;
     if json {
         println!("{}", serde_json::to_string(&status)?);
     } else {

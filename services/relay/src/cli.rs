@@ -75,10 +75,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         )
         .set("server.listen", args.listen)
         .set("stun.listen", args.stun_listen);
-    let load = |overrides| load_or_exit::<Config>("relay", &args.config, overrides);
+    let flags = args.config.with_every_set(Args::command());
+    let load = |overrides| load_or_exit::<Config>("relay", &flags, overrides);
     match args.verb.unwrap_or(Verb::Run) {
         Verb::Service(verb) => {
-            return Ok(verb.run::<Config>(Args::command(), &args.config, overrides));
+            return Ok(verb.run::<Config>(Args::command(), &flags, overrides));
         }
         Verb::Run => serve(load(overrides), args.token_file.as_deref()).await?,
         Verb::Join { token, hostname } => {

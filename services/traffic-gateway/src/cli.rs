@@ -90,7 +90,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             args.state_dir.as_ref().map(|dir| dir.display()),
         )
         .set("server.listen", args.listen);
-    let flags = &args.config;
+    let flags = &args.config.with_every_set(Args::command());
     let load = |overrides| {
         let mut config: Config = load_or_exit("traffic-gateway", flags, overrides);
         config.server.dev |= flags.dev;

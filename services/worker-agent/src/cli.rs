@@ -147,7 +147,8 @@ enum SshVerb {
 
 /// Does what the command line asks for.
 pub async fn run(args: Args) -> ExitCode {
-    let Args { common, verb } = args;
+    let Args { mut common, verb } = args;
+    common.config = common.config.with_every_set(Args::command());
     let outcome = match verb {
         Verb::Service(verb) => {
             return verb.run::<Config>(Args::command(), &common.config, common.overrides());
