@@ -4,10 +4,8 @@
 //! keys in it (`node.key`, 0600) are made here and never leave it. Every file is replaced whole
 //! (write, sync, rename), so that a crash leaves the old one or the new one.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Seek as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,11 +18,13 @@ use mesh_types::{
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+mod files;
 mod keys;
 mod netmap;
 
 pub use netmap::StoredNetmap;
 
+use files::{at, check_owner, check_version, lock, make_private, read, remove, write};
 use keys::Keys;
 
 /// The format this program reads and writes.
@@ -36,6 +36,8 @@ const CERT_FILE: &str = "node.crt";
 const CA_FILE: &str = "ca.crt";
 const ENROLMENT_FILE: &str = "node.json";
 const NETMAP_FILE: &str = "netmap";
+/// A node that has all of these has joined; the first of them is written last.
+const ENROLLED: [&str; 3] = [ENROLMENT_FILE, CERT_FILE, CA_FILE];
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -225,9 +227,33 @@ impl StateDir {
 
     /// Whether an enrolment is stored.
     pub fn is_enrolled(&self) -> bool {
-        [ENROLMENT_FILE, CERT_FILE, CA_FILE]
-            .iter()
-            .all(|file| self.file(file).exists())
+        ENROLLED.iter().all(|file| self.file(file).exists())
+    }
+
+    /// Whether an enrolment is stored in the directory at `path`. Makes and locks nothing; a
+    /// directory that is not there holds none.
+    ///
+    /// # Errors
+    ///
+    /// It belongs to another user, is no directory, or the system does not let us look.
+    pub fn is_enrolled_at(path: &Path) -> Result<bool, StateDirError> {
+        let meta = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            looked => at("look at", path, looked)?,
+        };
+        check_owner(path, &meta)?;
+        if !meta.is_dir() {
+            return Err(StateDirError::NotADirectory {
+                path: path.to_owned(),
+            });
+        }
+        for name in ENROLLED {
+            let file = path.join(name);
+            if !at("look at", &file, file.try_exists())? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Who this node is; `None` before its enrolment.
@@ -316,171 +342,6 @@ impl StateDir {
     fn file(&self, name: &str) -> PathBuf {
         self.inner.path.join(name)
     }
-}
-
-fn at<T>(action: &'static str, path: &Path, result: io::Result<T>) -> Result<T, StateDirError> {
-    result.map_err(|source| StateDirError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Makes the directory, or checks that what is there is a private directory of this user.
-fn make_private(path: &Path) -> Result<(), StateDirError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    if let Err(error) = &made
-        && error.kind() == io::ErrorKind::AlreadyExists
-    {
-        return Err(StateDirError::NotADirectory {
-            path: path.to_owned(),
-        });
-    }
-    at("create", path, made)?;
-    let meta = at("look at", path, fs::metadata(path))?;
-    let own = nix::unistd::geteuid().as_raw();
-    if meta.uid() != own {
-        return Err(StateDirError::OtherOwner {
-            path: path.to_owned(),
-            owner: meta.uid(),
-            own,
-        });
-    }
-    if meta.mode() & 0o077 != 0 {
-        let known = path.join(VERSION_FILE).exists();
-        let empty = at("list", path, fs::read_dir(path))?.next().is_none();
-        if !known && !empty {
-            return Err(StateDirError::NotPrivate {
-                path: path.to_owned(),
-            });
-        }
-        at(
-            "make private",
-            path,
-            fs::set_permissions(path, Permissions::from_mode(0o700)),
-        )?;
-    }
-    Ok(())
-}
-
-fn lock(path: &Path) -> Result<File, StateDirError> {
-    let file_path = path.join(LOCK_FILE);
-    let opened = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(&file_path);
-    let mut file = at("open", &file_path, opened)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let pid = holder(&mut file).unwrap_or_else(|| "unknown".to_owned());
-            return Err(StateDirError::InUse {
-                path: path.to_owned(),
-                pid,
-            });
-        }
-        Err(TryLockError::Error(source)) => {
-            return Err(StateDirError::Io {
-                action: "lock",
-                path: file_path,
-                source,
-            });
-        }
-    }
-    at("write", &file_path, file.set_len(0))?;
-    at(
-        "write",
-        &file_path,
-        writeln!(file, "{}", std::process::id()),
-    )?;
-    Ok(file)
-}
-
-/// Who wrote itself into the lock file. It does so right after it took the lock, so an empty file
-/// is looked at again.
-fn holder(file: &mut File) -> Option<String> {
-    for _ in 0..200 {
-        let mut text = String::new();
-        file.rewind().ok()?;
-        Read::by_ref(file).take(20).read_to_string(&mut text).ok()?;
-        if let Some(pid) = text.strip_suffix('\n')
-            && !pid.is_empty()
-            && pid.bytes().all(|b| b.is_ascii_digit())
-        {
-            return Some(pid.to_owned());
-        }
-        std::thread::yield_now();
-    }
-    None
-}
-
-fn check_version(path: &Path) -> Result<(), StateDirError> {
-    let file = path.join(VERSION_FILE);
-    match read(&file)? {
-        None => write(&file, format!("{FORMAT}\n").as_bytes()),
-        Some(bytes) => {
-            let text = String::from_utf8_lossy(&bytes);
-            let text = text.trim();
-            if text.parse() == Ok(FORMAT) {
-                Ok(())
-            } else {
-                Err(StateDirError::OtherVersion {
-                    path: path.to_owned(),
-                    found: text.chars().filter(|c| !c.is_control()).take(16).collect(),
-                })
-            }
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(StateDirError::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
-/// Removes a file; that there is none is fine.
-fn remove(path: &Path) -> Result<(), StateDirError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateDirError::Io {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Replaces a file as a whole: 0600 beside it, synced, renamed over it, directory synced.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), StateDirError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let written = (|| {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        match path.parent() {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => Ok(()),
-        }
-    })();
-    at("write", path, written)
 }
 
 #[cfg(test)]

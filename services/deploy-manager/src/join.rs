@@ -88,33 +88,31 @@ pub async fn join(
 ///
 /// # Errors
 ///
-/// When the directory cannot be read.
-pub fn joined(state_dir: &Path) -> std::io::Result<Vec<(NetworkName, PathBuf)>> {
+/// When the directory cannot be read, or one in it is somebody else's.
+pub fn joined(state_dir: &Path) -> Result<Vec<(NetworkName, PathBuf)>, StateDirError> {
+    let unlisted = |source| StateDirError::Io {
+        action: "list",
+        path: state_dir.to_owned(),
+        source,
+    };
     let entries = match std::fs::read_dir(state_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
+        Err(error) => return Err(unlisted(error)),
     };
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry?;
+        let entry = entry.map_err(unlisted)?;
         let name = entry.file_name();
         let network = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
         if let Some(network) = network.and_then(|network| network.parse().ok())
-            && is_enrolled(&entry.path())
+            && StateDir::is_enrolled_at(&entry.path())?
         {
             found.push((network, entry.path()));
         }
     }
     found.sort();
     Ok(found)
-}
-
-/// Whether the identity is whole, without taking its lock. The enrolment is written last.
-fn is_enrolled(dir: &Path) -> bool {
-    ["node.crt", "ca.crt", "node.json"]
-        .iter()
-        .all(|file| dir.join(file).exists())
 }
 
 /// Puts the identity of a network that this node was removed from aside, so that it can be joined

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mesh_daemon::write_private;
+use mesh_node::StateDirError;
 use mesh_types::{NetworkName, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +86,7 @@ pub(crate) fn clear(state_dir: &Path) {
 /// # Errors
 ///
 /// When the directory cannot be read.
-pub fn read(state_dir: &Path) -> std::io::Result<Status> {
+pub fn read(state_dir: &Path) -> Result<Status, StateDirError> {
     let written = std::fs::read(state_dir.join(FILE))
         .ok()
         .and_then(|text| serde_json::from_slice::<Status>(&text).ok());

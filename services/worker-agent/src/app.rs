@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use self::agent::{Agent, Ended, Loops, refused};
 use crate::config::Config;
 use crate::console::{self, Console};
-use crate::join::{is_joined, other_program};
+use crate::join::other_program;
 use crate::local::{self, Answer, LocalSocket, Request};
 use crate::services::{self, Services};
 use crate::ssh::{self, Ssh};
@@ -60,7 +60,7 @@ impl App {
     /// port is taken. The text says what to do.
     pub async fn build(config: Config, handles: Handles) -> anyhow::Result<Self> {
         let dir = config.state_dir();
-        if !is_joined(&dir) {
+        if !StateDir::is_enrolled_at(&dir)? {
             anyhow::bail!(
                 "this machine has not joined a network (no identity in {}): get a token with \
                  'mesh token create --role worker', then run 'worker-agent join --token-file FILE'",

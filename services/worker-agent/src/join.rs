@@ -92,13 +92,6 @@ pub(crate) fn other_program(role: Role) -> Option<&'static str> {
     }
 }
 
-/// Whether there is an identity in this directory. Makes and locks nothing.
-pub fn is_joined(state_dir: &Path) -> bool {
-    ["node.json", "node.crt", "ca.crt"]
-        .iter()
-        .all(|file| state_dir.join(file).exists())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,14 +103,6 @@ mod tests {
             .filter(|role| other_program(*role).is_none())
             .collect();
         assert_eq!(run, [Role::Worker, Role::Router, Role::Client]);
-    }
-
-    #[test]
-    fn an_empty_or_missing_directory_has_not_joined() {
-        let dir = tempfile::tempdir().expect("a directory");
-        assert!(!is_joined(dir.path()));
-        assert!(!is_joined(&dir.path().join("missing")));
-        assert!(!dir.path().join("missing").exists());
     }
 
     #[tokio::test]
@@ -133,10 +118,9 @@ mod tests {
             timeout: Duration::from_secs(5),
             ..JoinOptions::new("w")
         };
-        let error = join(&token, options, &dir.path().join("state"))
-            .await
-            .expect_err("refused");
+        let state = dir.path().join("state");
+        let error = join(&token, options, &state).await.expect_err("refused");
         assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
-        assert!(!is_joined(&dir.path().join("state")));
+        assert!(!StateDir::is_enrolled_at(&state).expect("looks"));
     }
 }

@@ -24,4 +24,4 @@ pub mod status;
 
 pub use app::App;
 pub use config::Config;
-pub use join::{JoinError, JoinOptions, is_joined, join};
+pub use join::{JoinError, JoinOptions, join};

@@ -3,6 +3,9 @@ use std::collections::BTreeMap;
 use mesh_types::{Cursor, Netmap, NetworkId, PacketFilter, SelfNode, Timestamp};
 use proptest::prelude::*;
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
 use super::*;
 use crate::control::{ControlState, ControlStatus};
 use crate::keeper::keep;
@@ -142,6 +145,11 @@ fn another_users_directory_is_refused() {
         matches!(error, StateDirError::OtherOwner { owner: 12345, .. }),
         "{error}"
     );
+    let looked = StateDir::is_enrolled_at(dir.path());
+    assert!(
+        matches!(looked, Err(StateDirError::OtherOwner { owner: 12345, .. })),
+        "{looked:?}"
+    );
 }
 
 #[test]
@@ -173,8 +181,24 @@ fn an_enrolment_survives_a_restart_and_a_wipe_ends_it() {
         (certificate.as_ref(), ca.as_ref()),
         (b"certificate".as_slice(), [7; 200].as_slice())
     );
+    let at = || StateDir::is_enrolled_at(&path).expect("looks");
+    assert!(state.is_enrolled() && at());
     state.wipe().expect("wipes");
     assert!(!state.is_enrolled() && !path.join("node.key").exists());
+    assert!(!at());
+}
+
+#[test]
+fn one_looks_for_an_enrolment_without_making_anything() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let missing = dir.path().join("missing");
+    assert!(!StateDir::is_enrolled_at(&missing).expect("looks"));
+    assert!(!missing.exists());
+    fs::write(&missing, "x").expect("writes");
+    assert!(matches!(
+        StateDir::is_enrolled_at(&missing),
+        Err(StateDirError::NotADirectory { .. })
+    ));
 }
 
 #[test]

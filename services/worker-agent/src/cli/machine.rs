@@ -9,7 +9,6 @@ use super::{complain, say};
 use crate::cli::running;
 use crate::config::Config;
 use crate::console::{Configured, configure};
-use crate::join::is_joined;
 use crate::ssh::{Trusted, trust};
 
 /// `worker-agent console configure`
@@ -37,7 +36,7 @@ async fn prefix_of(config: &Config) -> anyhow::Result<String> {
     let dir = config.state_dir();
     match running::running(&dir).await {
         Ok(status) => Ok(status.console.prefix),
-        Err(error) if is_joined(&dir) => {
+        Err(error) if StateDir::is_enrolled_at(&dir)? => {
             // The lock is free when no agent runs.
             let state = StateDir::open(&dir).map_err(|_| error)?;
             let enrolled = state

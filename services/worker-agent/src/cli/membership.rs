@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::{JoinArgs, complain, say};
 use crate::app::wipe;
 use crate::config::Config;
-use crate::join::{JoinOptions, is_joined};
+use crate::join::JoinOptions;
 use crate::local::{self, Reached, Request};
 
 /// A token is not longer, in bytes.
@@ -121,7 +121,7 @@ fn humane_duration(text: &str) -> anyhow::Result<Duration> {
 /// `worker-agent leave`
 pub(super) async fn leave(config: &Config, force: bool) -> anyhow::Result<()> {
     let dir = config.state_dir();
-    if !is_joined(&dir) {
+    if !StateDir::is_enrolled_at(&dir)? {
         bail!("this machine is in no network: there is nothing to leave");
     }
     match local::ask_or_open(&dir, &Request::Leave { force }).await? {

@@ -6,13 +6,13 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use mesh_daemon::{ShutdownTrigger, signals, telemetry};
-use mesh_node::{JOIN_PATIENCE, first_join};
+use mesh_node::{JOIN_PATIENCE, StateDir, first_join};
 use mesh_types::{Finding, ServiceName, Timestamp};
 
 use super::{RunArgs, membership, say};
 use crate::app::{App, change_services};
 use crate::config::Config;
-use crate::join::{JoinError, JoinOptions, is_joined, join};
+use crate::join::{JoinError, JoinOptions, join};
 use crate::local::{self, Answer, AskError, Reached, Request};
 use crate::services::described;
 use crate::status::{AgentStatus, render};
@@ -24,7 +24,7 @@ pub(super) async fn run(config: Config, args: RunArgs) -> anyhow::Result<()> {
     let _signals = signals(trigger).context("listen to signals")?;
     let token_file = args.token_file.or_else(|| config.token_file.clone());
     if let Some(file) = token_file
-        && !is_joined(&config.state_dir())
+        && !StateDir::is_enrolled_at(&config.state_dir())?
     {
         tokio::select! {
             joined = join_first(&config, &file, args.hostname) => joined?,
@@ -126,7 +126,7 @@ async fn change(config: &Config, request: Request) -> anyhow::Result<bool> {
 }
 
 pub(super) fn must_have_joined(dir: &Path) -> anyhow::Result<()> {
-    if !is_joined(dir) {
+    if !StateDir::is_enrolled_at(dir)? {
         bail!(
             "this machine has not joined a network (no identity in {}): run 'worker-agent join \
              --token-file FILE'",
@@ -138,8 +138,6 @@ pub(super) fn must_have_joined(dir: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_node::StateDir;
-
     use mesh_daemon::Handles;
 
     use super::*;
