@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod context;
+pub mod csr;
 pub mod error;
 pub mod identity;
 pub mod model;

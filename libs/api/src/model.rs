@@ -5,6 +5,7 @@
 //! that inform become the safest value.
 
 pub mod addr;
+pub mod enrolment;
 pub mod enums;
 pub mod netmap;
 pub mod node;

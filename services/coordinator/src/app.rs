@@ -35,7 +35,7 @@ use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp, TokenId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{MutexGuard, broadcast, oneshot};
 
-pub(crate) use self::enrol::{Enrolled, Enrolment, ProvenKey};
+pub(crate) use self::enrol::Enrolled;
 pub(crate) use self::node::{NodeRefText, NodeSettings, NodeView};
 pub(crate) use self::renew::Renewal;
 pub(crate) use self::report::Party;

@@ -1,10 +1,11 @@
 //! What can go wrong for a caller, each with its sentence, its gRPC code and its word.
 
+use mesh_api::csr::CsrError;
 use mesh_netmap::{Rejected, ReserveError};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
-use crate::ca::{CaError, CsrError};
+use crate::ca::CaError;
 use crate::seal::SealError;
 use crate::store::StoreError;
 

@@ -3,42 +3,21 @@
 mod node;
 mod relay;
 
+use mesh_api::csr::key_of_request;
 use mesh_api::identity::{ENROL_DISCO, ENROL_WG, verify_enrol_proof};
+use mesh_api::model::enrolment::{Enrolment, ProvenKey};
 use mesh_types::{
     DiscoPublicKey, IdentityPublicKey, NetworkId, NetworkName, NodeName, OverlayAddrs, Role,
     Timestamp, TokenId, WgPublicKey,
 };
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
-use zeroize::Zeroizing;
 
 use super::Core;
 use super::challenge::Taken;
-use crate::ca::key_of_request;
 use crate::error::Error;
 use crate::metrics::Refusal;
 use crate::record::{EventKind, TokenRecord};
-
-/// A public key with the proof that the sender holds its private half.
-#[derive(Debug, Clone)]
-pub(crate) struct ProvenKey<K> {
-    pub(crate) key: K,
-    pub(crate) proof: Vec<u8>,
-}
-
-/// What a machine sends to join.
-pub(crate) struct Enrolment {
-    pub(crate) token: TokenId,
-    pub(crate) secret: Zeroizing<Vec<u8>>,
-    pub(crate) nonce: Vec<u8>,
-    pub(crate) hostname: String,
-    pub(crate) csr: Vec<u8>,
-    /// Nodes have both; relays may have none.
-    pub(crate) wg: Option<ProvenKey<WgPublicKey>>,
-    pub(crate) disco: Option<ProvenKey<DiscoPublicKey>>,
-    pub(crate) version: String,
-    pub(crate) permit: Option<Vec<u8>>,
-}
 
 /// What it gets.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use mesh_api::csr::key_of_request;
 use mesh_api::uri::Subject;
 use mesh_types::OperatorId;
 
 use super::Core;
-use crate::ca::{Issued, key_of_request};
+use crate::ca::Issued;
 use crate::error::Error;
 use crate::record::{EventKind, OperatorRecord};
 

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use mesh_api::csr::key_of_request;
 use mesh_api::identity::{renew_bytes, verify};
 use mesh_api::uri::Subject;
 use mesh_types::{IdentityPublicKey, Role};
 
 use super::Core;
-use crate::ca::{Issued, key_of_request};
+use crate::ca::Issued;
 use crate::error::Error;
 use crate::members::Member;
 use crate::record::{NodeRecord, OperatorRecord, RelayRecord};

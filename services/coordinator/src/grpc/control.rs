@@ -4,14 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mesh_api::model::enrolment::Enrolment;
 use mesh_api::pb;
 use mesh_api::pb::control_service_server::ControlService;
-use mesh_types::{DiscoPublicKey, TokenId, WgPublicKey};
 use tonic::{Request, Response, Status};
-use zeroize::Zeroizing;
 
 use super::auth::caller;
-use crate::app::{Core, Enrolled, Enrolment, Party, ProvenKey, Renewal};
+use crate::app::{Core, Enrolled, Party, Renewal};
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::serve::PeerInfo;
@@ -25,48 +24,6 @@ fn id16(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], Error> {
     bytes
         .try_into()
         .map_err(|_| Error::Invalid(format!("{field} has 16 bytes")))
-}
-
-fn proven<'a, K: TryFrom<&'a [u8]>>(
-    field: &'static str,
-    key: &'a [u8],
-    proof: &[u8],
-) -> Result<Option<ProvenKey<K>>, Error> {
-    if key.is_empty() && proof.is_empty() {
-        return Ok(None);
-    }
-    let key = K::try_from(key).map_err(|_| Error::Invalid(format!("{field} has 32 bytes")))?;
-    Ok(Some(ProvenKey {
-        key,
-        proof: proof.to_vec(),
-    }))
-}
-
-fn enrolment(request: pb::EnrolRequest) -> Result<Enrolment, Error> {
-    let pb::EnrolRequest {
-        token_id,
-        token_secret,
-        nonce,
-        hostname,
-        csr,
-        wg_key,
-        disco_key,
-        wg_proof,
-        disco_proof,
-        version,
-        permit,
-    } = request;
-    Ok(Enrolment {
-        token: TokenId::from_bytes(id16("token_id", &token_id)?),
-        secret: Zeroizing::new(token_secret),
-        nonce,
-        hostname,
-        csr,
-        wg: proven::<WgPublicKey>("wg_key", &wg_key, &wg_proof)?,
-        disco: proven::<DiscoPublicKey>("disco_key", &disco_key, &disco_proof)?,
-        version,
-        permit: (!permit.is_empty()).then_some(permit),
-    })
 }
 
 fn enrolled(core: &Core, enrolled: Enrolled) -> pb::EnrolResponse {
@@ -139,7 +96,7 @@ impl ControlService for Control {
         request: Request<pb::EnrolRequest>,
     ) -> Result<Response<pb::EnrolResponse>, Status> {
         let from = source(&request)?;
-        let wish = enrolment(request.into_inner())?;
+        let wish = Enrolment::try_from(request.into_inner()).map_err(Error::from)?;
         self.core.admit_enrolment(from, wish.token).await?;
         let core = Arc::clone(&self.core);
         let joined = self

@@ -1,11 +1,12 @@
 //! Nodes: new ones, the same again, and those that a permit lets come back.
 
+use mesh_api::model::enrolment::Enrolment;
 use mesh_api::uri::Subject;
 use mesh_types::route::console_prefix;
 use mesh_types::{DiscoPublicKey, IdentityPublicKey, Labels, NodeId, UptimeClass, WgPublicKey};
 
 use super::super::{Change, Core, usable_name};
-use super::{Enrolled, Enrolment, Keys, admits, secret_hash, short, wished_name};
+use super::{Enrolled, Keys, admits, secret_hash, short, wished_name};
 use crate::error::Error;
 use crate::members::NetworkInfo;
 use crate::record::{EventKind, NodeRecord, SshFacts, TokenRecord, TokenUse};

@@ -1,10 +1,11 @@
 //! Relays of the installation.
 
+use mesh_api::model::enrolment::Enrolment;
 use mesh_api::uri::Subject;
 use mesh_types::{RelayId, Role};
 
 use super::super::{Change, Core, relay_row};
-use super::{Enrolled, Enrolment, Keys, admits, short, wished_name};
+use super::{Enrolled, Keys, admits, short, wished_name};
 use crate::error::Error;
 use crate::record::{EventKind, RelayRecord, TokenRecord, TokenUse};
 
