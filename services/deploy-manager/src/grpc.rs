@@ -30,7 +30,7 @@ use tonic::{Request, Response, Status};
 use crate::member::Member;
 use crate::members::Members;
 use crate::metrics::ServiceMetrics;
-use crate::runner::{Progress, Run, RunError, Target, select};
+use crate::runner::{Progress, Run, RunError, Target, select_newest};
 use crate::tls;
 
 use self::vouched::Vouched;
@@ -251,10 +251,9 @@ impl Deploy {
                 .map_err(|_| Status::invalid_argument(format!("{port} is no port")))?,
         };
         let member = Arc::clone(&admitted.member);
-        let netmap = member
-            .netmap()
+        let targets = select_newest(member.node.netmap(), &asked.targets, &asked.user)
+            .await
             .ok_or_else(|| Status::unavailable(RunError::NotReady.to_string()))?;
-        let targets = select(&netmap, &asked.targets, &asked.user);
         let credentials = access::credentials(admitted, asked.auth, &targets).await?;
         let limit = Some(asked.timeout_millis).filter(|&millis| millis != 0);
         let run = Run {

@@ -13,7 +13,8 @@ use mesh_ssh::work::reason;
 use mesh_ssh::{Credential, ExecEvent, Work};
 use mesh_trace::{Kind, Tracer};
 use mesh_types::{Netmap, Peer, Role};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// Nodes worked on at the same time in one run.
 const PARALLEL: NonZeroUsize = NonZeroUsize::new(32).expect("32 is not 0");
@@ -104,6 +105,33 @@ pub(crate) fn select(netmap: &Netmap, patterns: &[String], user: &str) -> Vec<Ta
         add(pattern, peer);
     }
     targets
+}
+
+/// How long a node that has just joined may take to say whom to log in as.
+const USER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// [`select`] by the newest netmap; `None` while there is none.
+///
+/// A node is in the netmap a moment before its report is, which names its user: so while a known
+/// target names none, newer netmaps are waited for, a second at most.
+pub(crate) async fn select_newest(
+    mut netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    patterns: &[String],
+    user: &str,
+) -> Option<Vec<Target>> {
+    let deadline = Instant::now() + USER_PATIENCE;
+    loop {
+        let newest = netmap.borrow_and_update().clone()?;
+        let targets = select(&newest, patterns, user);
+        let is_nameless = |target: &Target| target.peer.is_some() && target.user.is_empty();
+        if !targets.iter().any(is_nameless) {
+            return Some(targets);
+        }
+        match tokio::time::timeout_at(deadline, netmap.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Some(targets),
+        }
+    }
 }
 
 /// What happens on a target.
@@ -244,5 +272,45 @@ mod tests {
             chosen(&["deploy-manager"], ""),
             [row("deploy-manager", false, "")]
         );
+    }
+
+    fn nameless() -> Netmap {
+        let mut netmap = netmap();
+        for peer in netmap.peers.values_mut() {
+            peer.ssh_user.clear();
+        }
+        netmap
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_just_joined_gets_a_second_to_name_its_user() {
+        let patterns = ["worker-node-1".to_owned(), "nobody".to_owned()];
+        let (sender, receiver) = watch::channel(Some(Arc::new(nameless())));
+        let begun = Instant::now();
+        let reports = async {
+            tokio::time::sleep(USER_PATIENCE / 4).await;
+            sender.send_replace(Some(Arc::new(nameless())));
+            tokio::time::sleep(USER_PATIENCE / 4).await;
+            sender.send_replace(Some(Arc::new(netmap())));
+        };
+        let chosen = select_newest(receiver.clone(), &patterns, "");
+        let (targets, ()) = tokio::join!(chosen, reports);
+        assert_eq!(targets.expect("a netmap")[0].user, "deploy");
+        assert_eq!(begun.elapsed(), USER_PATIENCE / 2);
+
+        // One who never names any is not waited for for long, and not at all when it need not be.
+        sender.send_replace(Some(Arc::new(nameless())));
+        let begun = Instant::now();
+        let targets = select_newest(receiver.clone(), &patterns, "").await;
+        assert_eq!(targets.expect("a netmap")[0].user, "");
+        assert_eq!(begun.elapsed(), USER_PATIENCE);
+        let begun = Instant::now();
+        let named = select_newest(receiver.clone(), &patterns, "root").await;
+        assert_eq!(named.expect("a netmap")[0].user, "root");
+        let unknown = select_newest(receiver.clone(), &patterns[1..], "").await;
+        assert!(unknown.expect("a netmap")[0].peer.is_none());
+        sender.send_replace(None);
+        assert!(select_newest(receiver, &patterns, "").await.is_none());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }
