@@ -1,5 +1,7 @@
 //! What can be typed after `mesh`.
 
+mod db;
+mod service;
 mod support;
 
 use std::path::PathBuf;
@@ -8,6 +10,8 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_types::{Label, NetworkName, NodeName, Role, Selector, UptimeClass};
 
+pub(crate) use db::{DbArgs, DbCopy, DbVerb};
+pub(crate) use service::{ServiceInstall, ServiceRole, ServiceSsh, ServiceUninstall, ServiceVerb};
 pub(crate) use support::SupportBundleArgs;
 
 /// Runs and manages a Wonder Mesh.
@@ -353,73 +357,6 @@ fn socks(text: &str) -> Result<(NetworkName, String), String> {
     Ok((network, addr.to_owned()))
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum DbVerb {
-    /// Bring the schema up to date
-    Migrate(DbArgs),
-    /// Look for damage: schema, rows that refer to nothing, audit chain, sealed secrets
-    Check(DbArgs),
-    /// Copy everything into an empty database, such as from SQLite to Postgres, and compare
-    Copy(DbCopy),
-}
-
-/// Which database: the coordinator's own, by its own configuration.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct DbArgs {
-    /// The coordinator's configuration file [default: /etc/mesh/coordinator.toml]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// Set one of the coordinator's keys, such as store.url=postgres://… (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// The coordinator's state directory
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
-    /// Accept settings that are unsafe outside of development
-    #[arg(long)]
-    pub(crate) dev: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct DbCopy {
-    #[command(flatten)]
-    pub(crate) from: DbArgs,
-    /// The empty database: postgres://USER@HOST:PORT/DATABASE or sqlite:PATH
-    #[arg(long, value_name = "URL")]
-    pub(crate) to: String,
-    /// A file with the password for it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) to_password_file: Option<PathBuf>,
-    /// A file with the certificates (PEM) of the authorities that vouch for it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) to_ca_file: Option<PathBuf>,
-    /// How the connection to it is secured [default: verify-full, disable on loopback]
-    #[arg(long, value_name = "MODE")]
-    pub(crate) to_tls: Option<DbTls>,
-}
-
-/// How a connection to Postgres is secured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum DbTls {
-    VerifyFull,
-    VerifyCa,
-    Require,
-    PrivateNetwork,
-    Disable,
-}
-
-impl From<DbTls> for coordinator::StoreTls {
-    fn from(mode: DbTls) -> Self {
-        match mode {
-            DbTls::VerifyFull => Self::VerifyFull,
-            DbTls::VerifyCa => Self::VerifyCa,
-            DbTls::Require => Self::Require,
-            DbTls::PrivateNetwork => Self::PrivateNetwork,
-            DbTls::Disable => Self::Disable,
-        }
-    }
-}
-
 #[derive(Debug, ClapArgs)]
 pub(crate) struct EventsArgs {
     /// Only those of this network
@@ -431,76 +368,6 @@ pub(crate) struct EventsArgs {
     /// How many past events
     #[arg(long, short = 'n', default_value_t = 20)]
     pub(crate) lines: u32,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ServiceVerb {
-    /// Write a role's unit, user and configuration, enable and start it (root)
-    Install(ServiceInstall),
-    /// Stop a role and remove its unit; state and configuration stay (root)
-    Uninstall(ServiceUninstall),
-    /// Say which roles are installed here and how they are doing
-    Status {
-        /// Only this one
-        role: Option<ServiceRole>,
-    },
-}
-
-/// A role that runs by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ServiceRole {
-    Coordinator,
-    Relay,
-    TrafficGateway,
-    DeployManager,
-    WorkerAgent,
-}
-
-/// Who answers SSH on a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ServiceSsh {
-    /// The agent, which then runs as root and without a sandbox
-    Agent,
-    /// The machine's own sshd; the agent runs without root, shut in
-    Sshd,
-    /// Nobody; the agent runs without root, shut in
-    Off,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct ServiceInstall {
-    /// Which role
-    pub(crate) role: ServiceRole,
-    /// The join token it uses at its first start; - for standard input
-    #[arg(long, value_name = "FILE")]
-    pub(crate) token_file: Option<PathBuf>,
-    /// Who answers SSH on a worker [default: agent]
-    #[arg(long)]
-    pub(crate) ssh: Option<ServiceSsh>,
-    /// Where the programs are [default: where this one is]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) bin_dir: Option<PathBuf>,
-    /// Only print the unit
-    #[arg(long)]
-    pub(crate) print: bool,
-    /// Enable it, but do not start it now
-    #[arg(long)]
-    pub(crate) no_start: bool,
-    /// Install into the system below this directory, such as an image, and start nothing
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub(crate) root: PathBuf,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct ServiceUninstall {
-    /// Which role
-    pub(crate) role: ServiceRole,
-    /// Remove its configuration, keys and state too: it is gone from the mesh for good
-    #[arg(long)]
-    pub(crate) purge: bool,
-    /// Uninstall from the system below this directory
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub(crate) root: PathBuf,
 }
 
 #[cfg(test)]
