@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use anyhow::ensure;
-use integration::{Cli, MeshUp, MeshUpOptions};
+use integration::{Agent, Cli, MeshUp, MeshUpOptions};
 use mesh_testkit::{Child, Finished, Spec, eventually, free_tcp_port, free_udp_port};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -185,6 +185,73 @@ fn mesh_up_takes_the_ports_it_is_given() {
     }
     assert!(found.iter().all(|(_, port)| *port != 0));
     assert!(found.len() >= UP.len(), "{found:?}");
+}
+
+#[test]
+fn a_coordinator_on_any_free_port_is_found_again_after_a_restart() {
+    let cli = Cli::new().expect("folders");
+    let start = |args: &[&str]| {
+        let options = MeshUpOptions {
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            ..MeshUpOptions::default()
+        };
+        MeshUp::start(&cli, options)
+    };
+    let online = |names: &[&str]| {
+        eventually(&format!("{names:?} are online"), SOON, || {
+            let listed = cli.mesh_json(&["node", "list"]);
+            let nodes = listed["nodes"].as_array().expect("nodes");
+            let is_online = |name: &&str| {
+                let mut nodes = nodes.iter();
+                nodes.any(|node| node["name"] == *name && node["state"] == "online")
+            };
+            ensure!(names.iter().all(is_online), "{listed}");
+            Ok(())
+        });
+    };
+    let mut up = start(&[]);
+    let first = up.ready().coordinator.addr.clone();
+    let mut outside = Agent::new(&cli, "outside").joined(&cli, "default");
+    outside.stop();
+    up.stop().expect("stopped");
+
+    // Nodes of the process and of other machines look for it where it was.
+    let mut up = start(&[]);
+    assert_eq!(up.ready().coordinator.addr, first);
+    outside.start();
+    online(&["outside", "worker-node-1"]);
+    up.child().assert_log_clean(&[]);
+    outside.stop();
+    up.stop().expect("stopped");
+
+    // When somebody else has that port, that is said, with the flag that chooses another.
+    let port = first.parse::<SocketAddr>().expect("an address").port();
+    let somebody = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("free again");
+    let mut args = vec!["up", "--demo", "--state-dir"];
+    let state = cli.work("state").display().to_string();
+    args.push(&state);
+    for (flag, _) in UP {
+        args.extend([flag, "0"]);
+    }
+    let said = &[
+        &*port.to_string(),
+        "nodes that have joined",
+        "--coordinator-port",
+    ];
+    assert_says(&cli.mesh(&args), said);
+
+    // And then the nodes of the process follow.
+    let other = free_tcp_port().to_string();
+    let up = start(&["--coordinator-port", &other]);
+    assert!(up.ready().coordinator.addr.ends_with(&format!(":{other}")));
+    online(&[
+        "traffic-gateway",
+        "deploy-manager",
+        "worker-node-1",
+        "worker-node-2",
+    ]);
+    up.child().assert_log_clean(&[]);
+    drop(somebody);
 }
 
 #[test]

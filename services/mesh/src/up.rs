@@ -36,17 +36,20 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<ExitCode> {
     };
     let _log = mesh_daemon::telemetry::init(&log).context("set up logging")?;
     let state_dir = state_dir(args.state_dir.as_deref())?;
+    let is_first = !state_dir.join("coordinator").exists();
     mesh_daemon::private_dir(&state_dir)
         .with_context(|| format!("prepare the state directory {}", state_dir.display()))?;
     let _lock = lock(&state_dir)?;
 
     let (trigger, shutdown) = ShutdownTrigger::new(GRACE);
     let _signals = mesh_daemon::signals(trigger.clone()).context("listen for signals")?;
-    if !json {
+    if !json && is_first {
         eprintln!(
-            "Starting; the first start makes keys and a database in {}.",
+            "Starting for the first time: making keys and a database in {}.",
             state_dir.display()
         );
+    } else if !json {
+        eprintln!("Starting.");
     }
     let started = tokio::select! {
         started = roles::Running::start(&args, &state_dir) => started,

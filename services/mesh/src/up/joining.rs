@@ -13,12 +13,15 @@ use tonic::transport::Channel;
 #[derive(Debug, Clone)]
 pub(super) struct Joiner {
     admin: AdminServiceClient<Channel>,
+    /// Where the coordinator is now.
+    coordinators: Vec<String>,
 }
 
 impl Joiner {
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(super) fn new(channel: Channel, coordinators: Vec<String>) -> Self {
         Self {
             admin: AdminServiceClient::new(channel),
+            coordinators,
         }
     }
 
@@ -61,6 +64,22 @@ impl Joiner {
         }
     }
 
+    /// The coordinator may have another port or host name than when the node joined.
+    fn found_again(&self, enrolled: Enrolled, state: &StateDir) -> Result<Enrolled> {
+        if enrolled.coordinators == self.coordinators {
+            return Ok(enrolled);
+        }
+        let moved = Enrolled {
+            coordinators: self.coordinators.clone(),
+            ..enrolled
+        };
+        let (certificate, ca) = state
+            .certificates()?
+            .context("the identity is incomplete")?;
+        state.store_enrolment(&moved, &certificate, &ca)?;
+        Ok(moved)
+    }
+
     /// Enrols the identity in `dir` when it is not enrolled, or no longer. The directory is unlocked again
     /// when this returns, for the service that runs with it.
     pub(super) async fn join(
@@ -74,7 +93,7 @@ impl Joiner {
         let mut state = StateDir::open(dir).with_context(what)?;
         if let Some(enrolled) = state.enrolment().with_context(what)? {
             if self.is_member(&enrolled).await.with_context(what)? {
-                return Ok(enrolled);
+                return self.found_again(enrolled, &state).with_context(what);
             }
             tracing::info!(%name, "it was removed from the mesh, and joins again");
             state.wipe().with_context(what)?;

@@ -69,6 +69,7 @@ impl Running {
                 .coordinator()
                 .await
                 .context("reach our coordinator")?,
+            coordinator.advertised.clone(),
         );
 
         let relay = start_relay(args, &bind, state_dir, &joiner, &handles, &mut roles).await?;

@@ -19,7 +19,36 @@ use crate::args::UpArgs;
 #[derive(Debug)]
 pub(super) struct StartedCoordinator {
     pub(super) addr: SocketAddr,
+    /// Where joined nodes look for it.
+    pub(super) advertised: Vec<String>,
     pub(super) operator: coordinator::OperatorFiles,
+}
+
+/// Holds the coordinator's port of the last start: any free one is chosen only once, since nodes
+/// that have joined look for the coordinator where it was.
+const PORT_FILE: &str = "coordinator.port";
+
+/// The port of the last start; one that cannot be read is none.
+fn last_port(state_dir: &Path) -> Result<Option<u16>> {
+    let path = state_dir.join(PORT_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+fn free_port(bind: &Bind) -> Result<u16> {
+    let bound = std::net::TcpListener::bind(bind.at(0)).and_then(|free| free.local_addr());
+    Ok(bound
+        .context("find a free port for the coordinator")?
+        .port())
+}
+
+fn keep_port(state_dir: &Path, port: u16) -> Result<()> {
+    let path = state_dir.join(PORT_FILE);
+    mesh_daemon::write_private(&path, format!("{port}\n").as_bytes())
+        .with_context(|| format!("write {}", path.display()))
 }
 
 pub(super) async fn start_coordinator(
@@ -33,21 +62,37 @@ pub(super) async fn start_coordinator(
         state_dir: state_dir.join("coordinator"),
         ..Default::default()
     };
-    config.server.listen = bind.at(args.coordinator_port);
+    let any = args.coordinator_port == 0;
+    let last = if any { last_port(state_dir)? } else { None };
+    let port = match (last, &bind.advertise) {
+        (Some(last), _) => last,
+        // It is part of what is advertised, so it must be known before it is bound.
+        (None, Some(_)) if any => free_port(bind)?,
+        (None, _) => args.coordinator_port,
+    };
+    config.server.listen = bind.at(port);
     if let Some(host) = &bind.advertise {
-        config.server.advertise = vec![format!("{host}:{}", args.coordinator_port)];
+        config.server.advertise = vec![format!("{host}:{port}")];
     }
     config.admin = None;
     let app = coordinator::App::build(config, handles)
         .await
         .map_err(|error| {
-            let flags = [("--coordinator-port", args.coordinator_port)];
-            not_started("coordinator", &flags, error)
+            let error = not_started("coordinator", &[("--coordinator-port", port)], error);
+            match last {
+                Some(last) => error.context(format!(
+                    "take the coordinator's last port, {last}, where nodes that have joined look \
+                     for it"
+                )),
+                None => error,
+            }
         })?;
     let started = StartedCoordinator {
         addr: app.local_addr(),
+        advertised: app.advertised().to_vec(),
         operator: app.operator()?,
     };
+    keep_port(state_dir, started.addr.port())?;
     spawn(roles, "coordinator", |shutdown| app.run(shutdown));
     Ok(started)
 }
