@@ -178,11 +178,12 @@ fn a_state_directory_is_taken_by_one_process_of_one_user_and_one_version() {
         list(&agent_state)
     );
     std::fs::write(&versions[0], "9999\n").expect("written");
-    let run = cli
-        .product("worker-agent")
-        .args(["run", "--state-dir"])
-        .arg(&agent_state);
-    assert_says(&ran(run), 1, &["9999", "format"]);
+    let run = |cli: &Cli| {
+        cli.product("worker-agent")
+            .args(["run", "--state-dir"])
+            .arg(&agent_state)
+    };
+    assert_says(&ran(run(&cli)), 1, &["9999", "format"]);
 
     up.stop().expect("stopped");
     if needs(&[
@@ -199,16 +200,71 @@ fn a_state_directory_is_taken_by_one_process_of_one_user_and_one_version() {
         for dir in cli.work("x").ancestors().skip(1).take(2) {
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).expect("opened");
         }
-        let refused = ran(second(&stranger, &state));
-        assert_says(&refused, 1, &[&state.display().to_string()]);
-        let text = refused.stderr.to_lowercase();
-        let told = ["owner", "belongs", "another user", "permission"];
-        assert!(
-            told.iter().any(|word| text.contains(word)),
-            "{}",
-            refused.all()
-        );
+        for (refused, dir) in [
+            (ran(second(&stranger, &state)), &state),
+            (ran(run(&stranger)), &agent_state),
+        ] {
+            assert_says(&refused, 1, &[&dir.display().to_string()]);
+            let text = refused.stderr.to_lowercase();
+            let told = ["owner", "belongs", "another user"];
+            assert!(
+                told.iter().any(|word| text.contains(word)),
+                "{}",
+                refused.all()
+            );
+        }
     }
+}
+
+#[test]
+fn a_coordinators_directory_of_a_newer_version_is_refused_and_left_as_it_is() {
+    if !needs(&[Need::Program("sqlite3")]) {
+        return;
+    }
+    const MIGRATION: &str = "m20991231_000001_not_written_yet";
+    let cli = Cli::new().expect("folders");
+    let mut up = coordinator(&cli);
+    up.stop().expect("stopped");
+    let state = cli.work("state");
+    let database = state.join("coordinator/coordinator.db");
+    let sql = |statement: &str| {
+        let ran = cli.spec("sqlite3").arg(&database).arg(statement).run(SOON);
+        ran.expect("runs").expect_code(0).stdout
+    };
+    let version = "SELECT value FROM meta WHERE name = 'state_version'";
+    let known = sql(version);
+    for (change, found, undo) in [
+        (
+            "UPDATE meta SET value = 9999 WHERE name = 'state_version'".to_owned(),
+            "state 9999",
+            format!("UPDATE meta SET value = {known} WHERE name = 'state_version'"),
+        ),
+        (
+            format!("INSERT INTO seaql_migrations VALUES ('{MIGRATION}', 1)"),
+            MIGRATION,
+            format!("DELETE FROM seaql_migrations WHERE version = '{MIGRATION}'"),
+        ),
+    ] {
+        sql(&change);
+        let alone = cli
+            .product("coordinator")
+            .args(["--set", "server.listen=127.0.0.1:0", "--state-dir"])
+            .arg(state.join("coordinator"));
+        for refused in [ran(second(&cli, &state)), ran(alone)] {
+            assert_says(
+                &refused,
+                1,
+                &["newer version", found, "upgrade this program"],
+            );
+            let last = refused.stderr.lines().last().unwrap_or_default();
+            assert_eq!(last.matches(found).count(), 1, "{}", refused.all());
+        }
+        // It was only looked at.
+        sql(&undo);
+        assert_eq!(sql(version), known);
+    }
+    let up = coordinator(&cli);
+    up.child().assert_log_clean(&[]);
 }
 
 fn list(dir: &Path) -> Vec<String> {

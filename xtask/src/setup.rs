@@ -100,6 +100,11 @@ const PACKAGES: &[Package] = &[
         Program("faketime"),
         "the journey with a clock that is off",
     ),
+    package(
+        "sqlite3",
+        Program("sqlite3"),
+        "journeys with a changed database",
+    ),
     package("docker.io", Program("dockerd"), "the containers"),
     package(
         "debootstrap",
