@@ -1,24 +1,46 @@
 //! `fuzz`: libFuzzer targets of the `fuzz/` crate, built by the stable compiler.
 //!
-//! A target is `fuzz/fuzz_targets/<name>.rs`; cargo finds it by itself. What it found before
-//! is kept in `fuzz/corpus/<name>` when committed; new finds go to `fuzz/target/corpus/<name>` and
-//! crashes to `target/ci/fuzz`.
+//! A target is `fuzz/fuzz_targets/<name>.rs`. What is committed in `fuzz/corpus/<name>` (seeds, and
+//! inputs that once found something) is replayed first; new finds go to `fuzz/target/corpus/<name>`,
+//! crashes and logs to `target/ci/fuzz`.
+
+mod build;
+mod target;
 
 use std::fs;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{process, workspace};
+use crate::workspace;
+use target::{Target, Verdict};
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Which target, or `all`; they are listed when none is named.
     target: Option<String>,
-    /// How long, for each target.
+    /// How long, for each target; as many run at once as there are cores.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Turn on the bug that is planted in each target (all when none is named), and fail unless it
+    /// is found in that time.
+    #[arg(long)]
+    planted: bool,
+    /// Run this input once and show what happens.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "target",
+        conflicts_with = "planted"
+    )]
+    replay: Option<PathBuf>,
+    /// Write the seeds that the product's own encoders make to fuzz/corpus.
+    #[arg(long, conflicts_with_all = ["planted", "replay"])]
+    write_seeds: bool,
 }
 
 impl Args {
@@ -27,48 +49,56 @@ impl Args {
         Self {
             target: Some("all".to_owned()),
             seconds,
+            planted: false,
+            replay: None,
+            write_seeds: false,
         }
     }
 }
-
-/// What cargo-fuzz passes too, without the sanitizer that only nightly has: coverage of every edge
-/// with counters and comparisons, so that libFuzzer sees where an input leads.
-const FLAGS: &[&str] = &[
-    "--cfg",
-    "fuzzing",
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Cdebug-assertions",
-    "-Coverflow-checks",
-];
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let targets = targets()?;
-    match args.target.as_deref() {
-        None => {
-            for target in &targets {
-                println!("{target}");
+    let known = names()?;
+    let wanted = match args.target.as_deref() {
+        None if !args.planted && !args.write_seeds => {
+            for name in &known {
+                println!("{name}");
             }
-            Ok(())
+            return Ok(());
         }
-        Some("all") => targets
-            .iter()
-            .try_for_each(|target| fuzz(target, args.seconds)),
-        Some(target) if targets.iter().any(|known| known == target) => fuzz(target, args.seconds),
-        Some(target) => {
-            bail!(
-                "there is no fuzz target {target}: it is one of {}",
-                targets.join(", ")
-            )
-        }
+        None | Some("all") => known.clone(),
+        Some(name) if known.iter().any(|known| known == name) => vec![name.to_owned()],
+        Some(name) => bail!(
+            "there is no fuzz target {name}: it is one of {}",
+            known.join(", ")
+        ),
+    };
+    let programs = build::build((wanted.len() == 1).then(|| wanted[0].as_str()))?;
+    let targets: Vec<Target> = wanted
+        .into_iter()
+        .map(|name| Target::new(name, &programs))
+        .collect::<Result<_>>()?;
+    if let Some(input) = &args.replay {
+        let input = input
+            .canonicalize()
+            .with_context(|| format!("there is no {}", input.display()))?;
+        ensure!(
+            targets.len() == 1,
+            "an input belongs to one target: name it"
+        );
+        return targets[0].replay(&[input]);
     }
+    if args.write_seeds {
+        return targets.iter().try_for_each(Target::write_seeds);
+    }
+    if args.planted {
+        return report(each(targets, |target| target.find_planted(args.seconds)));
+    }
+    report(each(targets, |target| target.fuzz(args.seconds)))
 }
 
-fn targets() -> Result<Vec<String>> {
+/// The targets, by their files.
+fn names() -> Result<Vec<String>> {
     let dir = workspace::root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
     for entry in fs::read_dir(&dir).context("list fuzz/fuzz_targets")? {
@@ -84,57 +114,47 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn fuzz(target: &str, seconds: u64) -> Result<()> {
-    let host = host()?;
-    let fuzz = workspace::root().join("fuzz");
-    let build_dir = fuzz.join("target");
-    let mut build = process::cargo();
-    build
-        .current_dir(&fuzz)
-        .args(["build", "--release", "--bin", target]);
-    // Naming the target keeps the flags away from build scripts, which do not link libFuzzer.
-    build
-        .args(["--target", &host])
-        .arg("--target-dir")
-        .arg(&build_dir);
-    process::run(build.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}")))?;
-
-    let grown = build_dir.join("corpus").join(target);
-    let crashes = workspace::target_dir().join("ci/fuzz");
-    for dir in [&grown, &crashes] {
-        fs::create_dir_all(dir)?;
-    }
-    let mut command =
-        std::process::Command::new(build_dir.join(&host).join("release").join(target));
-    command.current_dir(&fuzz).arg(&grown);
-    let committed: PathBuf = fuzz.join("corpus").join(target);
-    if committed.is_dir() {
-        command.arg(committed);
-    }
-    command.arg(format!("-max_total_time={seconds}"));
-    command.arg(format!("-artifact_prefix={}/{target}-", crashes.display()));
-    command.args([
-        "-print_final_stats=1",
-        "-timeout=10",
-        "-rss_limit_mb=2048",
-        "-verbosity=1",
-    ]);
-    process::run(&mut command).with_context(|| {
-        format!(
-            "fuzz target {target} failed; the input is in {}",
-            crashes.display()
-        )
-    })
+/// Does the work for each target, as many at once as there are cores; tells of each as it ends.
+fn each(
+    targets: Vec<Target>,
+    work: impl Fn(&Target) -> Result<Verdict> + Sync,
+) -> Vec<(String, Result<Verdict>)> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let waiting = Mutex::new(targets.into_iter());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                let next = || waiting.lock().expect("no thread panics").next();
+                while let Some(target) = next() {
+                    let outcome = work(&target);
+                    match &outcome {
+                        Ok(verdict) => println!("{:<20} {verdict}", target.name()),
+                        Err(error) => println!("{:<20} FAILED: {error:#}", target.name()),
+                    }
+                    let mut done = done.lock().expect("no thread panics");
+                    done.push((target.name().to_owned(), outcome));
+                }
+            });
+        }
+    });
+    done.into_inner().expect("no thread panics")
 }
 
-/// The machine's target triple, as rustc names it.
-fn host() -> Result<String> {
-    let output = std::process::Command::new("rustc")
-        .arg("-vV")
-        .current_dir(workspace::root())
-        .output()
-        .context("run rustc")?;
-    let text = String::from_utf8(output.stdout)?;
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV names no host")
+fn report(outcomes: Vec<(String, Result<Verdict>)>) -> Result<()> {
+    let count = outcomes.len();
+    let failed: Vec<String> = outcomes
+        .into_iter()
+        .filter(|(_, outcome)| outcome.is_err())
+        .map(|(name, _)| name)
+        .collect();
+    if !failed.is_empty() {
+        bail!(
+            "{} of {count} targets failed: {}",
+            failed.len(),
+            failed.join(", ")
+        );
+    }
+    println!("{count} targets ok");
+    Ok(())
 }

@@ -1,0 +1,261 @@
+//! One target: its program, its inputs, and what libFuzzer says of them.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::workspace;
+
+/// Turns the planted bug on; see `fuzz/src/lib.rs`.
+const PLANTED: &str = "MESH_FUZZ_PLANTED";
+/// Has the target write its seeds to this directory.
+const SEEDS: &str = "MESH_FUZZ_SEEDS";
+/// Lines of a failed target's log that are shown.
+const SHOWN: usize = 25;
+
+/// How a target did that did as it should.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verdict {
+    what: &'static str,
+    took: Duration,
+    runs: u64,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.took.as_secs_f32();
+        write!(f, "{} {seconds:.1} s, {} inputs", self.what, self.runs)
+    }
+}
+
+/// One target, built.
+#[derive(Debug)]
+pub(super) struct Target {
+    name: String,
+    program: PathBuf,
+    /// Seeds and regressions, sorted.
+    committed: Vec<PathBuf>,
+}
+
+impl Target {
+    pub(super) fn new(name: String, programs: &Path) -> Result<Self> {
+        let program = programs.join(&name);
+        ensure!(program.is_file(), "fuzz/Cargo.toml has no [[bin]] {name}");
+        let mut committed = Vec::new();
+        let corpus = corpus(&name);
+        if corpus.is_dir() {
+            for entry in fs::read_dir(&corpus)? {
+                committed.push(entry?.path());
+            }
+        }
+        committed.sort();
+        Ok(Self {
+            name,
+            program,
+            committed,
+        })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs these inputs, each once, and shows what the target prints.
+    pub(super) fn replay(&self, inputs: &[PathBuf]) -> Result<()> {
+        let mut command = self.command();
+        crate::process::run(command.args(inputs))
+    }
+
+    pub(super) fn write_seeds(&self) -> Result<()> {
+        let corpus = corpus(&self.name);
+        let log = self.log("seeds")?;
+        // A target without a generator fuzzes nothing.
+        let mut command = self.command();
+        command.env(SEEDS, &corpus).arg("-runs=0");
+        let status = run_logged(&mut command, &log)?;
+        ensure!(status.success(), "{}: {}", self.name, tail(&log));
+        Ok(())
+    }
+
+    /// Replays what is committed, then looks for new faults.
+    pub(super) fn fuzz(&self, seconds: u64) -> Result<Verdict> {
+        let begun = Instant::now();
+        let log = self.log("log")?;
+        if !self.committed.is_empty() {
+            let mut command = self.command();
+            let status = run_logged(command.args(&self.committed), &log)?;
+            if !status.success() {
+                let last = last_input(&log).unwrap_or_default();
+                bail!(
+                    "a committed input fails\n{}\nto see it again: cargo xtask fuzz {} --replay {last}",
+                    tail(&log),
+                    self.name
+                );
+            }
+        }
+        let grown = workspace::root()
+            .join("fuzz/target/corpus")
+            .join(&self.name);
+        let artefacts = workspace::target_dir().join("ci/fuzz");
+        let status = self.search(&grown, &artefacts, seconds, false, &log)?;
+        if !status.success() {
+            let input = artefact(&log).unwrap_or_else(|| artefacts.display().to_string());
+            bail!(
+                "{}\nto see it again: cargo xtask fuzz {} --replay {input}",
+                tail(&log),
+                self.name
+            );
+        }
+        Ok(Verdict {
+            what: "ok",
+            took: begun.elapsed(),
+            runs: runs(&log),
+        })
+    }
+
+    /// Fuzzes with the planted bug on, from the committed inputs alone. It must be found, and what
+    /// was found must be no fault of the product.
+    pub(super) fn find_planted(&self, seconds: u64) -> Result<Verdict> {
+        let begun = Instant::now();
+        let log = self.log("planted.log")?;
+        let place = workspace::root()
+            .join("fuzz/target/planted")
+            .join(&self.name);
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
+        }
+        let grown = place.join("corpus");
+        let status = self.search(&grown, &place, seconds, true, &log)?;
+        let took = begun.elapsed();
+        ensure!(
+            !status.success(),
+            "its planted bug was not found within {seconds} s and {} inputs",
+            runs(&log)
+        );
+        let input = artefact(&log).with_context(|| tail(&log))?;
+        let again = self.log("planted-off.log")?;
+        let sound = run_logged(self.command().arg(&input), &again)?;
+        ensure!(
+            sound.success(),
+            "what was found fails without the planted bug too: {input}\n{}",
+            tail(&again)
+        );
+        fs::remove_dir_all(&place)?;
+        Ok(Verdict {
+            what: "found its planted bug after",
+            took,
+            runs: runs(&log),
+        })
+    }
+
+    fn search(
+        &self,
+        grown: &Path,
+        artefacts: &Path,
+        seconds: u64,
+        planted: bool,
+        log: &Path,
+    ) -> Result<ExitStatus> {
+        fs::create_dir_all(grown)?;
+        fs::create_dir_all(artefacts)?;
+        let mut command = self.command();
+        if planted {
+            command.env(PLANTED, "1");
+        }
+        command.arg(grown);
+        if !self.committed.is_empty() {
+            command.arg(corpus(&self.name));
+        }
+        command
+            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!(
+                "-artifact_prefix={}/{}-",
+                artefacts.display(),
+                self.name
+            ))
+            .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=1024"]);
+        run_logged(&mut command, log)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .current_dir(workspace::root())
+            .env_remove(PLANTED)
+            .env_remove(SEEDS);
+        command
+    }
+
+    fn log(&self, kind: &str) -> Result<PathBuf> {
+        let dir = workspace::target_dir().join("ci/fuzz");
+        fs::create_dir_all(&dir)?;
+        let path = dir.join(format!("{}.{kind}", self.name));
+        if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        Ok(path)
+    }
+}
+
+fn corpus(name: &str) -> PathBuf {
+    workspace::root().join("fuzz/corpus").join(name)
+}
+
+/// Runs the command; what it prints is added to the log.
+fn run_logged(command: &mut Command, log: &Path) -> Result<ExitStatus> {
+    let file = File::options().create(true).append(true).open(log)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("start {}", command.get_program().display()))
+}
+
+/// What libFuzzer printed is not always text.
+fn read(log: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+}
+
+/// The end of the log, without the statistics and the input's bytes.
+fn tail(log: &Path) -> String {
+    let text = read(log);
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("stat::") && !line.starts_with("0x") && line.len() < 2000)
+        .collect();
+    lines[lines.len().saturating_sub(SHOWN)..].join("\n")
+}
+
+fn runs(log: &Path) -> u64 {
+    let text = read(log);
+    let lines = text.lines().rev();
+    lines
+        .filter_map(|line| line.strip_prefix("stat::number_of_executed_units:"))
+        .find_map(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// The input that was being replayed last.
+fn last_input(log: &Path) -> Option<String> {
+    let text = read(log);
+    let line = text
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("Running: "))?;
+    Some(line.to_owned())
+}
+
+/// Where libFuzzer put the input that failed.
+fn artefact(log: &Path) -> Option<String> {
+    let text = read(log);
+    let line = text
+        .lines()
+        .rev()
+        .find_map(|line| line.split_once("Test unit written to "))?;
+    Some(line.1.trim().to_owned())
+}
