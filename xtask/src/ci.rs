@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::statvfs::statvfs;
 
-use crate::{codegen, compose, deb, docs, fuzz, k8s, lint, setup, systemd, test, tidy, workspace};
+use crate::{
+    codegen, compose, deb, docs, fuzz, k8s, lint, setup, sim, systemd, test, tidy, workspace,
+};
 
 /// What all stages together write, in GiB, with room to spare.
 const DISK: u64 = 20;
@@ -85,6 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         stage("fuzz", &|| fuzz::run(&fuzz::Args::all(args.fuzz_seconds)));
         stage("deb --check", &|| deb::run(&deb::Args::ci()));
     }
+    stage("sim", &sim::ci);
     stage("test", &|| test::run(&test::Args::default()));
     if !args.fast {
         stage("compose", &|| compose::run(&compose::Args::ci()));

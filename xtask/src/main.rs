@@ -25,10 +25,12 @@ mod k8s;
 mod lint;
 mod process;
 mod setup;
+mod sim;
 mod steps;
 mod systemd;
 mod test;
 mod tidy;
+mod virtual_time;
 mod workspace;
 
 #[derive(Parser)]
@@ -67,6 +69,8 @@ enum Verb {
     FirstLight(first_light::Args),
     /// Fuzz one target, or list the targets.
     Fuzz(fuzz::Args),
+    /// Simulate the whole system: a thousand seeds, or one again.
+    Sim(sim::Args),
     /// Build the container images and print their sizes.
     Images(compose::ImagesArgs),
     /// `docker compose up` of a fresh clone, real clients, and down again.
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Verb::Systemd(args) => systemd::run(&args),
         Verb::FirstLight(args) => first_light::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Sim(args) => sim::run(&args),
         Verb::Images(args) => compose::images(&args),
         Verb::Compose(args) => compose::run(&args),
         Verb::Ci(args) => ci::run(&args),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{process, setup, workspace};
+use crate::{process, setup, virtual_time, workspace};
 
 mod logs;
 
@@ -31,7 +31,7 @@ enum Part {
     Unit,
     /// Black-box journeys with the real binaries.
     Journeys,
-    /// The data plane's tests that need virtual time, in a target directory of their own.
+    /// The tests of data plane and simulation under virtual time, in a target directory of their own.
     VirtualTime,
 }
 
@@ -127,17 +127,13 @@ fn virtual_time(args: &Args) -> Result<()> {
         bail!("mesh-tunnel has no feature virtual-time: the tests under virtual time did not run");
     }
     let mut command = process::cargo();
+    command.args(["test", "-p", "mesh-tunnel", "-p", "mesh-sim"]);
     command.args([
-        "test",
-        "-p",
-        "mesh-tunnel",
         "--features",
-        "virtual-time",
-        "--no-fail-fast",
+        "mesh-tunnel/virtual-time,mesh-sim/virtual-time",
     ]);
-    command
-        .arg("--target-dir")
-        .arg(workspace::target_dir().join("virtual-time"));
+    command.arg("--no-fail-fast");
+    virtual_time::build_in(&mut command);
     command.arg("--").args(&args.rest);
     require_all(&mut command);
     process::run_logged(&mut command, &log_path()).context("tests under virtual time")

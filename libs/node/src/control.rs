@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tracing::{Instrument as _, Span};
 
-mod machine;
+pub mod machine;
 mod stream;
 
 pub(crate) use machine::{Goodbye, Incoming, Validity};
@@ -20,6 +20,7 @@ pub(crate) use machine::{Goodbye, Incoming, Validity};
 use crate::credential::{Credential, CredentialError};
 use crate::enrol::utc;
 use crate::grpc;
+pub use crate::grpc::message as wire;
 use crate::state_dir::{Enrolled, StateDir, StateDirError, StoredNetmap};
 
 /// What a session says that another one ended, which has the same identity.

@@ -13,12 +13,10 @@ use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_api::pb::control_service_client::ControlServiceClient;
 use mesh_api::tls::COORDINATOR_NAME;
-use mesh_types::heartbeat::{HeartbeatRefusal, signed_bytes};
 use mesh_types::key::SecretKey;
 use mesh_types::{
     Cursor, JoinToken, NetworkId, NetworkName, NodeId, OverlayAddrs, Role, Timestamp,
 };
-use prost::Message as _;
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,9 +24,11 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::control::{Goodbye, Incoming};
+use crate::control::Incoming;
 use crate::enrol::EnrolOptions;
 use crate::state_dir::{Enrolled, StateDir};
+
+pub mod message;
 
 /// Messages that may wait to be written to the stream.
 const OUTGOING: usize = 16;
@@ -260,12 +260,8 @@ pub(crate) fn open(
     Box::pin(async move {
         let channel = connect(&addrs, COORDINATOR_NAME, tls).await?;
         let (outgoing, requests) = mpsc::channel(OUTGOING);
-        let hello = pb::SyncHello {
-            cursor: cursor.map(Into::into),
-            version,
-        };
         // The channel is new, so there is room.
-        let _sent = outgoing.try_send(request(pb::sync_request::Message::Hello(hello)));
+        let _sent = outgoing.try_send(message::hello(cursor, version));
         let response = client(channel).sync(ReceiverStream::new(requests)).await?;
         Ok(SyncStream {
             outgoing,
@@ -292,12 +288,6 @@ impl From<Status> for OpenError {
     }
 }
 
-fn request(message: pb::sync_request::Message) -> pb::SyncRequest {
-    pb::SyncRequest {
-        message: Some(message),
-    }
-}
-
 impl SyncStream {
     /// Signs and sends a heartbeat. `false`: the stream does not take it.
     pub(crate) fn heartbeat(
@@ -308,81 +298,22 @@ impl SyncStream {
         time: Timestamp,
         state: &StateDir,
     ) -> bool {
-        let body = pb::HeartbeatBody {
-            node_id: node.as_bytes().to_vec(),
-            sequence,
-            time: time.as_micros(),
-            status: String::new(),
-        }
-        .encode_to_vec();
-        let Ok(signature) = state.identity().sign(&signed_bytes(nonce, &body)) else {
-            return false;
-        };
-        let beat = pb::Heartbeat { body, signature };
-        self.outgoing
-            .try_send(request(pb::sync_request::Message::Heartbeat(beat)))
-            .is_ok()
+        message::heartbeat(state.identity(), node, nonce, sequence, time)
+            .is_ok_and(|beat| self.outgoing.try_send(beat).is_ok())
     }
 
     /// Sends the report. `false`: the stream does not take it.
     pub(crate) fn report(&self, report: NodeReport) -> bool {
-        let message = pb::sync_request::Message::Report(report.into());
-        self.outgoing.try_send(request(message)).is_ok()
+        self.outgoing.try_send(message::report(report)).is_ok()
     }
 
     /// The next thing the coordinator says. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Incoming, StreamEnd> {
-        let message = match self.incoming.message().await {
-            Ok(Some(pb::SyncResponse {
-                message: Some(message),
-            })) => message,
-            Ok(Some(pb::SyncResponse { message: None })) => {
-                // A later coordinator says something this program does not know.
-                return Ok(Incoming::Partial);
-            }
-            Ok(None) => return Err(StreamEnd::Closed),
-            Err(status) => return Err(StreamEnd::Status(Box::new(status))),
-        };
-        Ok(match message {
-            pb::sync_response::Message::Welcome(pb::SyncWelcome { nonce, server_time }) => {
-                Incoming::Welcome {
-                    nonce,
-                    server_time: Timestamp::from_micros(server_time),
-                }
-            }
-            pb::sync_response::Message::Netmap(chunk) => match self.assembler.push(chunk)? {
-                Some(update) => Incoming::Netmap(update),
-                None => Incoming::Partial,
-            },
-            pb::sync_response::Message::HeartbeatAck(ack) => {
-                let pb::HeartbeatAck {
-                    sequence: _,
-                    refusal,
-                    server_time: _,
-                } = ack;
-                Incoming::HeartbeatAck {
-                    refusal: refusal_of(&refusal),
-                }
-            }
-            pb::sync_response::Message::Goodbye(pb::SyncGoodbye { reason }) => {
-                Incoming::Goodbye(match pb::sync_goodbye::Reason::try_from(reason) {
-                    Ok(pb::sync_goodbye::Reason::Removed) => Goodbye::Removed,
-                    Ok(pb::sync_goodbye::Reason::Replaced) => Goodbye::Replaced,
-                    _ => Goodbye::Shutdown,
-                })
-            }
-        })
-    }
-}
-
-fn refusal_of(word: &str) -> Option<HeartbeatRefusal> {
-    match word {
-        "" => None,
-        "replay" => Some(HeartbeatRefusal::Replay),
-        "skew" => Some(HeartbeatRefusal::Skew),
-        "wrong-node" => Some(HeartbeatRefusal::WrongNode),
-        "bad-signature" => Some(HeartbeatRefusal::BadSignature),
-        _ => Some(HeartbeatRefusal::Malformed),
+        match self.incoming.message().await {
+            Ok(Some(response)) => Ok(message::incoming(response, &mut self.assembler)?),
+            Ok(None) => Err(StreamEnd::Closed),
+            Err(status) => Err(StreamEnd::Status(Box::new(status))),
+        }
     }
 }
 

@@ -109,6 +109,17 @@ const EDGES: &[(&str, &[&str])] = &[
         "integration",
         &["mesh-api", "mesh-testkit", "mesh-tunnel", "mesh-types"],
     ),
+    // Cores only, and what they say to each other; the services' cores by their source files.
+    (
+        "mesh-sim",
+        &[
+            "mesh-api",
+            "mesh-netmap",
+            "mesh-node",
+            "mesh-tunnel",
+            "mesh-types",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

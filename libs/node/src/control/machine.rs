@@ -10,7 +10,8 @@
 //!                                                        Removed
 //! ```
 //!
-//! The shell ([`super::stream`]) does what [`Machine::poll_action`] says and tells what came of it.
+//! The shell ([`super::ControlSession`], or a simulation) does what [`Machine::poll_action`] says and
+//! tells what came of it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -39,53 +40,73 @@ const RENEW_RETRY: Duration = Duration::from_secs(60);
 
 /// A point in time by both clocks: the monotonic one for intervals, the wall for what is sent.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Now {
-    pub(super) at: Instant,
-    pub(super) wall: Timestamp,
+pub struct Now {
+    /// For intervals.
+    pub at: Instant,
+    /// As this machine's clock shows it.
+    pub wall: Timestamp,
 }
 
 /// When a certificate counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Validity {
-    pub(crate) from: Timestamp,
-    pub(crate) until: Timestamp,
+pub struct Validity {
+    /// From then on.
+    pub from: Timestamp,
+    /// Until then.
+    pub until: Timestamp,
 }
 
 /// What the coordinator says on the stream.
 #[derive(Debug)]
-pub(crate) enum Incoming {
+pub enum Incoming {
+    /// It takes this node in.
     Welcome {
+        /// What this stream's heartbeats sign.
         nonce: Vec<u8>,
+        /// The coordinator's clock.
         server_time: Timestamp,
     },
+    /// A whole update.
     Netmap(NetmapUpdate),
     /// A part of an update that is not whole yet.
     Partial,
+    /// It took a heartbeat, or did not.
     HeartbeatAck {
+        /// Why it does not count; `None` when it does.
         refusal: Option<HeartbeatRefusal>,
     },
+    /// It ends the stream.
     Goodbye(Goodbye),
 }
 
 /// Why the coordinator ends a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Goodbye {
+pub enum Goodbye {
+    /// This node is none of its network any more.
     Removed,
+    /// A newer stream of the same node took over.
     Replaced,
+    /// The coordinator stops.
     Shutdown,
 }
 
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Action {
+pub enum Action {
     /// Open a stream and send a hello with this cursor.
-    Open { cursor: Option<Cursor> },
+    Open {
+        /// How far the netmap at hand goes.
+        cursor: Option<Cursor>,
+    },
     /// Drop the stream, or the attempt to open one.
     Close,
     /// Sign and send a heartbeat.
     Heartbeat {
+        /// The stream's.
         nonce: Vec<u8>,
+        /// From 1 in each stream.
         sequence: u64,
+        /// By this machine's clock.
         time: Timestamp,
     },
     /// Send the report.
@@ -117,7 +138,7 @@ enum State {
 
 /// One node's side of the control session.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub struct Machine {
     state: State,
     failures: u32,
     netmap: Option<Netmap>,
@@ -134,12 +155,7 @@ pub(super) struct Machine {
 
 impl Machine {
     /// A session that connects at once. `netmap` is the stored one.
-    pub(super) fn new(
-        netmap: Option<Netmap>,
-        validity: Validity,
-        seed: [u8; 32],
-        now: Now,
-    ) -> Self {
+    pub fn new(netmap: Option<Netmap>, validity: Validity, seed: [u8; 32], now: Now) -> Self {
         let mut machine = Self {
             state: State::Waiting { until: now.at },
             failures: 0,
@@ -157,16 +173,18 @@ impl Machine {
         machine
     }
 
-    pub(super) fn netmap(&self) -> Option<&Netmap> {
+    /// The last good netmap.
+    pub fn netmap(&self) -> Option<&Netmap> {
         self.netmap.as_ref()
     }
 
-    pub(super) fn validity(&self) -> Validity {
+    /// When the certificate at hand counts.
+    pub fn validity(&self) -> Validity {
         self.validity
     }
 
     /// The state and what went wrong last, for people.
-    pub(super) fn state(&self) -> (ControlState, Option<&str>) {
+    pub fn state(&self) -> (ControlState, Option<&str>) {
         let state = match &self.state {
             State::Waiting { .. } => ControlState::Waiting,
             State::Opening { .. } => ControlState::Connecting,
@@ -177,12 +195,12 @@ impl Machine {
     }
 
     /// What to do next. Ask until `None` after every call that takes `&mut self`.
-    pub(super) fn poll_action(&mut self) -> Option<Action> {
+    pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
     /// When [`Machine::handle_timeout`] is due. Ask again after every call that takes `&mut self`.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let next = match &self.state {
             // An expired certificate opens nothing; the renewal comes first.
             State::Waiting { until } => (!self.renewing).then_some(*until),
@@ -201,7 +219,8 @@ impl Machine {
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Now) {
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
         if matches!(self.state, State::Removed) {
             return;
         }
@@ -252,7 +271,7 @@ impl Machine {
     }
 
     /// The stream could not be opened, or ended, or said what cannot be.
-    pub(super) fn handle_closed(&mut self, reason: String, now: Now) {
+    pub fn handle_closed(&mut self, reason: String, now: Now) {
         match self.state {
             State::Opening { .. } | State::Live { .. } => self.fail(reason, now),
             State::Waiting { .. } | State::Removed => {}
@@ -260,7 +279,7 @@ impl Machine {
     }
 
     /// What the node says of itself changed; the newest is sent now and on each new stream.
-    pub(super) fn handle_report(&mut self, report: NodeReport) {
+    pub fn handle_report(&mut self, report: NodeReport) {
         if self.report.as_ref() == Some(&report) {
             return;
         }
@@ -271,7 +290,7 @@ impl Machine {
     }
 
     /// A new certificate is in place.
-    pub(super) fn handle_renewed(&mut self, validity: Validity, now: Now) {
+    pub fn handle_renewed(&mut self, validity: Validity, now: Now) {
         self.validity = validity;
         self.renewing = false;
         // By a clock that is ahead, the new certificate is due again at once.
@@ -280,7 +299,7 @@ impl Machine {
     }
 
     /// The certificate could not be renewed; the old one stays.
-    pub(super) fn handle_renew_failed(&mut self, reason: String, now: Now) {
+    pub fn handle_renew_failed(&mut self, reason: String, now: Now) {
         self.renewing = false;
         let expired = now.wall >= self.validity.until;
         let wait = if expired { BACKOFF_CAP } else { RENEW_RETRY };
@@ -290,14 +309,15 @@ impl Machine {
     }
 
     /// The coordinator says that this node is none of its network any more.
-    pub(super) fn handle_removed(&mut self) {
+    pub fn handle_removed(&mut self) {
         self.last_error = Some("this node was removed from its network".to_owned());
         self.state = State::Removed;
         self.actions.push_back(Action::Close);
         self.actions.push_back(Action::StateChanged);
     }
 
-    pub(super) fn handle_message(&mut self, message: Incoming, now: Now) {
+    /// The coordinator said something on the stream.
+    pub fn handle_message(&mut self, message: Incoming, now: Now) {
         match &mut self.state {
             State::Opening { .. } => match message {
                 Incoming::Welcome { nonce, server_time } => self.welcome(nonce, server_time, now),
@@ -388,10 +408,7 @@ impl Machine {
             Goodbye::Replaced => {
                 // Two processes with one identity would otherwise take turns as fast as they can.
                 self.failures = 16;
-                self.fail(
-                    TOOK_OVER.to_owned(),
-                    now,
-                );
+                self.fail(TOOK_OVER.to_owned(), now);
             }
             Goodbye::Shutdown => self.fail("the coordinator is stopping".to_owned(), now),
         }

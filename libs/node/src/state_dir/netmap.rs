@@ -7,7 +7,8 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use mesh_types::{Netmap, NodeId, Timestamp};
+use mesh_api::identity::Identity;
+use mesh_types::{Netmap, NetworkId, NodeId, Timestamp};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +37,8 @@ impl StateDir {
         let Some(bytes) = read(&path)? else {
             return Ok(None);
         };
-        let stored = self.verify(&bytes, enrolled);
+        let stored = StoredNetmap::open(&bytes, self.identity())
+            .filter(|stored| stored.is_of(enrolled.node, enrolled.network_id));
         if stored.is_none() {
             let aside = self.file("netmap.bad");
             tracing::info!(
@@ -58,19 +60,13 @@ impl StateDir {
     /// Stores the netmap, atomically. Blocks on the disk.
     pub fn store_netmap(&self, stored: &StoredNetmap) -> Result<(), StateDirError> {
         let path = self.file(NETMAP_FILE);
-        let content = serde_json::to_vec(stored).map_err(|error| StateDirError::Io {
-            action: "encode",
-            path: path.clone(),
-            source: error.into(),
-        })?;
-        let tag = hmac::sign(&self.netmap_key(), &covered(&stored.netmap, &content));
-        let mut file = String::from(HEADER);
-        for byte in tag.as_ref() {
-            let _infallible = write!(file, "{byte:02x}");
-        }
-        file.push('\n');
-        let mut file = file.into_bytes();
-        file.extend_from_slice(&content);
+        let file = stored
+            .seal(self.identity())
+            .map_err(|error| StateDirError::Io {
+                action: "encode",
+                path: path.clone(),
+                source: error.into(),
+            })?;
         write(&path, &file)
     }
 
@@ -78,8 +74,28 @@ impl StateDir {
     pub(crate) fn remove_netmap(&self) -> Result<(), StateDirError> {
         remove(&self.file(NETMAP_FILE))
     }
+}
 
-    fn verify(&self, bytes: &[u8], enrolled: &Enrolled) -> Option<StoredNetmap> {
+impl StoredNetmap {
+    /// The file's bytes, tagged by this identity.
+    ///
+    /// # Errors
+    /// A netmap that JSON cannot hold: none that came from the wire.
+    pub fn seal(&self, identity: &Identity) -> Result<Vec<u8>, serde_json::Error> {
+        let content = serde_json::to_vec(self)?;
+        let tag = hmac::sign(&key(identity), &covered(&self.netmap, &content));
+        let mut file = String::from(HEADER);
+        for byte in tag.as_ref() {
+            let _infallible = write!(file, "{byte:02x}");
+        }
+        file.push('\n');
+        let mut file = file.into_bytes();
+        file.extend_from_slice(&content);
+        Ok(file)
+    }
+
+    /// Reads a file; `None` when this identity did not make exactly these bytes.
+    pub fn open(bytes: &[u8], identity: &Identity) -> Option<Self> {
         let end = bytes.iter().position(|byte| *byte == b'\n')?;
         let (head, content) = bytes.split_at(end);
         let content = content.get(1..)?;
@@ -87,17 +103,21 @@ impl StateDir {
         let tag = from_hex(tag)?;
         // Parsed before it is verified, since the HMAC names its fields; the parser is serde's and
         // takes any bytes.
-        let stored: StoredNetmap = serde_json::from_slice(content).ok()?;
+        let stored: Self = serde_json::from_slice(content).ok()?;
         let covered = covered(&stored.netmap, content);
-        hmac::verify(&self.netmap_key(), &covered, &tag).ok()?;
-        let node = &stored.netmap.node;
-        (node.id == enrolled.node && Some(node.network) == enrolled.network_id).then_some(stored)
+        hmac::verify(&key(identity), &covered, &tag).ok()?;
+        Some(stored)
     }
 
-    fn netmap_key(&self) -> hmac::Key {
-        let root = hmac::Key::new(hmac::HMAC_SHA256, self.identity().pkcs8());
-        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, KEY_CONTEXT).as_ref())
+    /// Whether it is this node's, in this network.
+    pub fn is_of(&self, node: NodeId, network: Option<NetworkId>) -> bool {
+        self.netmap.node.id == node && Some(self.netmap.node.network) == network
     }
+}
+
+fn key(identity: &Identity) -> hmac::Key {
+    let root = hmac::Key::new(hmac::HMAC_SHA256, identity.pkcs8());
+    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, KEY_CONTEXT).as_ref())
 }
 
 /// What the HMAC covers: node ‖ network ‖ version ‖ content.
