@@ -1,6 +1,8 @@
 //! Commands on workers: a real sshd on one, the agent's own SSH on the other.
 
-use std::collections::BTreeSet;
+mod host_key;
+mod plain;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,7 +12,6 @@ use mesh_testkit::sshd::{SSHD, ssh_keygen};
 use mesh_testkit::{Child, Finished, Need, Sshd, SshdOptions, TestUser, eventually};
 
 use super::WORKERS;
-use crate::server::{sha256, write_noise};
 use crate::{Cli, Field};
 
 /// What the journey needs of the machine.
@@ -31,8 +32,6 @@ pub const AGENT_NODE: &str = WORKERS[1];
 /// Joined, then stopped.
 pub const DOWN_NODE: &str = "worker-node-3";
 const SOON: Duration = Duration::from_secs(30);
-/// Bytes that rsync copies to each node.
-const COPIED: usize = 2 << 20;
 
 /// sshd on one worker's host, and everything that a person logs in with.
 #[derive(Debug)]
@@ -123,14 +122,14 @@ impl Commands {
         the_agents_own_ssh_takes_certificates_only(&stand);
         exit_codes_tell_what_happened(&stand);
         output_arrives_while_the_command_runs(&stand);
-        let moved = plain_ssh_and_rsync_work(&stand);
+        let moved = plain::ssh_and_rsync_work(&stand);
         one_target_down_of_three_fails_alone(field, self);
         moved
     }
 
     /// The rest of point 4: [`SSHD_NODE`] gets another host key.
     pub fn change_host_key(&mut self, field: &Field) {
-        a_changed_host_key_is_refused_until_accepted(field, self);
+        host_key::a_changed_one_is_refused_until_accepted(field, self);
     }
 }
 
@@ -378,125 +377,4 @@ fn output_arrives_while_the_command_runs(stand: &Stand<'_>) {
             "of {name} via {via} the lines came {apart:?} apart"
         );
     }
-}
-
-fn plain_ssh_and_rsync_work(stand: &Stand<'_>) -> u64 {
-    let cli = stand.operator();
-    let config = cli
-        .mesh_ok(&["ssh-config", "--user", stand.user().name()])
-        .stdout;
-    for name in [SSHD_NODE, AGENT_NODE] {
-        assert!(config.contains(&format!("Host {name}")), "{config}");
-    }
-    let file = cli.file("ssh_config", &config).expect("file");
-    let file = file.display().to_string();
-    for name in [SSHD_NODE, AGENT_NODE] {
-        let ran = cli
-            .spec("ssh")
-            .args([
-                "-F",
-                &file,
-                "-o",
-                "BatchMode=yes",
-                name,
-                "echo $(id -un)@$(uname -n)",
-            ])
-            .run(SOON)
-            .expect("runs")
-            .expect_code(0);
-        assert_eq!(ran.stdout.trim(), format!("{}@{name}", stand.user().name()));
-        let terminal = cli
-            .spec("ssh")
-            .args([
-                "-F",
-                &file,
-                "-o",
-                "BatchMode=yes",
-                "-tt",
-                name,
-                "tty; stty size; exit 5",
-            ])
-            .run(SOON)
-            .expect("runs");
-        assert_eq!(terminal.code, Some(5), "{}", terminal.all());
-        assert!(terminal.stdout.contains("/dev/pts/"), "{}", terminal.all());
-    }
-    // A certificate lives five minutes: each call must bring a fresh one, also for the first login.
-    let files = config
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("CertificateFile "));
-    let certificates: BTreeSet<String> = files
-        .flat_map(|file| {
-            let file = file.trim_matches('"').replace("%r", stand.user().name());
-            [SSHD_NODE, AGENT_NODE].map(|name| file.replace("%h", name))
-        })
-        .collect();
-    assert_eq!(certificates.len(), 2, "{config}");
-    for certificate in certificates {
-        std::fs::remove_file(certificate).expect("the certificate's file");
-    }
-    let source = write_noise(cli.work("to-copy"), COPIED).expect("file");
-    let sum = sha256(&source).expect("sum");
-    for name in [SSHD_NODE, AGENT_NODE] {
-        let copy = stand.user().home().join(format!("copy-{name}"));
-        cli.spec("rsync")
-            .args(["-e", &format!("ssh -F {file} -o BatchMode=yes")])
-            .arg(&source)
-            .arg(format!("{name}:{}", copy.display()))
-            .run(SOON)
-            .expect("runs")
-            .expect_code(0);
-        assert_eq!(sha256(&copy).expect("sum"), sum, "the copy at {name}");
-    }
-    2 * COPIED as u64
-}
-
-fn a_changed_host_key_is_refused_until_accepted(field: &Field, kit: &mut Commands) {
-    let fingerprint = |kit: &Commands| {
-        let public = kit.sshd.host_key().with_extension("pub");
-        let ran = field
-            .operator()
-            .spec("ssh-keygen")
-            .arg("-lf")
-            .arg(public)
-            .run(SOON);
-        let line = ran.expect("runs").expect_code(0).stdout;
-        line.split_whitespace()
-            .nth(1)
-            .expect("a fingerprint")
-            .to_owned()
-    };
-    let before = fingerprint(kit);
-    kit.sshd.change_host_key().expect("a new host key");
-    let after = fingerprint(kit);
-    assert_ne!(before, after);
-    let stand = Stand { kit, field };
-    for via in ["socks", "grpc"] {
-        let refused = stand.deploy(
-            &["--via", via].map(str::to_owned),
-            &["exec", "true", SSHD_NODE],
-        );
-        assert_eq!(refused.code, Some(255), "{}", refused.all());
-        for shown in [&before, &after] {
-            assert!(
-                refused.all().contains(shown.as_str()),
-                "{shown}: {}",
-                refused.all()
-            );
-        }
-        assert!(
-            refused.all().contains("host-key accept"),
-            "{}",
-            refused.all()
-        );
-    }
-    eventually("the changed key is held, then accepted", SOON, || {
-        stand
-            .operator()
-            .mesh(&["node", "host-key", "accept", SSHD_NODE])
-            .success()?;
-        let ran = stand.deploy(&[], &["exec", "true", SSHD_NODE]);
-        ensure!(ran.code == Some(0), "{}", ran.all());
-        Ok(())
-    });
 }
