@@ -1,0 +1,89 @@
+//! No file descriptors left.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use anyhow::ensure;
+use integration::{Cli, MeshUp};
+use mesh_testkit::{Need, eventually, needs};
+
+use super::{SOON, wait_for_console, wait_for_state};
+
+/// Of what the process had at rest, so many more.
+const ROOM: usize = 30;
+const TOLD: &str = "cannot accept connections for now";
+
+/// Asks for a page on a connection that stays open.
+fn page(stream: &mut TcpStream, path: &str) -> anyhow::Result<String> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer)?;
+        ensure!(
+            read > 0,
+            "closed after {:?}",
+            String::from_utf8_lossy(&text)
+        );
+        text.extend(&buffer[..read]);
+        let so_far = String::from_utf8_lossy(&text).into_owned();
+        if let Some((head, body)) = so_far.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| {
+                let line = line.to_ascii_lowercase();
+                line.strip_prefix("content-length: ")?.parse::<usize>().ok()
+            });
+            if length.is_none_or(|length| body.len() >= length) {
+                return Ok(so_far);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_process_without_descriptors_keeps_what_is_open_and_accepts_again_by_itself() {
+    if !needs(&[Need::Program("prlimit")]) {
+        return;
+    }
+    let cli = Cli::new().expect("folders");
+    let up = MeshUp::demo(&cli);
+    wait_for_state(&cli, &["worker-node-1", "worker-node-2"], "online", SOON);
+    wait_for_console(&up, "worker-node-1", SOON);
+    let pid = up.child().pid();
+    let used = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let limit = |soft: usize| {
+        let soft = format!("--nofile={soft}:");
+        let ran = cli.spec("prlimit").args(["--pid", &pid.to_string(), &soft]);
+        ran.run(SOON).expect("runs").expect_code(0);
+    };
+    let addr = (Ipv4Addr::LOCALHOST, up.gateway_port());
+    let connect = || {
+        let stream = TcpStream::connect(addr).expect("the system accepts");
+        stream.set_read_timeout(Some(SOON)).expect("set");
+        stream
+    };
+    let mut open = connect();
+    let told = page(&mut open, "/worker-node-1/").expect("a page");
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+
+    let at_rest = used();
+    limit(at_rest + ROOM);
+    // More than there is room for; they say nothing, and hold what they got.
+    let crowd: Vec<TcpStream> = (0..2 * ROOM).map(|_| connect()).collect();
+    up.child().wait_for_line(TOLD, SOON);
+    let told = page(&mut open, "/worker-node-1/").expect("goes on");
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+
+    drop(crowd);
+    wait_for_console(&up, "worker-node-2", Duration::from_secs(10));
+    cli.deploy(&["exec", "true", "worker-node-1"])
+        .expect_code(0);
+    wait_for_state(&cli, &["worker-node-1", "worker-node-2"], "online", SOON);
+    eventually("what it took it gave back", SOON, || {
+        let now = used();
+        ensure!(now < at_rest + ROOM, "{now} after {at_rest}");
+        Ok(())
+    });
+    up.child()
+        .assert_log_clean(&[TOLD, "the netmap was not stored"]);
+}

@@ -1,0 +1,74 @@
+//! A link that carries nothing, and ends nothing either: both sides keep connections that lead
+//! nowhere.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use integration::{Field, Layout};
+use mesh_testkit::{Need, eventually, needs};
+
+use super::{SOON, wait_for_state};
+
+const NODE: &str = "worker-node-1";
+/// A control stream on which nothing comes is given up after 45 s: longer than that and shorter
+/// than the minute after which the coordinator calls the node offline, so that each side finds out
+/// by itself and meets the other's old connection.
+const LOST: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_minute_of_total_loss_is_told_by_everybody_and_heals_by_itself() {
+    if !needs(&[
+        Need::Root,
+        Need::Program("ip"),
+        Need::Program("nft"),
+        Need::Program("curl"),
+    ]) {
+        return;
+    }
+    let mut field = Field::start(Layout::Spread, None);
+    field.add_worker(NODE, "default", &[]);
+    let path = format!("/{NODE}/");
+    field.wait_for_console(&path, SOON);
+    // Nothing in or out, and nobody is told: not a reset, not an unreachable.
+    let all = "ip saddr 10.90.0.0/16 ip daddr 10.90.0.0/16".to_owned();
+    let lost = Instant::now();
+    let blocked = field.host(NODE).block(&[all]).expect("cut");
+    let page = field.curl(&path).expect("an answer");
+    assert!([502, 503, 504].contains(&page.status), "{page:?}");
+    let refused = field.operator().deploy(&["exec", "true", NODE]);
+    assert_eq!(refused.code, Some(255), "{}", refused.all());
+    let told = format!("[FAIL] {NODE}: ");
+    assert!(refused.all().contains(&told), "{}", refused.all());
+    wait_for_state(field.operator(), &[NODE], "stale", LOST);
+    eventually(
+        "the agent tells that the coordinator is silent",
+        LOST,
+        || {
+            let told = field.worker(NODE).run("status", &[]).all();
+            ensure!(
+                told.contains("silent") || told.contains("no answer"),
+                "{told}"
+            );
+            Ok(())
+        },
+    );
+    // Whoever else is there does not notice.
+    field.operator().mesh_ok(&["token", "create"]);
+    eventually("the minute is over", LOST, || {
+        ensure!(lost.elapsed() >= LOST, "not yet");
+        Ok(())
+    });
+
+    blocked.lift().expect("lifted");
+    let healed = Instant::now();
+    field.wait_for_console(&path, SOON);
+    let console = healed.elapsed();
+    wait_for_state(field.operator(), &[NODE], "online", SOON);
+    let online = healed.elapsed();
+    field
+        .operator()
+        .deploy(&["exec", "true", NODE])
+        .expect_code(0);
+    println!("console after {console:?}, online after {online:?}");
+    field.assert_logs_clean(&[]);
+}
