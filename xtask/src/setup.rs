@@ -65,6 +65,12 @@ const PACKAGES: &[Package] = &[
     package("rsync", Program("rsync"), "the deploy journey"),
     package("curl", Program("curl"), "all journeys"),
     package("nftables", Program("nft"), "journeys that cut links"),
+    package(
+        "iputils-ping",
+        Program("ping"),
+        "journeys that ping over the mesh",
+    ),
+    package("iperf3", Program("iperf3"), "the figures of the TUN shell"),
     package("iproute2", Program("ip"), "journeys in network namespaces"),
     package(
         "tcpdump",

@@ -8,6 +8,7 @@ use mesh_testkit::{Child, Host, Spec};
 use serde_json::Value;
 
 use super::{Field, Layout, START};
+use crate::binaries::binary;
 use crate::cli::{Cli, USUAL};
 
 /// A worker-agent with its host.
@@ -31,6 +32,20 @@ impl Worker {
             .name(format!("{}-{verb}", self.name));
         let spec = spec.arg(verb).arg("--set");
         spec.arg(format!("state_dir={}", self.state_dir.display()))
+    }
+
+    /// One of the agent's verbs with this worker's settings, behind another program such as
+    /// `setpriv`, which comes with its arguments.
+    pub fn behind(&self, wrapper: &[&str], verb: &str) -> Spec {
+        let (program, args) = wrapper.split_first().unwrap_or((&"env", &[]));
+        let mut spec = self.cli.spec(program).args(args);
+        spec = spec.arg(binary("worker-agent")).arg(verb);
+        spec = spec.arg("--set");
+        spec = spec.arg(format!("state_dir={}", self.state_dir.display()));
+        for set in &self.sets {
+            spec = spec.args(["--set", set]);
+        }
+        spec
     }
 
     /// Starts it, for the first time or again, and waits until it has a netmap.

@@ -66,7 +66,8 @@ impl Class {
                 .collect();
             (!ports.is_empty()).then(|| FilterRule {
                 sources: grant.sources.to_vec(),
-                protocols: vec![Protocol::Tcp],
+                // Who may open a port may ask whether anybody is there.
+                protocols: vec![Protocol::Tcp, Protocol::Icmp],
                 ports: ports.into_iter().map(PortRange::single).collect(),
             })
         });

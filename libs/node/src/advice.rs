@@ -8,7 +8,7 @@ use mesh_types::{Finding, NodeState, Timestamp};
 
 use crate::control::{ControlState, TOOK_OVER};
 use crate::enrol::utc;
-use crate::status::{NodeStatus, PeerPath, PeerStatus};
+use crate::status::{NodeStatus, PeerPath, PeerStatus, ShellStatus};
 
 /// A node starts, connects and finds its relay within this time: until then nothing is wrong.
 const STARTING: Duration = Duration::from_secs(15);
@@ -33,6 +33,7 @@ pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
     found.extend(coordinator(status, now));
     found.extend(certificate(status, now));
     found.extend(disk(status));
+    found.extend(device(status));
     found.extend(relay(status, now));
     found.extend(udp(status, now));
     found.extend(peers(status));
@@ -105,17 +106,14 @@ fn away(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
         );
         return Some(Finding::error("no-netmap", what, next));
     }
-    let held = if status.netmap_stored {
-        format!("acting on the stored netmap of {}", utc(since))
-    } else {
-        format!(
-            "acting on the netmap as it was {} s ago",
-            now.since(since).as_secs()
-        )
-    };
-    let code = match (code, status.netmap_stored) {
-        ("coordinator-unreachable", true) => "netmap-stored",
-        (code, _) => code,
+    let stored = || format!("acting on the stored netmap of {}", utc(since));
+    let (code, held) = match (code, status.netmap_stored) {
+        ("coordinator-unreachable", true) => ("netmap-stored", stored()),
+        (code, true) => (code, stored()),
+        (code, false) => {
+            let secs = now.since(since).as_secs();
+            (code, format!("acting on the netmap as it was {secs} s ago"))
+        }
     };
     let what = format!("{error}; {held}: traffic with known peers goes on, changes wait");
     Some(Finding::warning(code, what, next))
@@ -149,6 +147,22 @@ fn disk(status: &NodeStatus) -> Option<Finding> {
         "netmap-unsaved",
         format!("the netmap cannot be stored, so a restart would need the coordinator: {error}"),
         "df -h (make room); it is tried again every 10 s",
+    ))
+}
+
+fn device(status: &NodeStatus) -> Option<Finding> {
+    let ShellStatus::Tun {
+        device,
+        problem: Some(problem),
+        ..
+    } = &status.shell
+    else {
+        return None;
+    };
+    Some(Finding::error(
+        "tun-trouble",
+        format!("the network device {device}: {problem}"),
+        format!("ip link show {device}; then this program's log"),
     ))
 }
 

@@ -40,6 +40,8 @@ counters! {
     overlay_tx_packets,
     /// Their bytes.
     overlay_tx_bytes,
+    /// IP packets that the machine did not take through the TUN device.
+    device_refused_packets,
     /// WireGuard sessions established or renewed.
     handshakes,
     /// Times that the path to a peer changed.

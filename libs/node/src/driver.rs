@@ -2,7 +2,8 @@
 //!
 //! `select!` in [`Driver::next_event`] only chooses what happens next; everything else is
 //! synchronous. One turn reads all that is there, feeds it through the tunnel into the TCP/IP
-//! stack, and sends what comes out, batch by batch, in buffers that are reused.
+//! stack (and into the machine's own, where the node has a TUN device), and sends what comes out,
+//! batch by batch, in buffers that are reused.
 
 use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
@@ -30,9 +31,10 @@ pub(crate) use udp::UdpPort;
 
 use crate::control::{ControlState, ControlStatus};
 use crate::counters::add;
-use crate::netstack::{Netstack, PacketStack as _};
+use crate::netstack::Netstack;
 use crate::node::{RelayMode, Shared, stopped};
 use crate::state_dir::StateDir;
+use crate::tun::Tun;
 
 /// Reads of one socket per turn, so that no socket starves another.
 const READS: usize = 4;
@@ -51,6 +53,8 @@ pub(crate) struct Parts {
     pub(crate) state: StateDir,
     pub(crate) device: Device,
     pub(crate) stack: Netstack,
+    /// The machine's own way into the overlay, when it has one.
+    pub(crate) tun: Option<Tun>,
     pub(crate) ports: Vec<UdpPort>,
     pub(crate) netmap: watch::Receiver<Option<Arc<Netmap>>>,
     pub(crate) control: watch::Receiver<ControlStatus>,
@@ -150,9 +154,9 @@ impl Driver {
         while !self.parts.stack.is_drained() && Instant::now() < limit {
             self.turn();
             let wait = self.deadline().unwrap_or(limit).min(limit);
-            let ports = &self.parts.ports;
+            let (ports, tun) = (&self.parts.ports, self.parts.tun.as_ref());
             tokio::select! {
-                () = readable(ports) => {}
+                () = readable(ports, tun) => {}
                 () = self.parts.shared.wake.notified() => {}
                 () = tokio::time::sleep_until(wait.into()) => {}
             }
@@ -196,6 +200,7 @@ impl Driver {
         let Parts {
             shared,
             ports,
+            tun,
             netmap,
             control,
             stop,
@@ -204,7 +209,7 @@ impl Driver {
         tokio::select! {
             () = stopped(stop) => Event::Stop,
             () = removed(control) => Event::Stop,
-            () = readable(ports) => Event::Ready,
+            () = readable(ports, tun.as_ref()) => Event::Ready,
             () = shared.wake.notified() => Event::Ready,
             () = changed(netmap) => Event::Netmap,
             servers = resolved(&mut self.stun) => Event::Stun(servers),
@@ -313,11 +318,20 @@ impl Driver {
                     bytes += packet.len();
                     !dropping
                 });
-            self.stack_deadline = self
-                .parts
-                .stack
-                .exchange(&mut inbound, &mut self.batch, now);
+            let mut refused = 0;
+            let tun = self.parts.tun.as_ref();
+            let mut kernel = |packet: &[u8]| {
+                let taken = tun.is_some_and(|tun| tun.write(packet));
+                refused += usize::from(!taken);
+            };
+            let kernel = tun
+                .is_some()
+                .then_some(&mut kernel as &mut dyn FnMut(&[u8]));
+            let stack = &self.parts.stack;
+            self.stack_deadline = stack.exchange_beside(&mut inbound, &mut self.batch, now, kernel);
             drop(inbound);
+            add(&counters.device_refused_packets, refused);
+            let more = tun.is_some_and(|tun| tun.read(&mut self.batch));
             if dropping {
                 add(&counters.deliberately_dropped, packets + self.batch.len());
                 self.batch.clear();
@@ -335,7 +349,8 @@ impl Driver {
                 self.parts.device.seal(&mut self.batch, &mut self.out, now);
                 self.transmit(now);
             }
-            if self.stack_deadline.is_none_or(|at| at > now) && self.out.is_empty() {
+            let stack_waits = self.stack_deadline.is_none_or(|at| at > now);
+            if stack_waits && !more && self.out.is_empty() {
                 break;
             }
         }
@@ -401,10 +416,11 @@ impl Driver {
     }
 }
 
-/// Resolves when any socket may have something to read. Cancel-safe, allocates nothing.
-async fn readable(ports: &[UdpPort]) {
+/// Resolves when any socket, or the machine through its device, may have something to read.
+/// Cancel-safe, allocates nothing.
+async fn readable(ports: &[UdpPort], tun: Option<&Tun>) {
     poll_fn(|cx| {
-        let mut ready = Poll::Pending;
+        let mut ready = tun.map_or(Poll::Pending, |tun| tun.poll_readable(cx));
         for port in ports {
             if port.poll_readable(cx).is_ready() {
                 ready = Poll::Ready(());

@@ -205,7 +205,9 @@ async fn join(
 
 fn connect_text(error: &ConnectError) -> EnrolError {
     let each = |(addr, reason): &(String, AttemptError)| match reason {
-        AttemptError::Tcp(source) | AttemptError::Name(source) => format!("{addr}: {reason} ({source})"),
+        AttemptError::Tcp(source) | AttemptError::Name(source) => {
+            format!("{addr}: {reason} ({source})")
+        }
         _ => format!("{addr}: {reason}"),
     };
     let tried: Vec<String> = error.attempts.iter().map(each).collect();

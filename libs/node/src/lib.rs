@@ -1,5 +1,6 @@
 //! A mesh node as a library: join, follow the control plane, and dial and listen on the overlay
-//! without root, without a device and without touching the machine's routes.
+//! without root, without a device and without touching the machine's routes; or, where that is
+//! wanted, put the whole machine on the overlay through a TUN device ([`tun`]).
 //!
 //! The pieces, from the disk to the wire: [`StateDir`] keeps one identity; [`enrol()`] joins with
 //! a token; [`ControlSession`] follows the coordinator (all that a relay needs); [`Node`] adds the
@@ -26,6 +27,7 @@ pub mod publish;
 mod random;
 pub mod state_dir;
 pub mod status;
+pub mod tun;
 
 pub use control::{ControlConfig, ControlSession, ControlState, ControlStatus, SessionError};
 pub use counters::Counters;
@@ -38,4 +40,5 @@ pub use netstack::{DialError, ListenError, OverlayListener, OverlayStream, Overl
 pub use node::{Node, NodeConfig, NotReady, RelayMode, StartError};
 pub use publish::{PublishError, Published, Target};
 pub use state_dir::{Enrolled, StateDir, StateDirError};
-pub use status::{NodeStatus, PeerPath, PeerStatus, RelayStatus};
+pub use status::{NodeStatus, PeerPath, PeerStatus, RelayStatus, ShellStatus};
+pub use tun::TunError;

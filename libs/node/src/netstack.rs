@@ -1,17 +1,16 @@
 //! The TCP/IP stack of a node: what the driver feeds with packets, and what dials and listens.
 //!
-//! [`PacketStack`] is all that the driver knows, so that a TUN device or a private network
-//! namespace can take this place. The one here is userspace TCP/IP ([`Netstack`], on smoltcp):
-//! no root, no device.
+//! Userspace TCP/IP ([`Netstack`], on smoltcp): no root, no device. Where the node has a TUN device
+//! the machine's own stack has the overlay addresses too; this one then keeps what the node itself
+//! listens on and dials, published services above all, and leaves every other packet to the
+//! machine (docs/adr/0020-tun-beside-userspace.md).
 //!
 //! One lock guards the stack. The driver takes it once per batch of packets and a stream once per
 //! read or write; the socket buffers are the bounded rings between them, so that a byte is copied
 //! once on each side and no packet crosses a channel.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
-use mesh_tunnel::Batch;
+use std::time::Duration;
 
 mod listener;
 mod phy;
@@ -26,21 +25,6 @@ pub use listener::OverlayListener;
 pub use stack::Netstack;
 pub use stream::OverlayStream;
 pub use udp::OverlayUdp;
-
-/// Where the driver hands decrypted packets in and takes packets to be encrypted out.
-pub trait PacketStack: Send + Sync {
-    /// Takes in `inbound` (whole IP packets), appends what is to be sent to `outbound`, and says
-    /// when it wants to be called again although nothing arrived.
-    ///
-    /// `outbound` is filled up to a limit per call; a deadline that is not after `now` means that
-    /// there is more.
-    fn exchange(
-        &self,
-        inbound: &mut dyn Iterator<Item = &[u8]>,
-        outbound: &mut Batch,
-        now: Instant,
-    ) -> Option<Instant>;
-}
 
 /// Sizes and limits of a [`Netstack`].
 #[derive(Debug, Clone)]

@@ -26,7 +26,8 @@ use crate::netstack::{
 use crate::publish::{PublishError, Published, Services};
 use crate::random;
 use crate::state_dir::{Enrolled, StateDir};
-use crate::status::NodeStatus;
+use crate::status::{NodeStatus, ShellStatus};
+use crate::tun::{Tun, TunError};
 
 mod config;
 mod shared;
@@ -76,8 +77,9 @@ impl Drop for Inner {
 }
 
 impl Node {
-    /// Starts the node of this state directory: binds its UDP sockets, uses the stored netmap when
-    /// there is one, and connects to the coordinator in the background.
+    /// Starts the node of this state directory: binds its UDP sockets, makes its TUN device when one
+    /// is asked for, uses the stored netmap when there is one, and connects to the coordinator in
+    /// the background.
     ///
     /// Needs a tokio runtime.
     pub fn start(config: NodeConfig, state: StateDir) -> Result<Self, StartError> {
@@ -117,6 +119,10 @@ impl Node {
             },
             now,
         );
+        let device_name = config.tun.as_deref();
+        let tun = device_name.map(|name| start_device(name, mtu, &control));
+        let tun = tun.transpose()?;
+        let has_device = tun.is_some();
         let greet = control
             .stored()
             .map(|stored| stored.active.clone())
@@ -140,6 +146,7 @@ impl Node {
                 relays: BTreeMap::new(),
                 home: None,
                 endpoints: Vec::new(),
+                shell: ShellStatus::default(),
                 drops: Vec::new(),
                 udp_heard: None,
             }),
@@ -153,6 +160,7 @@ impl Node {
             state: state.clone(),
             device,
             stack: stack.clone(),
+            tun,
             ports,
             netmap: netmap.clone(),
             control: control_status,
@@ -163,7 +171,7 @@ impl Node {
         let keeper = keeper::run(Arc::clone(&shared), state.clone(), netmap, stopped);
         Ok(Self {
             inner: Arc::new(Inner {
-                services: Services::new(stack.clone(), counters),
+                services: Services::new(stack.clone(), has_device, counters),
                 config,
                 state,
                 shared,
@@ -428,6 +436,18 @@ impl Node {
         }
         self.inner.shared.control.shutdown().await;
     }
+}
+
+/// Makes the machine's device, with the node's addresses as far as they are known: those of the
+/// last netmap. The next one may have others.
+fn start_device(name: &str, mtu: u16, control: &ControlSession) -> Result<Tun, TunError> {
+    let mut tun = Tun::open(name, mtu)?;
+    let netmap = control.netmap().borrow().clone();
+    let addrs = netmap.map(|netmap| netmap.node.addrs);
+    if let Some(addrs) = addrs.or(control.enrolled().addrs) {
+        tun.start(addrs)?;
+    }
+    Ok(tun)
 }
 
 /// A node could not leave its network.

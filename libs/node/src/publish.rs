@@ -25,6 +25,9 @@ const COPY_BYTES: usize = 64 * 1024;
 pub enum Target {
     /// To this TCP address of the machine; loopback only.
     Loopback(SocketAddr),
+    /// Where the machine is on the overlay through a TUN device, to whatever listens there itself
+    /// on the overlay address; elsewhere as [`Target::Loopback`].
+    Direct(SocketAddr),
     /// To whoever reads the other end, with the peer's overlay address.
     Handler(mpsc::Sender<(OverlayStream, SocketAddr)>),
 }
@@ -65,11 +68,17 @@ pub enum PublishError {
 
 struct Entry {
     published: Published,
+    /// `None` where the machine's own stack serves it.
+    serving: Option<Serving>,
+}
+
+/// Closes the port and ends its connections when dropped.
+struct Serving {
     listener: ListenerCloser,
     task: JoinHandle<()>,
 }
 
-impl Drop for Entry {
+impl Drop for Serving {
     fn drop(&mut self) {
         // At once; the task ends when its thread comes to it.
         self.listener.close();
@@ -80,6 +89,8 @@ impl Drop for Entry {
 /// The services of one node.
 pub(crate) struct Services {
     stack: Netstack,
+    /// Whether the machine's own stack has the overlay addresses too.
+    has_device: bool,
     counters: Arc<Counters>,
     entries: Mutex<BTreeMap<ServiceName, Entry>>,
 }
@@ -91,9 +102,10 @@ impl fmt::Debug for Services {
 }
 
 impl Services {
-    pub(crate) fn new(stack: Netstack, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(stack: Netstack, has_device: bool, counters: Arc<Counters>) -> Self {
         Self {
             stack,
+            has_device,
             counters,
             entries: Mutex::new(BTreeMap::new()),
         }
@@ -113,7 +125,7 @@ impl Services {
     /// Publishes; a service of the same name is replaced.
     pub(crate) fn add(&self, published: Published) -> Result<(), PublishError> {
         let Published { service, target } = &published;
-        if let Target::Loopback(addr) = target
+        if let Target::Loopback(addr) | Target::Direct(addr) = target
             && !addr.ip().is_loopback()
         {
             return Err(PublishError::NotLoopback(*addr));
@@ -136,6 +148,14 @@ impl Services {
         }
         let name = service.name.clone();
         let port = service.port;
+        if self.has_device && matches!(target, Target::Direct(_)) {
+            let entry = Entry {
+                published,
+                serving: None,
+            };
+            drop(entries.insert(name, entry));
+            return Ok(());
+        }
         let connections = Connections {
             name: name.clone(),
             target: target.clone(),
@@ -143,7 +163,7 @@ impl Services {
         };
         let same_port = entries
             .get(&name)
-            .is_some_and(|entry| entry.published.service.port == port);
+            .is_some_and(|entry| entry.published.service.port == port && entry.serving.is_some());
         let listener = if same_port {
             // No connection request is refused in between.
             self.stack.take_over(port)?
@@ -157,8 +177,10 @@ impl Services {
             name,
             Entry {
                 published,
-                listener: closer,
-                task,
+                serving: Some(Serving {
+                    listener: closer,
+                    task,
+                }),
             },
         );
         Ok(())
@@ -190,7 +212,7 @@ impl Connections {
                     add(&self.counters.service_connections, 1);
                     tracing::debug!(service = %self.name, %peer, "connection");
                     match &self.target {
-                        Target::Loopback(to) => {
+                        Target::Loopback(to) | Target::Direct(to) => {
                             open.spawn(forward(stream, *to, self.name.clone()));
                         }
                         Target::Handler(handler) => {

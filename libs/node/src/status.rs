@@ -22,6 +22,9 @@ pub struct NodeStatus {
     pub wg_port: u16,
     /// Underlay addresses at which peers may try it.
     pub endpoints: Vec<SocketAddr>,
+    /// Who handles the overlay's packets on this machine.
+    #[serde(default)]
+    pub shell: ShellStatus,
     /// The connection to the coordinator.
     pub control: ControlStatus,
     /// Since when the netmap may be out of date; `None` while the coordinator is connected.
@@ -56,6 +59,26 @@ pub struct NodeStatus {
     pub counters: BTreeMap<String, u64>,
     /// Packets the tunnel dropped, by reason; reasons that never happened are absent.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// Who handles the overlay's packets on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+pub enum ShellStatus {
+    /// The process alone, with a TCP/IP stack of its own.
+    #[default]
+    Userspace,
+    /// The machine itself, through a network device; published services excepted.
+    Tun {
+        /// The device's name.
+        device: String,
+        /// Whether it has the IPv6 address too: not where the machine has no IPv6.
+        ipv6: bool,
+        /// Routes to peers through it.
+        routes: usize,
+        /// What is wrong with it.
+        problem: Option<String>,
+    },
 }
 
 /// A connection to a relay.

@@ -95,6 +95,26 @@ impl Batch {
         result
     }
 
+    /// Appends a packet of at most `most` bytes that `fill` writes in place, such as a read from a
+    /// device; it says how long the packet is. What is in the bytes before is left as it was.
+    ///
+    /// # Errors
+    /// That of `fill`; nothing is appended then, nor when the packet is empty.
+    pub fn push_up_to<E>(
+        &mut self,
+        most: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let slot = self.arena.reserve(most.next_multiple_of(PADDING));
+        let len = fill(&mut slot[..most])?.min(most);
+        let padded = len.next_multiple_of(PADDING);
+        slot[len..padded].fill(0);
+        if len > 0 {
+            self.append(len, padded);
+        }
+        Ok(len)
+    }
+
     #[inline]
     fn append(&mut self, len: usize, padded: usize) {
         self.packets.push(Span {

@@ -5,10 +5,11 @@ mod agent;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, build_info};
-use mesh_node::{ControlState, ControlStatus, Enrolled, Node, NodeConfig, StateDir};
+use mesh_node::{ControlState, ControlStatus, Enrolled, Node, NodeConfig, StateDir, tun};
 use mesh_types::NetworkName;
 use mesh_types::route::console_prefix;
 use tokio::sync::{mpsc, watch};
@@ -24,6 +25,9 @@ use crate::{metrics, page};
 
 /// Files that the agent keeps beside its identity; `leave` removes them.
 const OWN_FILES: [&str; 2] = ["services.json", "ssh_host_ed25519_key"];
+
+/// How long the device of an agent that was killed may take to go.
+const DEVICE_LIMIT: Duration = Duration::from_secs(2);
 
 /// An agent that is ready to run: identity open, WireGuard and control socket bound.
 pub struct App {
@@ -95,8 +99,12 @@ impl App {
             .as_ref()
             .map(|admin| AdminServer::bind(admin, handles.clone()));
         let admin = admin.transpose()?;
+        if let Some(device) = config.device() {
+            tun::wait_until_free(device, DEVICE_LIMIT).await;
+        }
         let node = Node::start(
             NodeConfig {
+                tun: config.device().map(str::to_owned),
                 udp: config.wireguard.listen.clone(),
                 coordinators: config.coordinators.clone(),
                 extra_endpoints: config.wireguard.endpoints.clone(),

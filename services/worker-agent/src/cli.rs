@@ -38,7 +38,12 @@ struct Common {
 impl Common {
     /// The settings in force; faults end the process with 64.
     fn load(&self) -> Config {
-        settings::load_or_exit(SERVICE, &self.config, self.overrides())
+        self.load_with(None)
+    }
+
+    /// The same with what `run --net` says.
+    fn load_with(&self, net: Option<&str>) -> Config {
+        settings::load_or_exit(SERVICE, &self.config, self.overrides().set("net", net))
     }
 
     fn overrides(&self) -> Overrides {
@@ -77,6 +82,9 @@ enum Verb {
         /// It speaks something else than HTTP
         #[arg(long)]
         tcp: bool,
+        /// With a TUN device, let the machine itself answer: whatever listens on the mesh address
+        #[arg(long)]
+        direct: bool,
     },
     /// Take a published service back
     Unpublish {
@@ -101,6 +109,10 @@ struct RunArgs {
     /// The name to ask for when joining; the machine's host name unless given
     #[arg(long, value_name = "NAME", env = "MESH_HOSTNAME")]
     hostname: Option<String>,
+    /// Put the whole machine on the mesh, by a network device, or this program alone; the setting
+    /// net unless given
+    #[arg(long, value_name = "tun|userspace")]
+    net: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -153,16 +165,19 @@ pub async fn run(args: Args) -> ExitCode {
         Verb::Service(verb) => {
             return verb.run::<Config>(Args::command(), &common.config, common.overrides());
         }
-        Verb::Run(args) => running::run(common.load(), args).await,
+        Verb::Run(args) => running::run(common.load_with(args.net.as_deref()), args).await,
         Verb::Join(join) => membership::join(&common.load(), join).await,
         Verb::Leave { force } => membership::leave(&common.load(), force).await,
         Verb::Status { json } => match running::status(&common.load(), json).await {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Verb::Publish { name, port, tcp } => {
-            running::publish(&common.load(), name, port, tcp).await
-        }
+        Verb::Publish {
+            name,
+            port,
+            tcp,
+            direct,
+        } => running::publish(&common.load(), name, port, tcp, direct).await,
         Verb::Unpublish { name } => running::unpublish(&common.load(), name).await,
         Verb::Console(ConsoleVerb::Configure { prefix }) => {
             machine::configure_console(&common.load(), prefix).await

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_daemon::{AdminConfig, Faults, LogConfig, Settings, ShutdownConfig};
 use mesh_node::RelayMode;
+use mesh_node::tun::is_device_name;
 use serde::{Deserialize, Serialize};
 
 mesh_daemon::settings! {
@@ -21,6 +22,11 @@ mesh_daemon::settings! {
         pub token_file: Option<PathBuf>,
         /// Where the coordinator is, `host:port` each; empty: as the join token said.
         pub coordinators: Vec<String>,
+        /// Who is on the mesh: the whole machine by a network device (`tun`, which needs root or
+        /// CAP_NET_ADMIN), or this program alone (`userspace`).
+        pub net: NetMode,
+        /// The `[tun]` section.
+        pub tun: TunConfig,
         /// The `[wireguard]` section.
         pub wireguard: WireGuardConfig,
         /// The `[console]` section.
@@ -33,6 +39,28 @@ mesh_daemon::settings! {
         pub log: LogConfig,
         /// The `[shutdown]` section.
         pub shutdown: ShutdownConfig,
+    }
+}
+
+mesh_daemon::settings! {
+    /// Who is on the mesh.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum NetMode {
+        /// This program alone: no root, no device, no route.
+        Userspace,
+        /// The whole machine, by a network device.
+        Tun,
+    }
+}
+
+mesh_daemon::settings! {
+    /// The network device, where there is one.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct TunConfig {
+        /// Its name, which no other device may have.
+        pub device: String,
     }
 }
 
@@ -118,6 +146,8 @@ impl Default for Config {
             state_dir: None,
             token_file: None,
             coordinators: Vec::new(),
+            net: NetMode::Userspace,
+            tun: TunConfig::default(),
             wireguard: WireGuardConfig::default(),
             console: ConsoleConfig::default(),
             ssh: SshConfig::default(),
@@ -132,6 +162,14 @@ impl Default for Config {
 const ADMIN_PORT: u16 = 9467;
 /// WireGuard's port unless set otherwise.
 const WIREGUARD_PORT: u16 = 51820;
+
+impl Default for TunConfig {
+    fn default() -> Self {
+        Self {
+            device: "mesh0".to_owned(),
+        }
+    }
+}
 
 impl Default for WireGuardConfig {
     fn default() -> Self {
@@ -172,6 +210,11 @@ impl Default for SshConfig {
 impl Settings for Config {
     fn validate(&self, faults: &mut Faults) {
         faults.require(
+            is_device_name(&self.tun.device),
+            "tun.device",
+            "give a network device's name: up to 15 letters, digits and dashes, such as mesh0",
+        );
+        faults.require(
             !self.wireguard.listen.is_empty(),
             "wireguard.listen",
             "give at least one UDP address, such as 0.0.0.0:51820",
@@ -202,6 +245,11 @@ impl Settings for Config {
 }
 
 impl Config {
+    /// The network device to make, if any.
+    pub(crate) fn device(&self) -> Option<&str> {
+        (self.net == NetMode::Tun).then_some(self.tun.device.as_str())
+    }
+
     /// The state directory in force.
     pub fn state_dir(&self) -> PathBuf {
         self.state_dir
@@ -252,6 +300,8 @@ mod tests {
             "wireguard.relay=only",
             "console.mode=page",
             "ssh.mode=sshd",
+            "net=tun",
+            "tun.device=mesh7",
             "ssh.host_keys=/a.pub,/b.pub",
             "admin.listen=127.0.0.1:0",
         ]);
@@ -260,5 +310,6 @@ mod tests {
         assert_eq!(config.ssh.host_keys.len(), 2);
         assert_eq!(config.console.mode, ConsoleMode::Page);
         assert_eq!(config.wireguard.listen.len(), 1);
+        assert_eq!(config.device(), Some("mesh7"));
     }
 }

@@ -5,8 +5,9 @@
 //! command line. Several agents may live in one process, each with its own state directory.
 //!
 //! What it does not do: it decides nothing about who may reach what (the netmap does), touches no
-//! interface, route or DNS setting of the machine, and changes Cockpit's and sshd's settings only
-//! when a person asks for it (`console configure`, `ssh trust`).
+//! interface and route of the machine unless asked for a device (`run --net tun`) and never a DNS
+//! setting, and changes Cockpit's and sshd's settings only when a person asks for it (`console
+//! configure`, `ssh trust`).
 
 mod advice;
 mod app;

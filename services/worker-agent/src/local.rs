@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use mesh_daemon::Tasks;
 use mesh_node::{StateDir, StateDirError};
-use mesh_types::{Service, ServiceName};
+use mesh_types::ServiceName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::services::Offer;
 use crate::status::AgentStatus;
 
 /// The socket's name in the state directory.
@@ -48,7 +49,7 @@ const CONNECTIONS: usize = 32;
 #[serde(rename_all = "kebab-case", tag = "verb")]
 pub(crate) enum Request {
     Status,
-    Publish { service: Service },
+    Publish { service: Offer },
     Unpublish { name: ServiceName },
     Leave { force: bool },
 }

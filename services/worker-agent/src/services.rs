@@ -47,10 +47,20 @@ pub(crate) enum ServicesError {
     State(#[from] StateDirError),
 }
 
+/// A service that a person published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Offer {
+    #[serde(flatten)]
+    pub(crate) service: Service,
+    /// Where there is a TUN device, the machine's own stack serves it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) direct: bool,
+}
+
 /// The published services, in the order of their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Services(Vec<Service>);
+pub(crate) struct Services(Vec<Offer>);
 
 impl Services {
     pub(crate) fn load(state: &StateDir) -> Result<Self, ServicesError> {
@@ -67,7 +77,8 @@ impl Services {
     }
 
     /// Adds a service; one of the same name is replaced.
-    pub(crate) fn add(&mut self, service: Service) -> Result<(), ServicesError> {
+    pub(crate) fn add(&mut self, offer: Offer) -> Result<(), ServicesError> {
+        let service = offer.service.clone();
         if RESERVED.contains(&service.name.as_str()) {
             return Err(ServicesError::Reserved(service.name));
         }
@@ -78,59 +89,65 @@ impl Services {
             return Err(ServicesError::ReservedPort(service.port));
         }
         let same = |other: &&Service| other.port == service.port && other.name != service.name;
-        if let Some(holder) = self.0.iter().find(same) {
+        let mut others = self.0.iter().map(|other| &other.service);
+        if let Some(holder) = others.find(same) {
             let name = holder.name.clone();
             return Err(ServicesError::PortTaken {
                 port: service.port,
                 name,
             });
         }
-        self.0.retain(|other| other.name != service.name);
-        self.0.push(service);
-        self.0.sort_by(|a, b| a.name.cmp(&b.name));
+        self.0.retain(|other| other.service.name != service.name);
+        self.0.push(offer);
+        self.0.sort_by(|a, b| a.service.name.cmp(&b.service.name));
         Ok(())
     }
 
     /// Takes a service back.
     pub(crate) fn remove(&mut self, name: &ServiceName) -> Result<(), ServicesError> {
         let before = self.0.len();
-        self.0.retain(|service| service.name != *name);
+        self.0.retain(|offer| offer.service.name != *name);
         if self.0.len() == before {
             return Err(ServicesError::Unknown(name.clone()));
         }
         Ok(())
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Offer> {
         self.0.iter()
     }
 }
 
-/// A service of the machine's loopback, as `publish NAME PORT` means it.
-pub(crate) fn on_loopback(service: Service) -> Published {
+/// What `publish NAME PORT` means for the node: a port of the machine's loopback, or whatever the
+/// machine itself has on that port.
+pub(crate) fn on_this_machine(offer: Offer) -> Published {
+    let Offer { service, direct } = offer;
     let to = SocketAddr::from(([127, 0, 0, 1], service.port));
-    Published {
-        service,
-        target: Target::Loopback(to),
-    }
+    let target = if direct {
+        Target::Direct(to)
+    } else {
+        Target::Loopback(to)
+    };
+    Published { service, target }
 }
 
 /// The service that `publish NAME PORT` describes.
-pub(crate) fn described(name: ServiceName, port: u16, tcp: bool) -> Service {
+pub(crate) fn described(name: ServiceName, port: u16, tcp: bool, direct: bool) -> Offer {
     let kind = if tcp {
         ServiceKind::Tcp
     } else {
         ServiceKind::Http
     };
-    Service { name, kind, port }
+    let service = Service { name, kind, port };
+    Offer { service, direct }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn service(name: &str, port: u16) -> Service {
-        described(name.parse().expect("a name"), port, false)
+    fn service(name: &str, port: u16) -> Offer {
+        described(name.parse().expect("a name"), port, false, false)
     }
 
     #[test]
@@ -165,6 +182,25 @@ mod tests {
         services.add(service("web", 8000)).expect("new");
         services.store(&state).expect("stored");
         assert_eq!(Services::load(&state).expect("loads"), services);
+    }
+
+    #[test]
+    fn a_list_of_before_there_were_direct_services_is_understood_and_written_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(dir.path().join("state")).expect("opens");
+        let former = r#"[{"name":"web","kind":"http","port":8000}]"#;
+        state.write(FILE, former.as_bytes()).expect("writes");
+        let mut services = Services::load(&state).expect("loads");
+        assert_eq!(
+            serde_json::to_string(&services).expect("serialises"),
+            former
+        );
+        let iperf = described("iperf".parse().expect("a name"), 5201, true, true);
+        services.add(iperf).expect("new");
+        services.store(&state).expect("stored");
+        let services = Services::load(&state).expect("loads");
+        let direct: Vec<bool> = services.iter().map(|offer| offer.direct).collect();
+        assert_eq!(direct, [true, false]);
     }
 
     #[test]

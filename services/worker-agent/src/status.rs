@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mesh_node::{NodeStatus, PeerPath};
+use mesh_node::{NodeStatus, PeerPath, ShellStatus};
 use mesh_types::{Finding, OpenFiles, ServiceKind, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,7 @@ pub(crate) fn render(status: &AgentStatus, now: Timestamp) -> String {
     };
     lines.push(format!("  relay        {relay}"));
     lines.push(format!("  WireGuard    UDP port {}", node.wg_port));
+    lines.push(format!("  network      {}", shell(&node.shell)));
     let console = match status.console.state {
         ConsoleState::Page => "the agent's own page",
         ConsoleState::Cockpit => "Cockpit",
@@ -133,6 +134,24 @@ pub(crate) fn render(status: &AgentStatus, now: Timestamp) -> String {
     }
     lines.extend(status.findings.iter().map(ToString::to_string));
     lines.join("\n")
+}
+
+fn shell(shell: &ShellStatus) -> String {
+    match shell {
+        ShellStatus::Userspace => "this program alone (userspace)".into(),
+        ShellStatus::Tun {
+            device,
+            ipv6,
+            routes,
+            problem,
+        } => {
+            let without = if *ipv6 { "" } else { ", without IPv6" };
+            match problem {
+                None => format!("the whole machine, by {device} ({routes} routes{without})"),
+                Some(problem) => format!("the whole machine, by {device}, but {problem}"),
+            }
+        }
+    }
 }
 
 fn coordinator(status: &AgentStatus, now: Timestamp) -> String {

@@ -116,12 +116,24 @@ impl World {
                 let allowed = may_reach(&other.row, row, service.kind);
                 for ip in other.row.addrs.iter().filter(|_| other.row.id != id) {
                     let passes = map.filter.rules.iter().any(|rule| {
-                        rule.protocols == [Protocol::Tcp]
+                        rule.protocols == [Protocol::Tcp, Protocol::Icmp]
                             && rule.sources.iter().any(|net| net.contains(&ip))
                             && rule.ports.iter().any(|ports| ports.contains(service.port))
                     });
                     assert_eq!(passes, allowed, "{ip} to {service:?} of {}", row.name);
                 }
+            }
+            // Who may reach anything may ping.
+            let allowed = row
+                .services
+                .iter()
+                .any(|service| may_reach(&other.row, row, service.kind));
+            for ip in other.row.addrs.iter().filter(|_| other.row.id != id) {
+                let passes = map.filter.rules.iter().any(|rule| {
+                    rule.protocols.contains(&Protocol::Icmp)
+                        && rule.sources.iter().any(|net| net.contains(&ip))
+                });
+                assert_eq!(passes, allowed, "{ip} pings {}", row.name);
             }
         }
         let filter = map.filter.clone();

@@ -77,6 +77,7 @@ fn healthy() -> NodeStatus {
         name: enrolled.name.clone(),
         addrs: enrolled.addrs,
         enrolled,
+        shell: ShellStatus::Userspace,
         wg_port: 51820,
         endpoints: Vec::new(),
         control: ControlStatus {
@@ -131,7 +132,7 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     (
         |status| {
             away(
@@ -251,6 +252,20 @@ const ROWS: [Row; 16] = [
         Severity::Warning,
         "no space left",
         "df -h",
+    ),
+    (
+        |status| {
+            status.shell = ShellStatus::Tun {
+                device: "mesh0".into(),
+                ipv6: true,
+                routes: 1,
+                problem: Some("it is gone".into()),
+            };
+        },
+        "tun-trouble",
+        Severity::Error,
+        "mesh0: it is gone",
+        "ip link show mesh0",
     ),
     (
         |status| {

@@ -14,6 +14,8 @@ use super::{Driver, UdpPort, endpoints};
 use crate::directory::Directory;
 use crate::node::{RelayFigures, RelayMode, Snapshot};
 use crate::random;
+use crate::status::ShellStatus;
+use crate::tun::Tun;
 
 /// Relays that a node keeps a connection to, to know the nearest.
 const STANDING_LINKS: usize = 3;
@@ -45,6 +47,12 @@ impl Driver {
             self.version = Some(netmap.cursor.version);
             let directory = Arc::new(Directory::new(&netmap));
             self.parts.stack.retain_peers(|ip| directory.is_peer(ip));
+            if let Some(tun) = &mut self.parts.tun {
+                tun.set(
+                    netmap.node.addrs,
+                    netmap.peers.values().map(|peer| peer.addrs),
+                );
+            }
             self.parts.shared.directory.send_replace(Some(directory));
         }
         if self.relays != netmap.relays {
@@ -139,6 +147,9 @@ impl Driver {
             self.parts.device.network_changed(now);
         }
         self.housekeeping = now + HOUSEKEEPING;
+        if let Some(tun) = &mut self.parts.tun {
+            tun.look();
+        }
         if now >= self.interfaces {
             self.interfaces = now + INTERFACES;
             self.look_at_interfaces(now);
@@ -218,6 +229,11 @@ impl Driver {
                 .collect(),
             home: self.home,
             endpoints: device.endpoints(),
+            shell: self
+                .parts
+                .tun
+                .as_ref()
+                .map_or(ShellStatus::Userspace, Tun::status),
             drops: device
                 .drops()
                 .iter()

@@ -23,7 +23,7 @@ use super::listener::OverlayListener;
 use super::phy::Phy;
 use super::stream::OverlayStream;
 use super::udp::OverlayUdp;
-use super::{DialError, ListenError, PacketStack, StackConfig};
+use super::{DialError, ListenError, StackConfig};
 use silence::Silence;
 
 /// Packets per call of `exchange`, roughly: a round over all sockets is always finished.
@@ -317,12 +317,30 @@ impl Netstack {
     }
 }
 
-impl PacketStack for Netstack {
-    fn exchange(
+impl Netstack {
+    /// Takes in `inbound` (whole IP packets), appends what is to be sent to `outbound`, and says
+    /// when it wants to be called again although nothing arrived.
+    ///
+    /// `outbound` is filled up to a limit per call; a deadline that is not after `now` means that
+    /// there is more.
+    pub fn exchange(
         &self,
         inbound: &mut dyn Iterator<Item = &[u8]>,
         outbound: &mut Batch,
         now: Instant,
+    ) -> Option<Instant> {
+        self.exchange_beside(inbound, outbound, now, None)
+    }
+
+    /// [`Netstack::exchange`] beside the machine's own TCP/IP stack, which has the same
+    /// addresses: this one takes the packets of its own connections and what asks for its
+    /// listeners, the `kernel` all others.
+    pub(crate) fn exchange_beside(
+        &self,
+        inbound: &mut dyn Iterator<Item = &[u8]>,
+        outbound: &mut Batch,
+        now: Instant,
+        mut kernel: Option<&mut dyn FnMut(&[u8])>,
     ) -> Option<Instant> {
         let mut guard = self.shared.lock();
         let inner = &mut *guard;
@@ -330,7 +348,10 @@ impl PacketStack for Netstack {
         let at = inner.clock(now);
         for packet in inbound {
             inner.silence.hear(packet, now);
-            inner.ingress(packet, outbound, at);
+            match &mut kernel {
+                Some(kernel) if !inner.claims(packet) => kernel(packet),
+                _ => inner.ingress(packet, outbound, at),
+            }
         }
         inner.promote(&self.shared);
         inner.end_silent();

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
+mod beside;
 mod silence;
 
 const LIMIT: Duration = Duration::from_secs(30);

@@ -41,6 +41,9 @@ pub struct NodeConfig {
     pub dial_timeout_ms: u64,
     /// Which ways packets may take.
     pub relay: RelayMode,
+    /// A TUN device of this name puts the whole machine on the overlay (root or CAP_NET_ADMIN);
+    /// absent: this node alone is, in userspace.
+    pub tun: Option<String>,
     /// Of the program, for people.
     pub version: String,
 }
@@ -59,6 +62,7 @@ impl Default for NodeConfig {
             socket_memory: stack.socket_memory,
             dial_timeout_ms: 10_000,
             relay: RelayMode::Auto,
+            tun: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -82,6 +86,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The TUN device cannot be had.
+    #[error(transparent)]
+    Tun(#[from] crate::tun::TunError),
     /// Relays have no data plane.
     #[error("a relay's identity cannot be used by a node: join with a token of another role")]
     IsRelay,

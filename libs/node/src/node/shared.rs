@@ -16,7 +16,7 @@ use crate::control::ControlSession;
 use crate::counters::Counters;
 use crate::credential::Credential;
 use crate::directory::Directory;
-use crate::status::{NodeStatus, PeerPath, PeerStatus, RelayStatus};
+use crate::status::{NodeStatus, PeerPath, PeerStatus, RelayStatus, ShellStatus};
 
 /// What the driver shares with the handles.
 pub(crate) struct Shared {
@@ -43,6 +43,7 @@ pub(crate) struct Snapshot {
     pub(crate) relays: BTreeMap<RelayId, RelayFigures>,
     pub(crate) home: Option<RelayId>,
     pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) shell: ShellStatus,
     pub(crate) drops: Vec<(DropReason, u64)>,
     pub(crate) udp_heard: Option<SystemTime>,
 }
@@ -150,6 +151,7 @@ impl Shared {
             addrs: addrs.or(enrolled.addrs),
             wg_port,
             endpoints: snapshot.endpoints,
+            shell: snapshot.shell,
             stale_since: control.stale_since,
             started: Timestamp::from(self.started),
             has_netmap: netmap.is_some(),

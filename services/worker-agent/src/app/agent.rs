@@ -17,7 +17,7 @@ use crate::config::{SshConfig, SshMode};
 use crate::console;
 use crate::local::{Answer, Asked, Request};
 use crate::page;
-use crate::services::{Services, on_loopback};
+use crate::services::{Offer, Services, on_this_machine};
 use crate::ssh;
 use crate::status::{AgentStatus, ConsoleStatus, SCHEMA, SshStatus};
 
@@ -139,10 +139,10 @@ impl Agent {
     }
 
     pub(super) fn publish_services(&self) {
-        for service in self.services.iter() {
-            if let Err(error) = self.node.publish(on_loopback(service.clone())) {
+        for offer in self.services.iter() {
+            if let Err(error) = self.node.publish(on_this_machine(offer.clone())) {
                 let error = report::chain(&error);
-                tracing::warn!(service = %service.name, error, "a service cannot be published");
+                tracing::warn!(service = %offer.service.name, error, "a service cannot be published");
             }
         }
     }
@@ -198,12 +198,12 @@ impl Agent {
         }
     }
 
-    fn publish(&mut self, service: Service) -> Answer {
+    fn publish(&mut self, offer: Offer) -> Answer {
         let mut services = self.services.clone();
-        if let Err(error) = services.add(service.clone()) {
+        if let Err(error) = services.add(offer.clone()) {
             return refused(error);
         }
-        if let Err(error) = self.node.publish(on_loopback(service)) {
+        if let Err(error) = self.node.publish(on_this_machine(offer)) {
             return refused(error);
         }
         if let Err(error) = services.store(&self.state) {

@@ -87,11 +87,17 @@ pub(super) async fn publish(
     name: ServiceName,
     port: u16,
     tcp: bool,
+    direct: bool,
 ) -> anyhow::Result<()> {
-    let service = described(name.clone(), port, tcp);
+    let service = described(name.clone(), port, tcp, direct);
     let live = change(config, Request::Publish { service }).await?;
+    let whose = if direct {
+        "this machine (with --net tun on its mesh addresses, otherwise on its loopback)"
+    } else {
+        "this machine's loopback"
+    };
     say(&format!(
-        "published {name}: port {port} of this machine's loopback{}",
+        "published {name}: port {port} of {whose}{}",
         when(live)
     ));
     Ok(())
@@ -152,7 +158,7 @@ mod tests {
         let web = || "web".parse().expect("a name");
         for error in [
             status(&config, true).await.expect_err("refused"),
-            publish(&config, web(), 80, false)
+            publish(&config, web(), 80, false, false)
                 .await
                 .expect_err("refused"),
             unpublish(&config, web()).await.expect_err("refused"),
@@ -179,10 +185,10 @@ mod tests {
             ..Config::default()
         };
         let web: ServiceName = "web".parse().expect("a name");
-        publish(&config, web.clone(), 8000, false)
+        publish(&config, web.clone(), 8000, false, false)
             .await
             .expect("stored");
-        let error = publish(&config, "other".parse().expect("a name"), 8000, true).await;
+        let error = publish(&config, "other".parse().expect("a name"), 8000, true, true).await;
         assert!(
             error
                 .expect_err("taken")

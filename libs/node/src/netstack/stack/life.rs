@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_tunnel::Batch;
 use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp;
-use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
 
 use super::super::phy::Phy;
 use super::super::stream::OverlayStream;
@@ -40,6 +40,29 @@ impl Inner {
         };
         self.iface
             .poll_ingress_single(at, &mut phy, &mut self.sockets);
+    }
+
+    /// Whether a packet is this stack's where the machine's own stack has the same addresses: it
+    /// belongs to a connection of this one, asks to open one where this one listens, or is for a
+    /// UDP port bound here. An answer to a connection of the machine's own is never claimed,
+    /// whatever its port.
+    pub(super) fn claims(&self, packet: &[u8]) -> bool {
+        if let Some((local, remote, segment)) = parts(packet, IpProtocol::Tcp) {
+            let Ok(tcp) = TcpPacket::new_checked(segment) else {
+                return false;
+            };
+            let flow = (
+                SocketAddr::new(local, tcp.dst_port()),
+                SocketAddr::new(remote, tcp.src_port()),
+            );
+            return self.flows.contains_key(&flow)
+                || (opens(&tcp) && self.listeners.contains_key(&tcp.dst_port()));
+        }
+        !self.udp_ports.is_empty()
+            && parts(packet, IpProtocol::Udp).is_some_and(|(_, _, datagram)| {
+                UdpPacket::new_checked(datagram)
+                    .is_ok_and(|udp| self.udp_ports.contains_key(&udp.dst_port()))
+            })
     }
 
     /// Makes a socket ready for a connection request. `false`: leave the request unanswered.
@@ -198,26 +221,34 @@ impl Inner {
 
 /// The conversation that a TCP packet asks to open (SYN without ACK; RFC 9293, 3.5), if it does.
 fn opening_flow(packet: &[u8]) -> Option<Flow> {
-    let (source, target, segment): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
+    let (local, remote, segment) = parts(packet, IpProtocol::Tcp)?;
+    let tcp = TcpPacket::new_checked(segment).ok()?;
+    opens(&tcp).then(|| {
+        (
+            SocketAddr::new(local, tcp.dst_port()),
+            SocketAddr::new(remote, tcp.src_port()),
+        )
+    })
+}
+
+fn opens(tcp: &TcpPacket<&[u8]>) -> bool {
+    tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin()
+}
+
+/// Destination, source and payload of a packet of that protocol that is no later fragment.
+fn parts(packet: &[u8], wanted: IpProtocol) -> Option<(IpAddr, IpAddr, &[u8])> {
+    match packet.first()? >> 4 {
         4 => {
             let ip = Ipv4Packet::new_checked(packet).ok()?;
             let first = ip.frag_offset() == 0;
-            (first && ip.next_header() == IpProtocol::Tcp)
-                .then(|| (ip.src_addr().into(), ip.dst_addr().into(), ip.payload()))?
+            (first && ip.next_header() == wanted)
+                .then(|| (ip.dst_addr().into(), ip.src_addr().into(), ip.payload()))
         }
         6 => {
             let ip = Ipv6Packet::new_checked(packet).ok()?;
-            (ip.next_header() == IpProtocol::Tcp)
-                .then(|| (ip.src_addr().into(), ip.dst_addr().into(), ip.payload()))?
+            (ip.next_header() == wanted)
+                .then(|| (ip.dst_addr().into(), ip.src_addr().into(), ip.payload()))
         }
-        _ => return None,
-    };
-    let tcp = TcpPacket::new_checked(segment).ok()?;
-    let opens = tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin();
-    opens.then(|| {
-        (
-            SocketAddr::new(target, tcp.dst_port()),
-            SocketAddr::new(source, tcp.src_port()),
-        )
-    })
+        _ => None,
+    }
 }

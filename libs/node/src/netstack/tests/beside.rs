@@ -1,0 +1,153 @@
+//! The stack beside the machine's own one: which packets are whose.
+
+use super::*;
+
+/// Feeds one packet to a stack: whether it was the kernel's, and what the stack sends.
+fn feed(stack: &Netstack, packet: Option<&[u8]>) -> (bool, Vec<Vec<u8>>) {
+    let mut batch = Batch::new();
+    let mut left = 0;
+    let mut kernel = |_: &[u8]| left += 1;
+    stack.exchange_beside(
+        &mut packet.into_iter(),
+        &mut batch,
+        Instant::now(),
+        Some(&mut kernel),
+    );
+    (left > 0, batch.iter().map(<[u8]>::to_vec).collect())
+}
+
+fn stack(n: u8) -> Netstack {
+    let config = StackConfig {
+        seed: n.into(),
+        ..StackConfig::default()
+    };
+    let stack = Netstack::new(config, Arc::new(Notify::new()), Instant::now());
+    stack.set_addrs(addrs(n));
+    stack
+}
+
+/// The packet by which a peer asks for a connection.
+async fn request(to: SocketAddr) -> Vec<u8> {
+    let peer = stack(2);
+    let dialling = peer.clone();
+    let dial = tokio::spawn(async move { dialling.dial(to, LIMIT).await });
+    let packet = loop {
+        tokio::task::yield_now().await;
+        if let Some(packet) = feed(&peer, None).1.pop() {
+            break packet;
+        }
+    };
+    dial.abort();
+    packet
+}
+
+/// Where the flags of TCP are in a packet without options of IP.
+fn flags_at(to: SocketAddr) -> usize {
+    if to.is_ipv4() { 20 + 13 } else { 40 + 13 }
+}
+
+#[tokio::test]
+async fn a_request_is_the_stacks_where_it_listens_and_the_kernels_elsewhere() {
+    let own = stack(1);
+    let _listener = own.listen(80).expect("free");
+    for listening in [v4(1, 80), v6(1, 80)] {
+        let request = request(listening).await;
+        let (kernels, answers) = feed(&own, Some(&request));
+        assert!(!kernels);
+        assert_eq!(answers.len(), 1, "it answers");
+    }
+    for other in [v4(1, 81), v6(1, 81)] {
+        let request = request(other).await;
+        let (kernels, answers) = feed(&own, Some(&request));
+        assert!(kernels);
+        assert!(
+            answers.is_empty(),
+            "whether to refuse is the kernel's to say"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_the_machines_own_connection_is_the_kernels_whatever_its_port() {
+    let own = stack(1);
+    let _listener = own.listen(80).expect("free");
+    for to in [v4(1, 80), v6(1, 80)] {
+        let request = request(to).await;
+        // SYN and ACK; ACK alone; RST: none of them opens anything.
+        for flags in [0x12, 0x10, 0x04] {
+            let mut answer = request.clone();
+            answer[flags_at(to)] = flags;
+            let (kernels, answers) = feed(&own, Some(&answer));
+            assert!(kernels, "{flags:#x}");
+            assert!(answers.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_tcp_is_the_kernels_but_for_bound_udp_ports() {
+    let own = stack(1);
+    let mut echo = vec![
+        0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 100, 64, 0, 2, 100, 64, 0, 1,
+    ];
+    echo.extend([8, 0, 0, 0, 0, 1, 0, 1]);
+    let (kernels, answers) = feed(&own, Some(&echo));
+    assert!(
+        kernels && answers.is_empty(),
+        "two answers would be one too many"
+    );
+
+    let mut datagram = echo.clone();
+    datagram[9] = 17;
+    datagram[20..].copy_from_slice(&[0x30, 0, 0, 53, 0, 8, 0, 0]);
+    assert!(feed(&own, Some(&datagram)).0);
+    let bound = own.bind_udp(53).expect("free");
+    assert!(!feed(&own, Some(&datagram)).0);
+    drop(bound);
+    assert!(feed(&own, Some(&datagram)).0);
+}
+
+#[tokio::test]
+async fn a_connection_of_the_stack_stays_its_own_to_the_end() {
+    let (own, peer) = (stack(1), stack(2));
+    let mut listener = own.listen(80).expect("free");
+    let dialling = peer.clone();
+    let dial = tokio::spawn(async move { dialling.dial(v4(1, 80), LIMIT).await });
+    let mut claimed = 0;
+    let mut carry = || {
+        let mut to_own: VecDeque<Vec<u8>> = feed(&peer, None).1.into();
+        let mut to_peer: VecDeque<Vec<u8>> = feed(&own, None).1.into();
+        loop {
+            if let Some(packet) = to_own.pop_front() {
+                let (kernels, answers) = feed(&own, Some(&packet));
+                assert!(!kernels);
+                claimed += 1;
+                to_peer.extend(answers);
+            } else if let Some(packet) = to_peer.pop_front() {
+                let (kernels, answers) = feed(&peer, Some(&packet));
+                assert!(!kernels);
+                to_own.extend(answers);
+            } else {
+                break;
+            }
+        }
+    };
+    while !dial.is_finished() {
+        tokio::task::yield_now().await;
+        carry();
+    }
+    let mut out = dial.await.expect("no panic").expect("connected");
+    out.write_all(b"hello").await.expect("fits");
+    carry();
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    // Taking the port back does not take what was opened on it.
+    drop(listener);
+    let mut got = [0; 5];
+    stream.read_exact(&mut got).await.expect("arrived");
+    assert_eq!(&got, b"hello");
+    out.write_all(b"again").await.expect("fits");
+    carry();
+    stream.read_exact(&mut got).await.expect("arrived");
+    assert_eq!(&got, b"again");
+    assert!(claimed >= 4, "{claimed}");
+}
