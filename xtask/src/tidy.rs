@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::workspace;
 
 mod edges;
+mod failures;
 mod imports;
 mod layout;
 mod licences;
@@ -98,6 +99,7 @@ pub(crate) fn run() -> Result<()> {
     unused::check(&tree, &mut findings)?;
     lockfile::check(&tree, &mut findings)?;
     licences::check(&mut findings)?;
+    failures::check(&tree, &mut findings);
     links::check(&tree, &mut findings);
     observability::check(&mut findings)?;
 

@@ -182,8 +182,8 @@ fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
 const PATTERNS: &[&str] = &[
     // Private keys in PEM (RFC 7468), whole, cut off at the end, or at the beginning. Line ends may
     // be escaped, as in JSON.
-    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----)(?s:.*?)-----END [A-Z0-9 ]*PRIVATE KEY-----",
-    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----)(?:[A-Za-z0-9+/=:,\s-]|\\[nr])+",
+    r"()-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE KEY-----",
+    r"()-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:[A-Za-z0-9+/=:,\s-]|\\[nr])+",
     r"()(?:[A-Za-z0-9+/=]{1,76}(?:\s|\\[nr])+)+-----END [A-Z0-9 ]*PRIVATE KEY-----",
     // The same without its frame: PKCS#8, and OpenSSH's own form.
     r"()\bMI[A-Za-z0-9+/]{2}AgEAM[A-Za-z0-9+/=_-]{20,}",

@@ -138,7 +138,7 @@ fn lock(state_dir: &Path) -> Result<File> {
 }
 
 /// The directory named, else `$XDG_DATA_HOME/mesh`, else `~/.local/share/mesh`; absolute.
-fn state_dir(named: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn state_dir(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(named) = named {
         return std::path::absolute(named).context("find the state directory");
     }

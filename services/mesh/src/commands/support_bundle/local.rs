@@ -69,7 +69,7 @@ impl Local {
         let mut candidates = args.state_dir.clone();
         let found = || services.iter().filter_map(|(_, found)| found.as_ref().ok());
         candidates.extend(found().map(|service| service.state_dir.clone()));
-        // 'mesh up' and the roles of one user have this in common.
+        candidates.extend(crate::up::state_dir(None));
         let usual = default_state_dir("any");
         candidates.extend(usual.parent().map(Path::to_owned));
         let mut admin: BTreeSet<SocketAddr> = args.admin.iter().copied().collect();
