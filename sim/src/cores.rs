@@ -27,3 +27,6 @@ pub(crate) mod mailbox;
 )]
 #[path = "../../services/relay/src/registry.rs"]
 pub(crate) mod registry;
+
+// Used by those files only.
+use thiserror as _;

@@ -2,8 +2,10 @@
 
 mod check;
 mod control;
+mod coordinator;
 mod data;
 mod plan;
+mod relays;
 mod troubles;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use mesh_tunnel::{disco_public_key, wg_public_key};
 use mesh_types::key::SecretKey;
 use mesh_types::{NetworkId, NodeId, Role, Service, ServiceKind, UptimeClass};
 
-use super::control::certificate;
+use super::coordinator::certificate;
 use super::{NETWORKS, World};
 use crate::node::Node;
 use crate::pipe::{ConnId, End};
