@@ -51,7 +51,10 @@ pub enum AttemptError {
     )]
     WrongCa(#[source] TlsError),
     /// The certificate is not valid now: one of the two clocks is off.
-    #[error("the server's certificate is not valid at this time: check {}", OWN_CLOCK)]
+    #[error(
+        "the server's certificate is not valid at this time: check {}",
+        OWN_CLOCK
+    )]
     Clock(#[source] TlsError),
     /// The server refused this client's certificate.
     #[error("the server refused this client's certificate")]

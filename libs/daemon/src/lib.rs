@@ -73,5 +73,5 @@ pub use shutdown::{
 pub use state_dir::default_state_dir;
 pub use task::{Task, TaskEnd, TaskOutput, Tasks};
 pub use telemetry::{LogConfig, LogFormat};
-pub use vital::open_files;
 pub use verb::{ConfigVerb, ServiceVerb};
+pub use vital::open_files;
