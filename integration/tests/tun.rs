@@ -195,6 +195,22 @@ fn the_machine_is_as_it_was_after_a_stop_and_after_a_crash() {
     let host = field.worker("one").host().clone();
     assert_refusals_name_the_next_command(&field, &host);
     let before = settled(&host);
+    // The one right that it needs, and no other.
+    let only = [
+        "setpriv",
+        "--bounding-set=-all,+net_admin",
+        "--inh-caps=-all",
+        "--",
+    ];
+    let run = field
+        .worker("one")
+        .behind(&only, "run")
+        .name("only-net-admin");
+    let mut run = run.spawn().expect("starts");
+    run.wait_for_line(": ready ", SOON);
+    run.terminate().expect("signalled");
+    run.finish(SOON).expect("ends").expect_code(0);
+    assert_same("after SIGTERM, with one right", &before, &look(&host));
 
     field.worker_mut("one").start();
     let own = addrs_of(&field, "one");
