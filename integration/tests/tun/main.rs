@@ -3,7 +3,6 @@
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,10 @@ use integration::field::overlay_addr_of_role;
 use integration::{Field, Layout};
 use mesh_testkit::{Child, Finished, Host, Need, eventually, needs};
 use serde_json::Value;
+
+mod machine;
+
+use machine::{assert_same, device, look, settled, without_device};
 
 const NEEDED: [Need; 6] = [
     Need::Root,
@@ -29,83 +32,6 @@ const DEVICE: &str = "mesh0";
 const IPERF_PORT: u16 = 5201;
 /// The one line that a missing device may write.
 const GONE: &str = "somebody removed it";
-
-/// Everything of a machine's network that could be left changed, by the command that shows it.
-type Machine = BTreeMap<&'static str, String>;
-
-fn look(host: &Host) -> Machine {
-    [
-        "ip -j -d link",
-        "ip -j addr",
-        "ip -j -4 route show table all",
-        "ip -j -6 route show table all",
-        "ip -j -4 rule",
-        "ip -j -6 rule",
-        "nft list ruleset",
-        "sysctl -a -r ^net\\.ipv[46]\\.(conf|ip_forward)",
-        "cat /etc/resolv.conf",
-    ]
-    .into_iter()
-    .map(|command| {
-        let mut words = command.split(' ');
-        let program = words.next().expect("a word");
-        let shown = host.spec(program).args(words).run(USUAL);
-        (command, shown.expect("runs").expect_code(0).stdout)
-    })
-    .collect()
-}
-
-/// The machine once its own addresses are settled.
-fn settled(host: &Host) -> Machine {
-    eventually("no address is tentative", SOON, || {
-        let machine = look(host);
-        ensure!(!machine["ip -j addr"].contains("tentative"), "{machine:?}");
-        Ok(machine)
-    })
-}
-
-fn assert_same(what: &str, before: &Machine, now: &Machine) {
-    for (command, shown) in before {
-        assert_eq!(shown, &now[command], "{what}: {command}");
-    }
-}
-
-/// Lists that `ip -j` prints, without what belongs to the device.
-fn without_device(shown: &str, own: &str) -> Vec<Value> {
-    let list: Vec<Value> = serde_json::from_str(shown).expect("JSON");
-    let is_own = |entry: &Value| entry["dev"] == own || entry["ifname"] == own;
-    list.into_iter().filter(|entry| !is_own(entry)).collect()
-}
-
-/// What the device has: MTU, addresses, destinations of routes in the main table.
-fn device(host: &Host) -> anyhow::Result<(u64, Vec<IpAddr>, Vec<IpAddr>)> {
-    let machine = look(host);
-    let list: Vec<Value> = serde_json::from_str(&machine["ip -j addr"])?;
-    let device = list.iter().find(|link| link["ifname"] == DEVICE);
-    let device = device.context("no device")?;
-    let ip = |text: &Value| -> anyhow::Result<IpAddr> {
-        Ok(text.as_str().context("an address")?.parse()?)
-    };
-    let addrs = device["addr_info"].as_array().context("addresses")?;
-    let addrs = addrs
-        .iter()
-        .map(|addr| ip(&addr["local"]))
-        .collect::<Result<_, _>>()?;
-    let mut routes = Vec::new();
-    for command in [
-        "ip -j -4 route show table all",
-        "ip -j -6 route show table all",
-    ] {
-        let list: Vec<Value> = serde_json::from_str(&machine[command])?;
-        for route in list.iter().filter(|route| route["dev"] == DEVICE) {
-            // The kernel's own entries for addresses and multicast are in the table `local`.
-            if route["table"] != "local" {
-                routes.push(ip(&route["dst"])?);
-            }
-        }
-    }
-    Ok((device["mtu"].as_u64().context("an MTU")?, addrs, routes))
-}
 
 /// Both overlay addresses of a worker, IPv4 first.
 fn addrs_of(field: &Field, worker: &str) -> [IpAddr; 2] {
