@@ -463,7 +463,7 @@ async fn a_migration_of_a_newer_version_is_refused_by_its_name(engine: Engine) {
         matches!(&refused, StoreError::Newer { found, .. } if *found == name),
         "{refused:?}"
     );
-    let text = mesh_daemon::report::chain(&refused);
+    let text = format!("{:#}", anyhow::Error::new(refused));
     assert_eq!(text.matches(NAME).count(), 1, "{text}");
     assert!(text.contains("upgrade this program"), "{text}");
 }
@@ -471,7 +471,8 @@ async fn a_migration_of_a_newer_version_is_refused_by_its_name(engine: Engine) {
 #[test]
 fn what_the_database_said_is_told_once() {
     let cause = sea_orm::DbErr::Migration("no such thing".into());
-    let text = mesh_daemon::report::chain(&StoreError::reading(cause));
+    // As a start prints it.
+    let text = format!("{:#}", anyhow::Error::new(StoreError::reading(cause)));
     assert_eq!(text.matches("no such thing").count(), 1, "{text}");
 }
 
