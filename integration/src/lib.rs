@@ -14,6 +14,7 @@ pub mod console;
 pub mod derp;
 pub mod field;
 pub mod grpc;
+pub mod hostile;
 pub mod journeys;
 pub mod mesh_up;
 pub mod metrics;

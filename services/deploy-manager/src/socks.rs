@@ -19,6 +19,7 @@ use mesh_types::{Netmap, NetworkName};
 use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::SocksConfig;
@@ -131,6 +132,9 @@ pub struct SocksServer<O> {
     overlay: O,
     access: Access,
     metrics: SocksMetrics,
+    /// One look at the table of all connections at a time: many at once would leave no processor to
+    /// anybody else.
+    lookup: Semaphore,
 }
 
 impl<O> std::fmt::Debug for SocksServer<O> {
@@ -156,13 +160,14 @@ impl<O: Overlay> SocksServer<O> {
             overlay,
             access,
             metrics,
+            lookup: Semaphore::new(1),
         }
     }
 
     /// Serves one client to its end. Everything a client can do wrong is logged here.
     pub async fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let network = self.network.as_str();
-        if matches!(self.access, Access::OwnUser) && !self.is_own(&stream, client) {
+        if matches!(self.access, Access::OwnUser) && !self.is_own(&stream, client).await {
             self.metrics.refused("other-user");
             return;
         }
@@ -195,12 +200,15 @@ impl<O: Overlay> SocksServer<O> {
     }
 
     /// Whether the client is a process of our own user or of root.
-    fn is_own(&self, stream: &TcpStream, client: SocketAddr) -> bool {
+    async fn is_own(&self, stream: &TcpStream, client: SocketAddr) -> bool {
         let network = self.network.as_str();
-        let owner = stream
-            .local_addr()
-            .and_then(|server| owner::of(client, server));
-        match owner {
+        let server = stream.local_addr();
+        let looked_up = move || server.and_then(|server| owner::of(client, server));
+        // INVARIANT: the semaphore is never closed, so this only waits.
+        let turn = self.lookup.acquire().await;
+        let owner = tokio::task::spawn_blocking(looked_up).await;
+        drop(turn);
+        match owner.map_err(io::Error::other).flatten() {
             Ok(Some(uid)) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => true,
             Ok(uid) => {
                 tracing::info!(

@@ -9,18 +9,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 const ESTABLISHED: &str = "01";
 
 /// The user that holds the socket at `client`, which is connected to `server`; `None` when no
-/// process of this network namespace holds it.
+/// process of this network namespace holds it. Reads the table of all connections of the machine, so
+/// it takes the longer the more there are: no call for a thread that others wait for.
 pub fn of(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
-    let mut found = None;
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         match std::fs::read_to_string(path) {
-            Ok(table) => found = found.or_else(|| find(&table, client, server)),
+            Ok(table) => {
+                let found = find(&table, client, server);
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
             // A kernel without IPv6 has no second table.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(None)
 }
 
 /// Looks the connection up in one table.

@@ -1,0 +1,278 @@
+//! Clients that mean harm: thousands that say nothing, heads and frames without end, floods of
+//! handshakes. Memory and processor stay within what docs/limits.md states, and everybody else is
+//! served meanwhile.
+
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use integration::hostile::{Others, closed, load, raise_open_files, resident, silent};
+use integration::raw::Applicant;
+use integration::wireguard::RawTunnel;
+use integration::{Cli, MeshUp};
+use mesh_testkit::eventually;
+use mesh_types::WgPublicKey;
+
+/// Connections that say nothing. The gateway's `server.max_connections` is 8192, and it waits for
+/// 75 s; coordinator and relay have room for more, and close what says nothing after 10 s.
+const AT_GATEWAY: usize = 8_000;
+const AT_COORDINATOR: usize = 2_000;
+const AT_RELAY: usize = 2_000;
+/// Memory of each.
+const EACH: u64 = 32 << 10;
+const MIB: u64 = 1 << 20;
+/// What a program may use of a core while it has nothing but silent connections, in percent.
+const RESTING: u128 = 50;
+
+fn addr(text: &str) -> SocketAddr {
+    let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    let port = port.and_then(Result::ok).expect("host:port");
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn tell(what: &str, others: Others) {
+    let served = others
+        .tell()
+        .unwrap_or_else(|error| panic!("{what}: {error:#}"));
+    for one in served {
+        println!(
+            "{what}: {} was served {} times, the longest wait {:?}",
+            one.what, one.times, one.worst
+        );
+    }
+}
+
+/// Opens them, looks at what they cost and at whether others are served, and closes them.
+fn thousands(up: &MeshUp, what: &str, to: SocketAddr, count: usize) {
+    let pid = up.child().pid();
+    let before = resident(pid).expect("memory");
+    let others = Others::of(up).expect("people");
+    let begun = Instant::now();
+    let streams = silent(to, count, Duration::from_secs(9)).expect("connected");
+    let opened = begun.elapsed();
+    std::thread::park_timeout(Duration::from_secs(2));
+    let held = resident(pid).expect("memory").saturating_sub(before);
+    tell(what, others);
+    let busy = load(pid, Duration::from_secs(1)).expect("time");
+    println!(
+        "{what}: {} silent connections in {opened:?} took {} MiB and {busy} % of a core; {} are closed",
+        streams.len(),
+        held / MIB,
+        closed(&streams)
+    );
+    assert_eq!(streams.len(), count, "{what}");
+    assert!(
+        held < count as u64 * EACH + 16 * MIB,
+        "{what}: {} MiB",
+        held / MIB
+    );
+    assert!(busy < RESTING, "{what}: {busy} % of a core");
+}
+
+#[test]
+fn thousands_of_silent_connections_cost_little_and_stop_nobody() {
+    let most = AT_GATEWAY as u64;
+    let open = raise_open_files(most + 6000).expect("a limit");
+    assert!(open > most + 2000, "only {open} files may be open");
+    let cli = Cli::new().expect("folders");
+    let mut up = MeshUp::demo(&cli);
+    let gateway = SocketAddr::from(([127, 0, 0, 1], up.gateway_port()));
+    let coordinator = addr(&up.ready().coordinator.addr);
+    let relay = addr(&up.ready().relay.derp);
+    // Those that were closed are gone from the program's table before the next ones come.
+    for (what, to, count) in [
+        ("gateway", gateway, AT_GATEWAY),
+        ("coordinator", coordinator, AT_COORDINATOR),
+        ("relay", relay, AT_RELAY),
+    ] {
+        thousands(&up, what, to, count);
+        eventually("the files are closed", Duration::from_secs(15), || {
+            let open = std::fs::read_dir(format!("/proc/{}/fd", up.child().pid()))?.count();
+            ensure!(open < 500, "{open} files are open");
+            Ok(())
+        });
+    }
+    up.child().assert_log_clean(&[]);
+    up.stop().expect("stopped");
+}
+
+/// What somebody would send who is not cut off, in bytes, and how often.
+const MOST: usize = 64 << 20;
+const ROUNDS: u32 = 30;
+
+/// Sends without end until the other side has had enough; how much that was.
+fn pour(to: SocketAddr, begin: &[u8], piece: &[u8], most: usize) -> usize {
+    let mut stream = TcpStream::connect(to).expect("connected");
+    let limit = Some(Duration::from_secs(10));
+    stream.set_write_timeout(limit).expect("a limit");
+    stream.set_read_timeout(limit).expect("a limit");
+    let mut sent = 0;
+    if stream.write_all(begin).is_err() {
+        return sent;
+    }
+    while sent < most {
+        match stream.write(piece) {
+            Ok(length) => sent += length,
+            Err(_) => break,
+        }
+    }
+    // What it says of it, if anything, then the end.
+    let mut answer = Vec::new();
+    drop(stream.take(1 << 20).read_to_end(&mut answer));
+    sent
+}
+
+#[test]
+fn heads_and_frames_without_end_are_cut_off() {
+    let cli = Cli::new().expect("folders");
+    let mut up = MeshUp::demo(&cli);
+    let pid = up.child().pid();
+    let before = resident(pid).expect("memory");
+    let others = Others::of(&up).expect("people");
+    let gateway = SocketAddr::from(([127, 0, 0, 1], up.gateway_port()));
+    let name = [b'a'; 4096];
+    let line = [b"X-", &name[..100], b": b\r\n"].concat();
+    // A preface of HTTP/2, SETTINGS, and the head of a HEADERS frame of 16 MiB.
+    let frame =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\xff\xff\xff\x01\x04\0\0\0\x01";
+    // A TLS record of a type that there is not, and one that goes on for longer than any may.
+    let record = b"\x16\x03\x01\xff\xff\x01\xff\xff\xff";
+    let attacks = [
+        (
+            "one endless name",
+            gateway,
+            &b"GET / HTTP/1.1\r\nX-"[..],
+            &name[..],
+        ),
+        ("endless lines", gateway, b"GET / HTTP/1.1\r\n", &line),
+        ("an endless target", gateway, b"GET /", &name),
+        ("an endless method", gateway, b"", &name),
+        (
+            "an endless chunk size",
+            gateway,
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+            &[b'0'; 4096],
+        ),
+        ("HTTP/2 at the gateway", gateway, frame, &name),
+        (
+            "records at the coordinator",
+            addr(&up.ready().coordinator.addr),
+            record,
+            &name,
+        ),
+        (
+            "records at the relay",
+            addr(&up.ready().relay.derp),
+            record,
+            &name,
+        ),
+        (
+            "greetings at SOCKS5",
+            up.socks("default"),
+            b"\x05\xff",
+            &name,
+        ),
+    ];
+    for round in 0..ROUNDS {
+        for (what, to, begin, piece) in attacks {
+            let begun = Instant::now();
+            let sent = pour(to, begin, piece, MOST);
+            if round == 0 {
+                let took = begun.elapsed();
+                println!("{what}: cut off after {} KiB and {took:?}", sent >> 10);
+            }
+            // What fits into the buffers of two sockets is on its way before anybody can say no.
+            assert!(sent < 16 << 20, "{what}: {} MiB were taken", sent >> 20);
+        }
+    }
+    let held = resident(pid).expect("memory").saturating_sub(before);
+    tell("endless heads", others);
+    println!("endless heads: {} MiB", held / MIB);
+    assert!(held < 64 * MIB, "{} MiB", held / MIB);
+    up.child().assert_log_clean(&[]);
+    up.stop().expect("stopped");
+}
+
+/// Handshakes per second of the flood; cookies are asked for from 1 000 on.
+const FLOOD: u32 = 5_000;
+/// A cookie reply (WireGuard, 5.4.7).
+const COOKIE: u8 = 3;
+
+/// Cookie replies that came back on the socket so far.
+fn cookies(socket: &UdpSocket) -> usize {
+    let mut room = [0; 256];
+    let mut count = 0;
+    while let Ok(length) = socket.recv(&mut room) {
+        assert!(
+            length == 64 && room[0] == COOKIE,
+            "a stranger got {length} bytes of type {}",
+            room[0]
+        );
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
+    let cli = Cli::new().expect("folders");
+    let mut up = MeshUp::demo(&cli);
+    let worker = addr(&format!("worker:{}", up.nodes_port("worker-node-1")));
+    let key = wg_key(&up, "worker-node-1");
+    let stranger = Applicant::new("stranger").expect("keys");
+    let mut tunnel = RawTunnel::new(&stranger, &key);
+    // The right first code, which any passer-by can make, by somebody whom nobody knows.
+    let initiations: Vec<Vec<u8>> = (0..100)
+        .map(|_| tunnel.initiation().expect("an initiation"))
+        .collect();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.connect(worker).expect("connected");
+    socket.set_nonblocking(true).expect("set");
+
+    let pid = up.child().pid();
+    let before = resident(pid).expect("memory");
+    let others = Others::of(&up).expect("people");
+    let begun = Instant::now();
+    let (mut sent, mut asked) = (0_u32, 0);
+    while begun.elapsed() < Duration::from_secs(5) {
+        let due = u32::try_from(begun.elapsed().as_millis()).expect("seconds") * FLOOD / 1000;
+        while sent < due {
+            // A full buffer loses one, as the network would.
+            let initiation = &initiations[sent as usize % initiations.len()];
+            drop(socket.send(initiation));
+            sent += 1;
+        }
+        asked += cookies(&socket);
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    tell("handshakes", others);
+    let held = resident(pid).expect("memory").saturating_sub(before);
+    println!(
+        "handshakes: {sent} sent, {asked} answered by a cookie, {} MiB",
+        held / MIB
+    );
+    assert!(asked > 0, "no cookie was asked for");
+    assert!(held < 32 * MIB, "{} MiB", held / MIB);
+
+    // Cookie mode goes as it came: who is not known hears nothing again.
+    eventually("silence", Duration::from_secs(10), || {
+        cookies(&socket);
+        socket.send(&initiations[0])?;
+        std::thread::park_timeout(Duration::from_millis(300));
+        let asked = cookies(&socket);
+        ensure!(asked == 0, "still asked for a cookie");
+        Ok(())
+    });
+    up.child().assert_log_clean(&[]);
+    up.stop().expect("stopped");
+}
+
+/// A node's WireGuard key, as the coordinator tells its operator.
+fn wg_key(up: &MeshUp, name: &str) -> WgPublicKey {
+    let shown = up.cli().mesh_json(&["node", "show", name]);
+    let key = shown["node"]["wg_key"].as_str().expect("a key");
+    key.parse().expect("a WireGuard key")
+}
