@@ -22,6 +22,7 @@ mod udp;
 
 pub(crate) use listener::ListenerCloser;
 pub use listener::OverlayListener;
+pub(crate) use stack::LeftToMachine;
 pub use stack::Netstack;
 pub use stream::OverlayStream;
 pub use udp::OverlayUdp;

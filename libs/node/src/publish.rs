@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::counters::{Counters, add};
-use crate::netstack::{ListenError, ListenerCloser, Netstack, OverlayListener, OverlayStream};
+use crate::netstack::{
+    LeftToMachine, ListenError, ListenerCloser, Netstack, OverlayListener, OverlayStream,
+};
 
 /// How long a target on loopback may take to accept.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -68,17 +70,24 @@ pub enum PublishError {
 
 struct Entry {
     published: Published,
-    /// `None` where the machine's own stack serves it.
-    serving: Option<Serving>,
+    /// Held for what its end does.
+    serving: Serving,
+}
+
+enum Serving {
+    /// This node's stack.
+    Here { _open: Open },
+    /// The machine's own stack.
+    Machine { _left: LeftToMachine },
 }
 
 /// Closes the port and ends its connections when dropped.
-struct Serving {
+struct Open {
     listener: ListenerCloser,
     task: JoinHandle<()>,
 }
 
-impl Drop for Serving {
+impl Drop for Open {
     fn drop(&mut self) {
         // At once; the task ends when its thread comes to it.
         self.listener.close();
@@ -149,11 +158,12 @@ impl Services {
         let name = service.name.clone();
         let port = service.port;
         if self.has_device && matches!(target, Target::Direct(_)) {
-            let entry = Entry {
-                published,
-                serving: None,
+            // What it had, it lets go first.
+            drop(entries.remove(&name));
+            let serving = Serving::Machine {
+                _left: self.stack.leave_to_machine(port),
             };
-            drop(entries.insert(name, entry));
+            entries.insert(name, Entry { published, serving });
             return Ok(());
         }
         let connections = Connections {
@@ -161,9 +171,9 @@ impl Services {
             target: target.clone(),
             counters: Arc::clone(&self.counters),
         };
-        let same_port = entries
-            .get(&name)
-            .is_some_and(|entry| entry.published.service.port == port && entry.serving.is_some());
+        let same_port = entries.get(&name).is_some_and(|entry| {
+            entry.published.service.port == port && matches!(entry.serving, Serving::Here { .. })
+        });
         let listener = if same_port {
             // No connection request is refused in between.
             self.stack.take_over(port)?
@@ -177,10 +187,12 @@ impl Services {
             name,
             Entry {
                 published,
-                serving: Some(Serving {
-                    listener: closer,
-                    task,
-                }),
+                serving: Serving::Here {
+                    _open: Open {
+                        listener: closer,
+                        task,
+                    },
+                },
             },
         );
         Ok(())

@@ -232,7 +232,7 @@ impl Tun {
     /// called about once a second.
     pub(crate) fn look(&mut self) {
         if let Some(interface) = &mut self.interface
-            && interface.netlink.lacks(interface.index)
+            && if_nametoindex(self.name.as_str()) != Ok(interface.index)
         {
             self.interface = None;
             self.tell(Some("somebody removed it".to_owned()));

@@ -112,8 +112,8 @@ const USER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// [`select`] by the newest netmap; `None` while there is none.
 ///
-/// A node is in the netmap a moment before its report is, which names its user: so while a known
-/// target names none, newer netmaps are waited for, a second at most.
+/// A node is in the netmap a moment before its report is, which names its user and its services:
+/// so while a known target has neither, newer netmaps are waited for, a second at most.
 pub(crate) async fn select_newest(
     mut netmap: watch::Receiver<Option<Arc<Netmap>>>,
     patterns: &[String],
@@ -123,8 +123,11 @@ pub(crate) async fn select_newest(
     loop {
         let newest = netmap.borrow_and_update().clone()?;
         let targets = select(&newest, patterns, user);
-        let is_nameless = |target: &Target| target.peer.is_some() && target.user.is_empty();
-        if !targets.iter().any(is_nameless) {
+        let has_not_reported = |target: &Target| {
+            let peer = target.peer.as_ref();
+            target.user.is_empty() && peer.is_some_and(|peer| peer.services.is_empty())
+        };
+        if !targets.iter().any(has_not_reported) {
             return Some(targets);
         }
         match tokio::time::timeout_at(deadline, netmap.changed()).await {
@@ -239,6 +242,8 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use mesh_types::service::{CONSOLE_PORT, Service, ServiceKind};
+
     use super::*;
     use crate::fixture::netmap;
 
@@ -304,7 +309,20 @@ mod tests {
         let targets = select_newest(receiver.clone(), &patterns, "").await;
         assert_eq!(targets.expect("a netmap")[0].user, "");
         assert_eq!(begun.elapsed(), USER_PATIENCE);
+
+        // Not one that has reported and offers no SSH.
+        let mut without_ssh = nameless();
+        for peer in without_ssh.peers.values_mut() {
+            peer.services.push(Service {
+                name: "console".parse().expect("a name"),
+                kind: ServiceKind::Console,
+                port: CONSOLE_PORT,
+            });
+        }
+        sender.send_replace(Some(Arc::new(without_ssh)));
         let begun = Instant::now();
+        let targets = select_newest(receiver.clone(), &patterns, "").await;
+        assert_eq!(targets.expect("a netmap")[0].user, "");
         let named = select_newest(receiver.clone(), &patterns, "root").await;
         assert_eq!(named.expect("a netmap")[0].user, "root");
         let unknown = select_newest(receiver.clone(), &patterns[1..], "").await;

@@ -1,13 +1,15 @@
 //! Which of this machine's addresses peers may try.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use mesh_types::OverlayAddrs;
 
 /// Most addresses offered.
 const MOST: usize = 16;
 
-/// The machine's own addresses, up and configured.
+/// The machine's own addresses, up and configured; not those of an overlay, this one or another
+/// that has a TUN device here: a tunnel inside a tunnel helps nobody, and crosses networks.
 pub(super) fn interface_addrs() -> Vec<IpAddr> {
     let Ok(list) = nix::ifaddrs::getifaddrs() else {
         return Vec::new();
@@ -17,6 +19,7 @@ pub(super) fn interface_addrs() -> Vec<IpAddr> {
             .flags
             .contains(nix::net::if_::InterfaceFlags::IFF_UP)
     })
+    .filter(|interface| !is_overlay(interface))
     .filter_map(|interface| {
         let addr = interface.address?;
         if let Some(v4) = addr.as_sockaddr_in() {
@@ -26,6 +29,21 @@ pub(super) fn interface_addrs() -> Vec<IpAddr> {
         }
     })
     .collect()
+}
+
+/// Whether it is a TUN device's address that stands for this machine alone (/32, /128), as an
+/// overlay gives it.
+fn is_overlay(interface: &nix::ifaddrs::InterfaceAddress) -> bool {
+    let Some(mask) = interface.netmask else {
+        return false;
+    };
+    let alone = match (mask.as_sockaddr_in(), mask.as_sockaddr_in6()) {
+        (Some(v4), _) => u32::from(v4.ip()) == u32::MAX,
+        (None, Some(v6)) => u128::from(v6.ip()) == u128::MAX,
+        (None, None) => false,
+    };
+    let device = Path::new("/sys/class/net").join(&interface.interface_name);
+    alone && device.join("tun_flags").exists()
 }
 
 /// The candidates: for each bound socket its address, or those of the interfaces when it is bound

@@ -1,6 +1,6 @@
 //! Userspace TCP/IP on smoltcp: sockets made on demand, listeners, and the clean-up of what is over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -87,6 +87,8 @@ pub(super) struct Inner {
     addrs: Option<OverlayAddrs>,
     flows: HashMap<Flow, SocketHandle>,
     listeners: HashMap<u16, Listener>,
+    /// Ports that the machine's own stack serves.
+    left_to_machine: HashSet<u16>,
     half_open: Vec<HalfOpen>,
     closing: VecDeque<Closing>,
     udp_ports: HashMap<u16, SocketHandle>,
@@ -95,6 +97,18 @@ pub(super) struct Inner {
     memory: usize,
     silence: Silence,
     closed: bool,
+}
+
+/// A port that the machine's own stack serves, for as long as this is held.
+pub(crate) struct LeftToMachine {
+    shared: Arc<Shared>,
+    port: u16,
+}
+
+impl Drop for LeftToMachine {
+    fn drop(&mut self) {
+        self.shared.lock().left_to_machine.remove(&self.port);
+    }
 }
 
 impl fmt::Debug for Netstack {
@@ -127,6 +141,7 @@ impl Netstack {
             addrs: None,
             flows: HashMap::new(),
             listeners: HashMap::new(),
+            left_to_machine: HashSet::new(),
             half_open: Vec::new(),
             closing: VecDeque::new(),
             udp_ports: HashMap::new(),
@@ -255,6 +270,16 @@ impl Netstack {
         ))
     }
 
+    /// Leaves connection requests to `port` to the machine's own stack, where there is one on the
+    /// same addresses, until what this gives is dropped.
+    pub(crate) fn leave_to_machine(&self, port: u16) -> LeftToMachine {
+        self.shared.lock().left_to_machine.insert(port);
+        LeftToMachine {
+            shared: Arc::clone(&self.shared),
+            port,
+        }
+    }
+
     /// A UDP socket on `port` (0: any free one) of both addresses.
     pub fn bind_udp(&self, port: u16) -> Result<OverlayUdp, ListenError> {
         let mut guard = self.shared.lock();
@@ -333,8 +358,8 @@ impl Netstack {
     }
 
     /// [`Netstack::exchange`] beside the machine's own TCP/IP stack, which has the same
-    /// addresses: this one takes the packets of its own connections and what asks for its
-    /// listeners, the `kernel` all others.
+    /// addresses: this one takes the packets of its own connections and what asks for a
+    /// connection to a port that is not left to the machine, the `kernel` all others.
     pub(crate) fn exchange_beside(
         &self,
         inbound: &mut dyn Iterator<Item = &[u8]>,

@@ -204,13 +204,6 @@ impl Netlink {
         self.ask(link(index, up, up))
     }
 
-    /// Whether there is no such link. (`if_indextoname` of nix takes a failure for an empty name.)
-    pub(super) fn lacks(&mut self, index: u32) -> bool {
-        // A request that changes nothing.
-        self.ask(link(index, 0, 0))
-            .is_err_and(|error| is(&error, &[Errno::ENODEV]))
-    }
-
     /// Gives the link an address, the link's only one of its prefix.
     pub(super) fn add_address(&mut self, index: u32, ip: IpAddr) -> io::Result<()> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -372,7 +365,5 @@ mod tests {
         let error = netlink.up(u32::MAX >> 1).expect_err("no such interface");
         // Who has no right to it is told so before.
         assert!(is(&error, &[Errno::ENODEV, Errno::EPERM]), "{error}");
-        let lo = nix::net::if_::if_nametoindex("lo").expect("every Linux has it");
-        assert!(!netlink.lacks(lo));
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_tunnel::Batch;
+use mesh_tunnel::packet::{self, Transport};
 use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp;
-use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
 
 use super::super::phy::Phy;
 use super::super::stream::OverlayStream;
@@ -17,6 +18,9 @@ use super::{Closing, Flow, HalfOpen, Inner, Shared};
 const LINGER: Duration = Duration::from_secs(60);
 /// How long a connection may stay half open.
 const HALF_OPEN: Duration = Duration::from_secs(20);
+/// Flags of TCP (RFC 9293, 3.1).
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
 /// Connections kept in TIME-WAIT (RFC 9293, 3.3.2) at most; the oldest make room.
 const TIME_WAIT: usize = 32;
 
@@ -43,26 +47,30 @@ impl Inner {
     }
 
     /// Whether a packet is this stack's where the machine's own stack has the same addresses: it
-    /// belongs to a connection of this one, asks to open one where this one listens, or is for a
-    /// UDP port bound here. An answer to a connection of the machine's own is never claimed,
-    /// whatever its port.
+    /// belongs to a connection of this one, asks to open one at a port that is not left to the
+    /// machine, or is for a UDP port bound here. An answer to a connection of the machine's own is
+    /// never claimed, whatever its port.
+    ///
+    /// INVARIANT: a peer opens no connection to the machine's own stack but at a port left to it.
+    /// So a request is this stack's also where it does not listen, yet or any more; and it is read
+    /// as the packet filter reads it, which sees it behind extension headers and in fragments.
     pub(super) fn claims(&self, packet: &[u8]) -> bool {
-        if let Some((local, remote, segment)) = parts(packet, IpProtocol::Tcp) {
-            let Ok(tcp) = TcpPacket::new_checked(segment) else {
-                return false;
-            };
-            let flow = (
-                SocketAddr::new(local, tcp.dst_port()),
-                SocketAddr::new(remote, tcp.src_port()),
-            );
-            return self.flows.contains_key(&flow)
-                || (opens(&tcp) && self.listeners.contains_key(&tcp.dst_port()));
+        let Ok(header) = packet::parse(packet) else {
+            // The tunnel lets none through; this stack drops it.
+            return true;
+        };
+        match header.transport {
+            Transport::Tcp { src, dst, flags } => {
+                let opens = flags & (SYN | ACK) == SYN;
+                let flow = (
+                    SocketAddr::new(header.dst.into(), dst),
+                    SocketAddr::new(header.src.into(), src),
+                );
+                self.flows.contains_key(&flow) || (opens && !self.left_to_machine.contains(&dst))
+            }
+            Transport::Udp { dst, .. } => self.udp_ports.contains_key(&dst),
+            _ => false,
         }
-        !self.udp_ports.is_empty()
-            && parts(packet, IpProtocol::Udp).is_some_and(|(_, _, datagram)| {
-                UdpPacket::new_checked(datagram)
-                    .is_ok_and(|udp| self.udp_ports.contains_key(&udp.dst_port()))
-            })
     }
 
     /// Makes a socket ready for a connection request. `false`: leave the request unanswered.
@@ -221,9 +229,10 @@ impl Inner {
 
 /// The conversation that a TCP packet asks to open (SYN without ACK; RFC 9293, 3.5), if it does.
 fn opening_flow(packet: &[u8]) -> Option<Flow> {
-    let (local, remote, segment) = parts(packet, IpProtocol::Tcp)?;
+    let (local, remote, segment) = tcp_parts(packet)?;
     let tcp = TcpPacket::new_checked(segment).ok()?;
-    opens(&tcp).then(|| {
+    let opens = tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin();
+    opens.then(|| {
         (
             SocketAddr::new(local, tcp.dst_port()),
             SocketAddr::new(remote, tcp.src_port()),
@@ -231,22 +240,19 @@ fn opening_flow(packet: &[u8]) -> Option<Flow> {
     })
 }
 
-fn opens(tcp: &TcpPacket<&[u8]>) -> bool {
-    tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin()
-}
-
-/// Destination, source and payload of a packet of that protocol that is no later fragment.
-fn parts(packet: &[u8], wanted: IpProtocol) -> Option<(IpAddr, IpAddr, &[u8])> {
+/// Destination, source and payload of a TCP packet that is no later fragment and has no extension
+/// headers: those smoltcp would not follow.
+fn tcp_parts(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
     match packet.first()? >> 4 {
         4 => {
             let ip = Ipv4Packet::new_checked(packet).ok()?;
             let first = ip.frag_offset() == 0;
-            (first && ip.next_header() == wanted)
+            (first && ip.next_header() == IpProtocol::Tcp)
                 .then(|| (ip.dst_addr().into(), ip.src_addr().into(), ip.payload()))
         }
         6 => {
             let ip = Ipv6Packet::new_checked(packet).ok()?;
-            (ip.next_header() == wanted)
+            (ip.next_header() == IpProtocol::Tcp)
                 .then(|| (ip.dst_addr().into(), ip.src_addr().into(), ip.payload()))
         }
         _ => None,

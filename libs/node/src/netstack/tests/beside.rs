@@ -47,23 +47,53 @@ fn flags_at(to: SocketAddr) -> usize {
 }
 
 #[tokio::test]
-async fn a_request_is_the_stacks_where_it_listens_and_the_kernels_elsewhere() {
+async fn a_request_is_the_machines_only_at_a_port_that_is_left_to_it() {
+    const RESET: u8 = 0x04;
     let own = stack(1);
     let _listener = own.listen(80).expect("free");
     for listening in [v4(1, 80), v6(1, 80)] {
         let request = request(listening).await;
-        let (kernels, answers) = feed(&own, Some(&request));
-        assert!(!kernels);
+        let (machines, answers) = feed(&own, Some(&request));
+        assert!(!machines);
         assert_eq!(answers.len(), 1, "it answers");
     }
     for other in [v4(1, 81), v6(1, 81)] {
         let request = request(other).await;
-        let (kernels, answers) = feed(&own, Some(&request));
-        assert!(kernels);
+        let (machines, answers) = feed(&own, Some(&request));
+        assert!(!machines, "whatever listens there on the machine");
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0][flags_at(other)] & RESET, RESET, "refused");
+
+        let left = own.leave_to_machine(81);
+        let (machines, answers) = feed(&own, Some(&request));
+        assert!(machines);
+        assert!(answers.is_empty(), "whether to refuse is the machine's");
+        drop(left);
+        assert!(!feed(&own, Some(&request)).0, "taken back");
+    }
+}
+
+#[tokio::test]
+async fn a_request_behind_extension_headers_or_in_a_fragment_is_not_the_machines() {
+    let own = stack(1);
+    let _listener = own.listen(80).expect("free");
+    let request = request(v6(1, 80)).await;
+    // Hop-by-hop options and destination options of padding (RFC 8200, 4.3 and 4.6), a fragment
+    // header of a whole packet, one of a first fragment (4.5).
+    let options = [6, 0, 1, 4, 0, 0, 0, 0];
+    let atomic = [6, 0, 0, 0, 0, 0, 0, 1];
+    let first = [6, 0, 0, 1, 0, 0, 0, 1];
+    for (kind, header) in [(0, options), (60, options), (44, atomic), (44, first)] {
+        let mut packet = request.clone();
+        packet[6] = kind;
+        packet.splice(40..40, header);
+        let length = u16::try_from(packet.len() - 40).expect("small");
+        packet[4..6].copy_from_slice(&length.to_be_bytes());
         assert!(
-            answers.is_empty(),
-            "whether to refuse is the kernel's to say"
+            mesh_tunnel::packet::parse(&packet).is_ok(),
+            "the packet filter reads it: {kind}"
         );
+        assert!(!feed(&own, Some(&packet)).0, "{kind} {header:?}");
     }
 }
 
