@@ -166,9 +166,12 @@ impl Store {
                     sqlite::check_present(&path, dir)?;
                 }
                 sqlite::create_private(&path)?;
-                let writer = sqlite::connect(&path, 1).await?;
                 if purpose != Purpose::Inspect {
-                    sqlite::check_sound(&writer, &path).await?;
+                    sqlite::check_sound(&path).await?;
+                }
+                let writer = sqlite::connect(&path, 1).await?;
+                if matches!(purpose, Purpose::Serve | Purpose::Beside) {
+                    sqlite::check_filled(&writer, &path, dir).await?;
                 }
                 let place = path.display().to_string();
                 check_version(&writer, &place).await?;
@@ -288,6 +291,16 @@ impl Store {
     /// not beside another coordinator.
     pub(crate) fn is_memory_trusted(&self) -> bool {
         self.0.health.is_memory_trusted(Instant::now())
+    }
+
+    /// Waits until all that was written outlasts a power cut too. With SQLite it is in the database
+    /// file then, whatever becomes of its log.
+    pub(crate) async fn flush(&self) -> Result<(), StoreError> {
+        match self.0.engine {
+            Engine::Sqlite => sqlite::flush(&self.pools().writer).await,
+            // It answers a commit when that is on disk.
+            Engine::Postgres(_) => Ok(()),
+        }
     }
 
     /// Closes all connections, so that the last pages are in the database file.

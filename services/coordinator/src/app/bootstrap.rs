@@ -148,6 +148,10 @@ pub(super) async fn found(
         }
     }
     let ca = open_ca(&store, &sealer).await?;
+    // INVARIANT: where there is this directory, the authorities are in the database for good.
+    if !operator_dir(dir).exists() {
+        store.flush().await?;
+    }
     keep_operator_files(&store, &sealer, &ca, dir, now).await?;
     Ok(Foundation { store, sealer, ca })
 }

@@ -1,6 +1,6 @@
 //! Why the store cannot be opened, read or written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sea_orm::{DbErr, SqlErr};
@@ -29,15 +29,17 @@ pub(crate) enum StoreError {
     Newer { place: String, found: String },
     /// The database's file is not what SQLite wrote.
     #[error(
-        "the database {} is damaged ({reason}) and was left as it is: put a copy of it in its place ('mesh db check' says whether that one is whole)",
-        path.display()
+        "the database {} is damaged ({reason}) and was left as it is: {}, then put a copy of it in its place ('mesh db check' says whether that one is whole)",
+        path.display(),
+        aside(path)
     )]
     Damaged { path: PathBuf, reason: String },
     /// The database is gone, and what belongs to it is not.
     #[error(
-        "the database {} is empty or gone, but {} holds a coordinator's keys: put a copy of the database in its place, or begin anew with another --state-dir (every machine must join again then)",
+        "the database {} is empty or gone, but {} holds a coordinator's keys: {}, then put a copy of the database in its place, or begin anew with another --state-dir (every machine must join again then)",
         path.display(),
-        dir.display()
+        dir.display(),
+        aside(path)
     )]
     Vanished { path: PathBuf, dir: PathBuf },
     /// A file of the state directory cannot be used.
@@ -95,6 +97,12 @@ pub(crate) enum StoreError {
         table: &'static str,
         column: &'static str,
     },
+}
+
+/// SQLite would take the log of the old file for the copy's.
+fn aside(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().display();
+    format!("move {name}, {name}-wal and {name}-shm aside together (those that are there)")
 }
 
 impl StoreError {

@@ -226,6 +226,12 @@ pub(super) fn is_damage(error: &DbErr) -> bool {
     code.is_some_and(|code| [11, 26].contains(&(code & 0xff)))
 }
 
+/// What was asked for takes writing, and this connection may not: SQLITE_READONLY.
+pub(super) fn is_read_only(error: &DbErr) -> bool {
+    let code = code(error).and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == 8)
+}
+
 /// No connection could be had in time: the database does not answer, or all are in use.
 pub(super) fn is_pool_timeout(error: &DbErr) -> bool {
     matches!(error, DbErr::ConnectionAcquire(_))

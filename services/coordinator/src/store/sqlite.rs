@@ -6,16 +6,33 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, DbErr, Statement,
+    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, DbErr,
+    Statement, TryGetable,
 };
 
 use super::StoreError;
-use super::health::{is_damage, text};
+use super::health::{is_damage, is_read_only, text};
 
 pub(super) async fn connect(
     path: &Path,
     connections: u32,
+) -> Result<DatabaseConnection, StoreError> {
+    open(path, connections, |sqlite| {
+        sqlite
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .pragma("journal_mode", "WAL")
+            .pragma("synchronous", "NORMAL")
+    })
+    .await
+}
+
+async fn open(
+    path: &Path,
+    connections: u32,
+    set: impl Fn(SqliteConnectOptions) -> SqliteConnectOptions + Send + Sync + 'static,
 ) -> Result<DatabaseConnection, StoreError> {
     let shown = path.to_path_buf();
     let path = path.to_path_buf();
@@ -28,13 +45,8 @@ pub(super) async fn connect(
         .max_lifetime(None::<Duration>)
         .idle_timeout(None::<Duration>)
         .map_sqlx_sqlite_opts(move |sqlite| {
-            sqlite
-                .filename(&path)
-                .create_if_missing(true)
-                .foreign_keys(true)
-                .busy_timeout(Duration::from_secs(5))
-                .pragma("journal_mode", "WAL")
-                .pragma("synchronous", "NORMAL")
+            let sqlite = sqlite.filename(&path);
+            set(sqlite.busy_timeout(Duration::from_secs(5)))
         });
     Database::connect(options)
         .await
@@ -53,24 +65,64 @@ fn unreadable(path: &Path, error: DbErr) -> StoreError {
 }
 
 /// Refuses a damaged file before anything is written to it. Reads all of it.
-pub(super) async fn check_sound(on: &DatabaseConnection, path: &Path) -> Result<(), StoreError> {
-    let ask = Statement::from_string(DbBackend::Sqlite, "PRAGMA quick_check(1)");
-    let told: Option<String> = match on.query_one_raw(ask).await {
-        Ok(Some(row)) => Some(row.try_get_by_index(0).map_err(StoreError::reading)?),
-        Ok(None) => None,
-        Err(error) => return Err(unreadable(path, error)),
+///
+/// By a connection that cannot write: the last one that could would move the log into the file
+/// when it is closed, and remove the log.
+pub(super) async fn check_sound(path: &Path) -> Result<(), StoreError> {
+    let checked = match open(path, 1, |sqlite| sqlite.read_only(true)).await {
+        Ok(on) => quick_check(on, path).await,
+        Err(error) => Err(error),
     };
-    match told {
+    match checked {
+        // A change of before there was a log must be taken back first, which takes writing: a first
+        // start was killed while SQLite put page 1 into the file.
+        Err(StoreError::Unavailable { cause, .. }) if is_read_only(&cause) => {
+            quick_check(connect(path, 1).await?, path).await
+        }
+        checked => checked,
+    }
+}
+
+async fn quick_check(on: DatabaseConnection, path: &Path) -> Result<(), StoreError> {
+    let told = first_value::<String>(&on, "PRAGMA quick_check(1)").await;
+    let closed = on.close().await;
+    match told.map_err(|error| unreadable(path, error))? {
         Some(told) if told != "ok" => Err(StoreError::Damaged {
             path: path.to_path_buf(),
             reason: told.lines().last().unwrap_or_default().trim().to_owned(),
         }),
+        _ => closed.map_err(StoreError::reading),
+    }
+}
+
+/// The first value of the first row.
+async fn first_value<T: TryGetable>(
+    on: &DatabaseConnection,
+    query: &str,
+) -> Result<Option<T>, DbErr> {
+    let ask = Statement::from_string(DbBackend::Sqlite, query);
+    let row = on.query_one_raw(ask).await?;
+    row.map(|row| row.try_get_by_index(0)).transpose()
+}
+
+/// Moves the log into the file, and waits until it is on disk there.
+pub(super) async fn flush(on: &DatabaseConnection) -> Result<(), StoreError> {
+    let busy = first_value::<i32>(on, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    match busy.map_err(StoreError::writing)? {
+        // Somebody read something old for all of the time that we waited.
+        Some(busy) if busy != 0 => Err(StoreError::Conflict),
         _ => Ok(()),
     }
 }
 
 /// Refuses to make a new database where an old one must have been: its nodes, tokens and
 /// authorities would be replaced by none.
+///
+/// That one must have been is told by `operator/`, which a first start makes last, after the
+/// authorities are in the database file itself ([`flush`]): a start that ended before leaves none,
+/// whatever else it leaves (nothing, an empty file, one page, the tables), and begins again. A log
+/// beside an empty or lost file says nothing: SQLite puts page 1 into the file before there is a
+/// log, and deletes a log that it finds without one.
 pub(super) fn check_present(path: &Path, dir: &Path) -> Result<(), StoreError> {
     let is_empty = match std::fs::metadata(path) {
         Ok(file) => file.len() == 0,
@@ -82,22 +134,38 @@ pub(super) fn check_present(path: &Path, dir: &Path) -> Result<(), StoreError> {
             });
         }
     };
-    // What is written into an empty database may still be in its log.
-    let has_log = std::fs::metadata(log_of(path)).is_ok_and(|log| log.len() > 0);
-    // It is written after the database.
-    if is_empty && !has_log && dir.join("operator").exists() {
-        return Err(StoreError::Vanished {
-            path: path.to_path_buf(),
-            dir: dir.to_path_buf(),
-        });
+    if is_empty && had_one(dir) {
+        return Err(vanished(path, dir));
     }
     Ok(())
 }
 
-fn log_of(path: &Path) -> std::path::PathBuf {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    log.into()
+/// Refuses what [`check_present`] cannot see: a file without a single table, because its log is
+/// lost that had them.
+pub(super) async fn check_filled(
+    on: &DatabaseConnection,
+    path: &Path,
+    dir: &Path,
+) -> Result<(), StoreError> {
+    if !had_one(dir) {
+        return Ok(());
+    }
+    let tables = first_value::<i64>(on, "SELECT count(*) FROM sqlite_master").await;
+    match tables.map_err(|error| unreadable(path, error))? {
+        Some(0) => Err(vanished(path, dir)),
+        _ => Ok(()),
+    }
+}
+
+fn had_one(dir: &Path) -> bool {
+    dir.join("operator").exists()
+}
+
+fn vanished(path: &Path, dir: &Path) -> StoreError {
+    StoreError::Vanished {
+        path: path.to_path_buf(),
+        dir: dir.to_path_buf(),
+    }
 }
 
 /// The database holds hashes and sealed secrets, but also who is where: nobody else reads it.

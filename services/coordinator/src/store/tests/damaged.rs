@@ -64,3 +64,120 @@ async fn a_lost_database_is_not_replaced_by_an_empty_one() {
     std::fs::remove_dir(home.dir.path().join("operator")).expect("removes");
     home.open().await.expect("begins anew");
 }
+
+/// A state directory as a killed coordinator leaves it, after a start that ended well: what was
+/// written last is in the log alone. The database and its log.
+async fn killed() -> (Home, [std::path::PathBuf; 2]) {
+    let (running, store) = open(Engine::Sqlite).await;
+    with_network(&store, 1).await;
+    store.close().await;
+    drop(store);
+    let store = running.open().await.expect("opens again");
+    with_network(&store, 2).await;
+    let home = Home::new(Engine::Sqlite);
+    let files = ["coordinator.db", "coordinator.db-wal"].map(|name| {
+        let to = home.dir.path().join(name);
+        std::fs::copy(running.dir.path().join(name), &to).expect("copies");
+        to
+    });
+    std::fs::create_dir(home.dir.path().join("operator")).expect("makes");
+    store.close().await;
+    let log = std::fs::metadata(&files[1]).expect("a log");
+    assert!(log.len() > 0, "nothing is in the log");
+    (home, files)
+}
+
+#[tokio::test]
+async fn a_killed_coordinator_starts_with_all_that_was_written() {
+    let (home, _) = killed().await;
+    let store = home.open().await.expect("opens");
+    assert_eq!(store.network_list().await.expect("reads").len(), 2);
+}
+
+#[tokio::test]
+async fn a_database_lost_after_a_kill_is_not_replaced_and_its_log_is_kept() {
+    for lose in [
+        |path: &std::path::Path| std::fs::write(path, "").expect("empties"),
+        |path: &std::path::Path| std::fs::remove_file(path).expect("removes"),
+    ] {
+        let (home, [path, log]) = killed().await;
+        let kept = std::fs::read(&log).expect("a log");
+        lose(&path);
+        let refused = home.open().await.expect_err("lost");
+        let text = mesh_daemon::report::chain(&refused);
+        assert!(matches!(&refused, StoreError::Vanished { .. }), "{text}");
+        assert!(text.contains("coordinator.db-wal"), "{text}");
+        assert_eq!(std::fs::read(&log).expect("still there"), kept);
+    }
+}
+
+#[tokio::test]
+async fn a_database_whose_log_was_lost_before_anything_was_moved_from_it_is_not_begun_anew() {
+    let (running, store) = open(Engine::Sqlite).await;
+    with_network(&store, 1).await;
+    let home = Home::new(Engine::Sqlite);
+    let path = home.dir.path().join("coordinator.db");
+    std::fs::copy(running.dir.path().join("coordinator.db"), &path).expect("copies");
+    store.close().await;
+    let alone = std::fs::read(&path).expect("a file");
+    assert!(!alone.is_empty());
+    std::fs::create_dir(home.dir.path().join("operator")).expect("makes");
+    let refused = home.open().await.expect_err("lost");
+    let text = mesh_daemon::report::chain(&refused);
+    assert!(matches!(&refused, StoreError::Vanished { .. }), "{text}");
+    assert_eq!(std::fs::read(&path).expect("still there"), alone);
+}
+
+/// What is promised to be whole once the operator's files are written.
+#[tokio::test]
+async fn what_is_flushed_is_in_the_file_without_its_log() {
+    let (running, store) = open(Engine::Sqlite).await;
+    with_network(&store, 1).await;
+    store.flush().await.expect("flushes");
+    let home = Home::new(Engine::Sqlite);
+    let path = home.dir.path().join("coordinator.db");
+    std::fs::copy(running.dir.path().join("coordinator.db"), &path).expect("copies");
+    let copy = home.open().await.expect("opens");
+    assert_eq!(copy.network_list().await.expect("reads").len(), 1);
+}
+
+/// The head of a rollback journal (SQLite's file format, 3): there was no page before.
+fn journal() -> Vec<u8> {
+    let mut bytes = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    for number in [0_u32, 0, 0, 512, 4096] {
+        bytes.extend(number.to_be_bytes());
+    }
+    bytes.resize(512, 0);
+    bytes
+}
+
+#[tokio::test]
+async fn a_first_start_that_was_killed_begins_again() {
+    // Made and not written to; and while SQLite put page 1 into it.
+    for (file, journal) in [(0, None), (0, Some(journal())), (4096, Some(journal()))] {
+        let home = Home::new(Engine::Sqlite);
+        let path = home.dir.path().join("coordinator.db");
+        std::fs::write(&path, vec![0; file]).expect("makes");
+        if let Some(bytes) = &journal {
+            std::fs::write(path.with_extension("db-journal"), bytes).expect("makes");
+        }
+        let store = home.open().await;
+        let store = store.unwrap_or_else(|error| panic!("{file} {journal:?}: {error}"));
+        with_network(&store, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_file_and_its_log_are_left_as_they_are() {
+    let (home, [path, log]) = killed().await;
+    let mut bytes = std::fs::read(&path).expect("a file");
+    bytes[4096..].fill(0);
+    std::fs::write(&path, &bytes).expect("writes");
+    let kept = std::fs::read(&log).expect("a log");
+    let refused = home.open().await.expect_err("damaged");
+    let text = mesh_daemon::report::chain(&refused);
+    assert!(matches!(&refused, StoreError::Damaged { .. }), "{text}");
+    assert!(text.contains("coordinator.db-wal"), "{text}");
+    assert_eq!(std::fs::read(&path).expect("still there"), bytes);
+    assert_eq!(std::fs::read(&log).expect("still there"), kept);
+}
