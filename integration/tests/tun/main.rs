@@ -30,8 +30,15 @@ const SOON: Duration = Duration::from_secs(30);
 const BACK: Duration = Duration::from_secs(5);
 const DEVICE: &str = "mesh0";
 const IPERF_PORT: u16 = 5201;
-/// The one line that a missing device may write.
-const GONE: &str = "somebody removed it";
+/// What may be done to a device behind the agent's back, each with the one line it may write.
+const HARM: [(&[&str], &str); 3] = [
+    (&["link", "delete", DEVICE], "somebody removed it"),
+    (&["link", "set", DEVICE, "down"], "somebody set it down"),
+    (
+        &["-4", "addr", "flush", "dev", DEVICE],
+        "somebody took an address from it",
+    ),
+];
 
 /// Both overlay addresses of a worker, IPv4 first.
 fn addrs_of(field: &Field, worker: &str) -> [IpAddr; 2] {
@@ -55,6 +62,13 @@ fn wait_for_ping(host: &Host, to: IpAddr, within: Duration) -> Duration {
         Ok(())
     });
     begun.elapsed()
+}
+
+/// The index that the system gave the device; `None` while it has none.
+fn index_of(host: &Host) -> Option<u64> {
+    let shown = host.spec("ip").args(["-j", "link", "show", DEVICE]);
+    let links: Value = serde_json::from_str(&shown.run(USUAL).expect("ip runs").stdout).ok()?;
+    links[0]["ifindex"].as_u64()
 }
 
 /// The last line of ping, which has the round-trip times.
@@ -177,14 +191,22 @@ fn the_machine_is_as_it_was_after_a_stop_and_after_a_crash() {
     );
     wait_for_ping(&host, other[0], SOON);
 
-    // Somebody removes it: it is made again, and what it had.
-    let removed = host.spec("ip").args(["link", "delete", DEVICE]);
-    removed.run(USUAL).expect("runs").expect_code(0);
-    println!(
-        "a removed device is back and pings after {:?}",
-        wait_for_ping(&host, other[1], SOON)
-    );
-    stop(&mut field, "one", &[GONE]);
+    // Whatever somebody does to it: it is made again, with what it had.
+    for (harm, told) in HARM {
+        let index = index_of(&host);
+        let done = host.spec("ip").args(harm);
+        done.run(USUAL).expect("runs").expect_code(0);
+        eventually("another device is there", SOON, || {
+            ensure!(index_of(&host) != index, "not made again: {told}");
+            Ok(())
+        });
+        println!(
+            "{told}: it is back and pings after {:?}",
+            wait_for_ping(&host, other[1], SOON)
+        );
+        wait_for_ping(&host, other[0], SOON);
+    }
+    stop(&mut field, "one", &HARM.map(|(_, told)| told));
     assert_same("after SIGTERM", &before, &look(&host));
 
     field.worker_mut("one").start();

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use mesh_tunnel::Batch;
 use mesh_types::OverlayAddrs;
-use nix::net::if_::if_nametoindex;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
 use crate::status::ShellStatus;
 
@@ -228,14 +229,12 @@ impl Tun {
         self.problem = problem;
     }
 
-    /// Looks after the device: makes it again when it is gone, tries again what failed. To be
+    /// Looks after the device: makes it again when it is gone or changed, tries again what failed. To be
     /// called about once a second.
     pub(crate) fn look(&mut self) {
-        if let Some(interface) = &mut self.interface
-            && if_nametoindex(self.name.as_str()) != Ok(interface.index)
-        {
+        if let Some(harm) = self.interface.as_ref().and_then(Interface::harm) {
             self.interface = None;
-            self.tell(Some("somebody removed it".to_owned()));
+            self.tell(Some(harm.to_owned()));
         }
         if self.interface.is_none() {
             match Interface::create(&self.name, self.mtu) {
@@ -308,6 +307,34 @@ impl Interface {
             addrs: None,
             routes: BTreeSet::new(),
         })
+    }
+
+    /// What somebody else did to the device, if anything. Routes go with either of these; one
+    /// that is taken away by itself is not noticed.
+    fn harm(&self) -> Option<&'static str> {
+        if if_nametoindex(self.name.as_str()) != Ok(self.index) {
+            return Some("somebody removed it");
+        }
+        // The system says nothing of the device only when it is out of memory or descriptors.
+        let list = getifaddrs().ok()?;
+        let mut is_up = false;
+        let mut missing: BTreeSet<IpAddr> = match self.addrs {
+            Some(addrs) => self.usable(addrs).collect(),
+            None => BTreeSet::new(),
+        };
+        for entry in list.filter(|entry| entry.interface_name == self.name) {
+            is_up |= entry.flags.contains(InterfaceFlags::IFF_UP);
+            let addr = entry.address.as_ref();
+            if let Some(v4) = addr.and_then(|addr| addr.as_sockaddr_in()) {
+                missing.remove(&v4.ip().into());
+            } else if let Some(v6) = addr.and_then(|addr| addr.as_sockaddr_in6()) {
+                missing.remove(&v6.ip().into());
+            }
+        }
+        if !is_up {
+            return Some("somebody set it down");
+        }
+        (!missing.is_empty()).then_some("somebody took an address from it")
     }
 
     /// The addresses that this machine can have: without IPv6, only the one.
