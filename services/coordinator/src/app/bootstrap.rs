@@ -132,8 +132,8 @@ pub(super) async fn found(
         return Err(BootstrapError::NodeDir(dir.to_path_buf()));
     }
     let store = match opening {
-        Opening::Serving => Store::open(&config.store, dir).await?,
-        Opening::Beside => Store::open_beside(&config.store, dir).await?,
+        Opening::Serving => Box::pin(Store::open(&config.store, dir)).await?,
+        Opening::Beside => Box::pin(Store::open_beside(&config.store, dir)).await?,
     };
     let sealer = if config.master_key.is_empty() {
         Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
