@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
@@ -104,9 +106,20 @@ impl Collector for Vital {
 /// `RLIMIT_NOFILE`); 0 for what the system does not tell.
 pub fn open_files() -> (u64, u64) {
     use nix::sys::resource::{Resource, getrlimit};
-    let used = fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-    (used, limit)
+    let open = fs::read_dir("/proc/self/fd").map(|open| open.count() as u64);
+    (used_files(open, limit), limit)
+}
+
+/// Counting takes a descriptor itself: when there is none left, all are in use.
+fn used_files(open: io::Result<u64>, limit: u64) -> u64 {
+    match open {
+        Ok(used) => used,
+        Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+            Errno::EMFILE | Errno::ENFILE => limit,
+            _ => 0,
+        },
+    }
 }
 
 /// Resident memory in bytes (proc_pid_statm(5): the second number, in pages).
@@ -132,6 +145,20 @@ fn cpu_seconds() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_cannot_open_anything_uses_all_that_it_may() {
+        let failed = |errno: Errno| Err(io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(used_files(Ok(7), 1024), 7);
+        assert_eq!(used_files(failed(Errno::EMFILE), 1024), 1024);
+        assert_eq!(used_files(failed(Errno::ENFILE), 1024), 1024);
+        // Nothing is known then.
+        assert_eq!(used_files(failed(Errno::EACCES), 1024), 0);
+        assert_eq!(
+            used_files(Err(io::Error::other("not the system's")), 1024),
+            0
+        );
+    }
 
     #[test]
     fn a_process_tells_what_is_ready_and_what_it_uses() {
