@@ -162,6 +162,15 @@ impl Site {
         );
     }
 
+    /// The status is told, although the events in it lie in the database, and names what is wrong.
+    fn status_names_the_store(&self) {
+        let status = self.field.operator().mesh(&["--json", "status"]);
+        assert_eq!(status.code, Some(1), "{}", status.all());
+        for code in ["\"store-down\"", "\"events-unread\""] {
+            assert!(status.stdout.contains(code), "{}", status.all());
+        }
+    }
+
     fn readiness(&self) -> String {
         Curl::new()
             .on(Some(self.field.host("core")))
@@ -180,6 +189,7 @@ impl Site {
             anyhow::ensure!(named, "{readiness}");
             Ok(readiness)
         });
+        self.status_names_the_store();
         while gone.elapsed() < away {
             self.use_everything(&mut figures);
             self.token_is_refused(&mut figures);

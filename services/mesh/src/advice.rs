@@ -85,6 +85,16 @@ pub(crate) fn unreachable(error: &str) -> Finding {
     )
 }
 
+/// The events cannot be read, so refused heartbeats are not known.
+pub(crate) fn events_unread(error: &str) -> Finding {
+    Finding::notice(
+        "events-unread",
+        format!("events cannot be read: {error}. Refused heartbeats are not told meanwhile"),
+        "mesh status says whether the store is down; else, on the coordinator's machine: \
+         journalctl -u mesh-coordinator -n 50",
+    )
+}
+
 fn store_down(problem: &str) -> Finding {
     let has = |words: &[&str]| {
         let problem = problem.to_lowercase();

@@ -14,7 +14,7 @@ use mesh_types::{
 };
 use serde_json::json;
 
-use super::status::{EVENTS, latest_events, say_findings};
+use super::status::{events_or_why, say_findings};
 use super::{Session, network_or};
 use crate::advice;
 use crate::args::{HostKeyVerb, NodeArg, NodeVerb};
@@ -49,9 +49,9 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
                 node: Some(reference(&context, &node)),
             };
             let node = admin.show_node(request).await?.into_inner();
-            let events = latest_events(&mut admin, EVENTS).await?;
-            let findings = advice::of_node(&node, &events, text::now());
-            show(session, &node, &findings)
+            let (events, unread) = events_or_why(&mut admin).await;
+            let found = advice::of_node(&node, &events, text::now());
+            show(session, &node, &Vec::from_iter(found.into_iter().chain(unread)))
         }
         NodeVerb::Rename { node, new_name } => {
             let request = pb::RenameNodeRequest {

@@ -17,7 +17,7 @@ use crate::{output, text};
 
 const SCHEMA: &str = "mesh.status/2";
 /// How many of the latest events are looked through for refused heartbeats.
-pub(super) const EVENTS: u32 = 500;
+const EVENTS: u32 = 500;
 
 /// Prints the status; the exit code is 1 when something that should work does not.
 pub(super) async fn run(session: &Session) -> Result<ExitCode> {
@@ -65,15 +65,30 @@ pub(super) async fn told(session: &Session, mut context: Context) -> Result<Answ
         network: String::new(),
     };
     let nodes = admin.list_nodes(request).await?.into_inner().nodes;
-    let events = latest_events(&mut admin, EVENTS).await?;
+    let (events, unread) = events_or_why(&mut admin).await;
     let told = Told {
         status: &status,
         nodes: &nodes,
         events: &events,
     };
     let until = login::certificate_until(&context);
-    let findings = advice::of_mesh(told, until, text::now());
+    let mut findings = advice::of_mesh(told, until, text::now());
+    findings.extend(unread);
     Ok(Ok((status, findings)))
+}
+
+/// The latest events, or none and what keeps them away: they lie in the store, and whoever asks
+/// wants to know most of all when that is down.
+pub(super) async fn events_or_why(
+    admin: &mut AdminServiceClient<Channel>,
+) -> (Vec<pb::Event>, Option<Finding>) {
+    match latest_events(admin, EVENTS).await {
+        Ok(events) => (events, None),
+        Err(error) => (
+            Vec::new(),
+            Some(advice::events_unread(&text::explain(&error))),
+        ),
+    }
 }
 
 /// The latest events of all networks, oldest first.
@@ -181,5 +196,24 @@ pub(super) fn say_findings(findings: &[Finding]) {
         let text = finding.to_string();
         let (mark, rest) = text.split_at(2);
         say!("{}{rest}", output::paint(mark, colour, coloured));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_cannot_be_read_are_a_notice_and_none() {
+        // Nobody listens on the discard port (RFC 863).
+        let nobody = tonic::transport::Endpoint::from_static("http://127.0.0.1:9").connect_lazy();
+        let (events, unread) = events_or_why(&mut AdminServiceClient::new(nobody)).await;
+        assert_eq!(events, []);
+        let unread = unread.expect("a notice");
+        assert_eq!(unread.severity, Severity::Notice);
+        assert!(
+            unread.what.starts_with("events cannot be read: "),
+            "{unread}"
+        );
     }
 }
