@@ -8,6 +8,7 @@
 //! name says that they are secret. What neither knows stays, so a person looks before sending.
 
 use std::fmt;
+use std::ops::Range;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -24,10 +25,15 @@ const SHORTEST: usize = 8;
 const WORD: usize = 16;
 /// A P-256 private key in PKCS#8 (RFC 5208): its number stands here (RFC 5915), behind what is the
 /// same in every such key.
-const P256_NUMBER: std::ops::Range<usize> = 36..68;
+const P256_NUMBER: Range<usize> = 36..68;
+
+/// A longer text is looked for by its beginning and its words only.
+const LONGEST: usize = 4096;
+/// As much of a secret that is cut off is followed, in characters, whatever they are.
+const FOLLOWED: usize = 128;
 
 /// Where the characters of a join token stand that are its secret and nothing else.
-const TOKEN_SECRET: std::ops::Range<usize> = 74..110;
+const TOKEN_SECRET: Range<usize> = 74..110;
 
 /// Whether the name of a setting, variable or field says that its value is secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
@@ -58,13 +64,16 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
 /// The secrets of this machine, in every form in which one could be printed; wiped when dropped.
 #[derive(Default)]
 pub(crate) struct Secrets {
-    /// Regular expressions.
+    /// Whole secrets, as regular expressions.
+    whole: Vec<Zeroizing<String>>,
+    /// Those of their beginnings.
     forms: Vec<Zeroizing<String>>,
 }
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secrets")
+            .field("whole", &self.whole.len())
             .field("forms", &self.forms.len())
             .finish()
     }
@@ -78,12 +87,31 @@ impl Secrets {
         if secret.len() < SHORTEST {
             return;
         }
-        if secret.len() < ENOUGH || !secret.is_ascii() {
-            self.add(regex::escape(secret));
+        let tail = if secret.len() < ENOUGH {
+            ""
+        } else {
+            "[A-Za-z0-9+/=_.~-]*"
+        };
+        if secret.len() <= LONGEST {
+            for form in escaped(secret) {
+                self.add_whole(format!("{}{tail}", regex::escape(&form)));
+            }
+        }
+        if secret.len() < ENOUGH {
             return;
         }
-        let tail = "[A-Za-z0-9+/=_.~-]*";
-        self.add(format!("{}{tail}", regex::escape(&secret[..ENOUGH])));
+        let (short, rest) = secret.split_at(secret.floor_char_boundary(ENOUGH));
+        let mut form = Zeroizing::new(regex::escape(short));
+        // Cut off anywhere: what follows is a part of it for as long as it is the same.
+        let mut followed = 0;
+        for next in rest.chars().take(FOLLOWED) {
+            form.push_str("(?:");
+            form.push_str(&regex::escape(next.encode_utf8(&mut [0; 4])));
+            followed += 1;
+        }
+        form.push_str(&")?".repeat(followed));
+        form.push_str(tail);
+        self.add(std::mem::take(&mut *form));
         self.learn_bytes(secret.as_bytes());
     }
 
@@ -96,6 +124,9 @@ impl Secrets {
         self.add(format!("(?i:{hex}[0-9a-f]*)"));
         let list: Vec<String> = short.iter().map(u8::to_string).collect();
         self.add(format!("{}(?:, ?[0-9]+)*", list.join(", ?")));
+        if secret.len() <= LONGEST {
+            self.add_whole(regex::escape(&secret.escape_ascii().to_string()));
+        }
         self.add(format!(
             "{}[!#-~]*",
             regex::escape(&short.escape_ascii().to_string())
@@ -166,6 +197,29 @@ impl Secrets {
             self.forms.push(Zeroizing::new(form));
         }
     }
+
+    fn add_whole(&mut self, form: String) {
+        if !self.whole.iter().any(|known| **known == form) {
+            self.whole.push(Zeroizing::new(form));
+        }
+    }
+}
+
+/// A text as it is, and as it stands in quotes in JSON, TOML, and what Rust prints for debugging.
+fn escaped(text: &str) -> Vec<Zeroizing<String>> {
+    let json = Zeroizing::new(serde_json::Value::from(text).to_string());
+    let in_json = &json[1..json.len() - 1];
+    // A document in the text of another.
+    let twice = Zeroizing::new(serde_json::Value::from(in_json).to_string());
+    [
+        text.to_owned(),
+        in_json.to_owned(),
+        twice[1..twice.len() - 1].to_owned(),
+        text.escape_debug().to_string(),
+        text.as_bytes().escape_ascii().to_string(),
+    ]
+    .map(Zeroizing::new)
+    .into()
 }
 
 fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
@@ -206,7 +260,8 @@ const SETTING: &str = r#"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)(?P<is>\\?["']?\s*[:=]
 
 /// Takes secrets out of text.
 pub(crate) struct Redactor {
-    learned: Option<Regex>,
+    /// Whole secrets and their beginnings.
+    learned: Vec<Regex>,
     patterns: Vec<Regex>,
     setting: Regex,
 }
@@ -223,19 +278,12 @@ impl Redactor {
     /// # Errors
     /// When there are too many secrets.
     pub(crate) fn new(secrets: &Secrets) -> anyhow::Result<Self> {
-        let forms: Vec<&str> = secrets.forms.iter().map(|form| form.as_str()).collect();
-        let learned = match forms.is_empty() {
-            true => None,
-            false => {
-                let all = Zeroizing::new(forms.join("|"));
-                let built = regex::RegexBuilder::new(&all)
-                    .unicode(false)
-                    .size_limit(1 << 28)
-                    .build();
-                // Its own text would show what it was built from.
-                Some(built.map_err(|_| anyhow::anyhow!("too many secrets to look for"))?)
+        let mut learned = Vec::new();
+        for forms in [&secrets.whole, &secrets.forms] {
+            if !forms.is_empty() {
+                learned.push(any_of(forms)?);
             }
-        };
+        }
         let pattern = |text: &&str| Regex::new(text).expect("a pattern of ours");
         Ok(Self {
             learned,
@@ -244,16 +292,33 @@ impl Redactor {
         })
     }
 
+    /// The text without what is known, and how many places were taken out. Where a secret and the
+    /// beginning of another lie over each other, all of both goes.
+    fn without_learned(&self, text: &str) -> (String, usize) {
+        let found = self.learned.iter().flat_map(|known| known.find_iter(text));
+        let mut spans: Vec<Range<usize>> = found.map(|found| found.range()).collect();
+        spans.sort_by_key(|span| span.start);
+        spans.dedup_by(|next, last| {
+            let is_over = next.start < last.end;
+            if is_over {
+                last.end = last.end.max(next.end);
+            }
+            is_over
+        });
+        let mut left = String::with_capacity(text.len());
+        let mut at = 0;
+        for span in &spans {
+            left.push_str(&text[at..span.start]);
+            left.push_str(REDACTED);
+            at = span.end;
+        }
+        left.push_str(&text[at..]);
+        (left, spans.len())
+    }
+
     /// The text without secrets, and how many places were taken out.
     pub(crate) fn redact(&self, text: &str) -> (String, usize) {
-        let mut taken = 0;
-        let mut text = text.to_owned();
-        if let Some(learned) = &self.learned {
-            text = replace(learned, &text, |_| {
-                taken += 1;
-                REDACTED.to_owned()
-            });
-        }
+        let (mut text, mut taken) = self.without_learned(text);
         for pattern in &self.patterns {
             text = replace(pattern, &text, |found| {
                 let rest = found.name("rest").map_or("", |rest| rest.as_str());
@@ -280,6 +345,20 @@ impl Redactor {
     }
 }
 
+/// What finds any of these, the longest first: one that is the beginning of another would leave the
+/// rest of it.
+fn any_of(forms: &[Zeroizing<String>]) -> anyhow::Result<Regex> {
+    let mut forms: Vec<&str> = forms.iter().map(|form| form.as_str()).collect();
+    forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+    let all = Zeroizing::new(forms.join("|"));
+    let built = regex::RegexBuilder::new(&all)
+        .unicode(false)
+        .size_limit(1 << 28)
+        .build();
+    // Its own text would show what it was built from.
+    built.map_err(|_| anyhow::anyhow!("too many secrets to look for"))
+}
+
 fn replace(pattern: &Regex, text: &str, with: impl FnMut(&Captures<'_>) -> String) -> String {
     pattern.replace_all(text, with).into_owned()
 }
@@ -288,11 +367,16 @@ fn replace(pattern: &Regex, text: &str, with: impl FnMut(&Captures<'_>) -> Strin
 /// redacted already, and the path of a file that holds one.
 fn is_no_secret(name: &str, value: &str) -> bool {
     let bare = value.trim_matches(|c| "\\\"'".contains(c));
-    let is_path = bare.starts_with(['/', '.', '~']) || bare.contains('/') && !bare.contains('=');
-    let of_file = name.to_ascii_lowercase().ends_with("file");
     let is_word = ["", "true", "false", "null", "none", "-"].contains(&bare);
     let is_count = bare.len() < 10 && bare.bytes().all(|byte| byte.is_ascii_digit());
-    bare.contains(REDACTED) || is_word || is_count || of_file && is_path
+    // Equal, not containing: a part of a secret may have been taken out, with the rest still there.
+    bare == REDACTED || is_word || is_count || is_path_of_secret(name, bare)
+}
+
+/// Whether this setting names the file of a secret, as `password_file` does.
+pub(crate) fn is_path_of_secret(name: &str, value: &str) -> bool {
+    let is_path = value.starts_with(['/', '.', '~']) || value.contains('/') && !value.contains('=');
+    is_path && name.to_ascii_lowercase().ends_with("file")
 }
 
 #[cfg(test)]

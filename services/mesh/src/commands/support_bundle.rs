@@ -18,10 +18,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use self::archive::{Bundle, Packed, SCHEMA};
+use self::learn::Learned;
 use self::local::Local;
 use super::Session;
 use crate::args::SupportBundleArgs;
-use crate::redact::{Redactor, Secrets};
+use crate::redact::Redactor;
 use crate::{output, text};
 
 /// Writes the bundle and says what is in it.
@@ -35,12 +36,13 @@ pub(super) async fn run(session: &Session, args: SupportBundleArgs) -> Result<()
     refuse_to_overwrite(&output, args.force)?;
 
     let local = Local::find(&args);
-    let mut secrets = Secrets::default();
-    learn::from_environment(&mut secrets, std::env::vars());
-    learn::from_contexts(&mut secrets);
-    learn::from_configuration(&mut secrets, &args.config_dir);
-    learn::from_state(&mut secrets, local.roots());
-    let mut bundle = Bundle::new(Redactor::new(&secrets)?);
+    let mut learned = Learned::default();
+    learn::from_environment(&mut learned, machine::variables());
+    learn::from_contexts(&mut learned);
+    learn::from_configuration(&mut learned, &args.config_dir);
+    learn::from_state(&mut learned, local.roots());
+    let mut bundle = Bundle::new(Redactor::new(&learned.secrets)?);
+    learned.tell(&mut bundle);
 
     progress("the coordinator");
     coordinator::gather(session, &mut bundle).await;

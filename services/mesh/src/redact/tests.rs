@@ -35,7 +35,7 @@ fn what_looks_like_a_secret_is_taken_out_and_the_rest_stays() {
         ),
         (
             format!("GET /x?access_token={PLANT}&page=2"),
-            "GET /x?access_token=[redacted]&page=2",
+            "GET /x?access_token=[redacted]",
         ),
         (
             format!("Authorization: Bearer {PLANT}"),
@@ -55,7 +55,7 @@ fn what_looks_like_a_secret_is_taken_out_and_the_rest_stays() {
         ),
         (
             format!("OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20{PLANT}"),
-            "OTEL_EXPORTER_OTLP_HEADERS=authorization=[redacted]",
+            "OTEL_EXPORTER_OTLP_HEADERS=[redacted]",
         ),
         (
             format!("deploy-cli -pass {PLANT} exec true"),
@@ -171,4 +171,37 @@ fn a_secret_too_short_for_a_search_is_found_by_its_name_only() {
     let redactor = Redactor::new(&secrets).expect("few");
     assert_eq!(redactor.redact("mesh up runs").0, "mesh up runs");
     assert_eq!(redactor.redact("password=up").0, "password=[redacted]");
+}
+
+#[test]
+fn no_tail_of_a_known_secret_is_left() {
+    let secret = "Vexing7Ostrich!Lantern9";
+    let mut secrets = Secrets::default();
+    // The shorter one first, and a part of the longer one.
+    secrets.learn_text("Vexing7Ostrich");
+    secrets.learn_text(secret);
+    let redactor = Redactor::new(&secrets).expect("few");
+    for text in [
+        secret,
+        "Vexing7Ostrich!Lan",
+        "password=Vexing7Ostrich!Lantern9",
+    ] {
+        let (redacted, _) = redactor.redact(text);
+        assert_eq!(
+            redacted,
+            text.replace(&text[text.find('V').expect("there")..], REDACTED)
+        );
+    }
+}
+
+#[test]
+fn a_value_with_the_mark_in_it_is_still_secret() {
+    for text in ["password=[redacted]!Lantern9", "\"token\": \"x[redacted]\""] {
+        let (redacted, taken) = redactor().redact(text);
+        assert!(
+            !redacted.contains("Lantern9") && !redacted.contains("x["),
+            "{redacted}"
+        );
+        assert_eq!(taken, 1);
+    }
 }

@@ -1,12 +1,15 @@
 //! Facts of the system that explain what services do: kernel, addresses and routes, limits, clock.
 
+use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use mesh_daemon::REDACTED;
 use tokio::process::Command;
 
 use super::archive::Bundle;
+use crate::redact::{is_path_of_secret, is_secret_name};
 
 /// How long a program may take to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -43,30 +46,50 @@ pub(super) async fn gather(bundle: &mut Bundle) {
         let printed = printed(program, words).await;
         bundle.take(&format!("system/{name}.txt"), printed);
     }
-    bundle.add("system/environment.txt", &environment(std::env::vars()));
+    bundle.add("system/environment.txt", &environment(variables()));
 }
 
-/// The variables that our programs read.
+/// This process's variables, whatever bytes are in them.
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
+/// The variables that our programs read. Secret ones are taken out here, where it is known where
+/// they end.
 fn environment(variables: impl Iterator<Item = (String, String)>) -> String {
     let ours = ["MESH_", "OTEL_", "XDG_", "RUST_LOG", "NO_COLOR"];
     let mut lines: Vec<String> = variables
         .filter(|(name, _)| ours.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|(name, value)| format!("{name}={value}\n"))
+        .map(|(name, value)| {
+            let is_secret = is_secret_name(&name) && !is_path_of_secret(&name, &value);
+            let value = if is_secret && !value.is_empty() {
+                REDACTED
+            } else {
+                &value
+            };
+            format!("{name}={value}\n")
+        })
         .collect();
     lines.sort();
     lines.concat()
 }
 
 /// What a program prints.
-pub(super) async fn printed(program: &str, words: &[&str]) -> Result<String> {
+pub(super) async fn printed(program: impl AsRef<OsStr>, words: &[&str]) -> Result<String> {
+    printed_within(LIMIT, program.as_ref(), words).await
+}
+
+async fn printed_within(limit: Duration, program: &OsStr, words: &[&str]) -> Result<String> {
     let run = Command::new(program)
         .args(words)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let Ok(ran) = tokio::time::timeout(LIMIT, run).await else {
-        bail!("{program} gave no answer within {} s", LIMIT.as_secs());
+    let program = program.display();
+    let Ok(ran) = tokio::time::timeout(limit, run).await else {
+        bail!("{program} gave no answer within {} s", limit.as_secs_f32());
     };
     let ran = ran.with_context(|| format!("run {program}"))?;
     if !ran.status.success() {
@@ -88,6 +111,10 @@ mod tests {
         let fails = fails.expect_err("fails").to_string();
         assert!(fails.contains("why") && fails.contains('3'), "{fails}");
         assert_eq!(printed("echo", &["a"]).await.expect("runs"), "a\n");
+        let limit = Duration::from_millis(100);
+        let slow = printed_within(limit, "sleep".as_ref(), &["600"]).await;
+        let slow = slow.expect_err("too slow").to_string();
+        assert_eq!(slow, "sleep gave no answer within 0.1 s");
     }
 
     #[test]
@@ -95,5 +122,24 @@ mod tests {
         let variable = |name: &str| (name.to_owned(), "x".to_owned());
         let shown = environment([variable("PGDATA"), variable("MESH_CONTEXT")].into_iter());
         assert_eq!(shown, "MESH_CONTEXT=x\n");
+    }
+
+    #[test]
+    fn a_secret_variable_is_taken_out_whole_whatever_is_in_it() {
+        let odd = r#"Vex!ng 7(Ostrich) "x",Lantern9"#;
+        let variables = [
+            ("MESH_A__PASSWORD", odd),
+            ("MESH_B__PASSWORD", "first\nsecond"),
+            ("MESH_C__PASSWORD_FILE", odd),
+            ("MESH_D__PASSWORD_FILE", "/run/secrets/pg"),
+            ("MESH_E__PASSWORD", ""),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(
+            environment(variables.into_iter()),
+            "MESH_A__PASSWORD=[redacted]\nMESH_B__PASSWORD=[redacted]\n\
+             MESH_C__PASSWORD_FILE=[redacted]\nMESH_D__PASSWORD_FILE=/run/secrets/pg\n\
+             MESH_E__PASSWORD=\n"
+        );
     }
 }
