@@ -14,6 +14,8 @@ use crate::workspace;
 const PLANTED: &str = "MESH_FUZZ_PLANTED";
 /// Has the target write its seeds to this directory.
 const SEEDS: &str = "MESH_FUZZ_SEEDS";
+/// What libFuzzer says in front of the file that it kept.
+const WRITTEN: &str = "Test unit written to ";
 /// Lines of a failed target's log that are shown.
 const SHOWN: usize = 25;
 
@@ -136,7 +138,14 @@ impl Target {
             "its planted bug was not found within {seconds} s and {} inputs",
             runs(&log)
         );
+        let text = read(&log);
         let input = artefact(&log).with_context(|| tail(&log))?;
+        ensure!(
+            is_own_panic(&text, &self.name),
+            "it ended, but not by what it asserts (a timeout, too much memory, a fault elsewhere): \
+             {input}\n{}",
+            tail(&log)
+        );
         let again = self.log("planted-off.log")?;
         let sound = run_logged(self.command().arg(&input), &again)?;
         ensure!(
@@ -164,7 +173,9 @@ impl Target {
         fs::create_dir_all(artefacts)?;
         let mut command = self.command();
         if planted {
-            command.env(PLANTED, "1");
+            // The same mutations each time, so that whether it is found is less a matter of luck; a
+            // target with keys or hash maps of its own takes other ways all the same.
+            command.env(PLANTED, "1").arg("-seed=1");
         }
         command.arg(grown);
         if !self.committed.is_empty() {
@@ -250,12 +261,57 @@ fn last_input(log: &Path) -> Option<String> {
     Some(line.to_owned())
 }
 
+/// Whether a target ended because something that it asserts does not hold: by a panic in its own
+/// file, which is what a planted bug leads to.
+fn is_own_panic(log: &str, name: &str) -> bool {
+    let place = format!(" panicked at fuzz_targets/{name}.rs:");
+    let unit = format!("/{name}-crash-");
+    let mut written = log.lines().rev().filter(|line| line.contains(WRITTEN));
+    let is_crash = written.next().is_some_and(|line| line.contains(&unit));
+    is_crash && log.lines().any(|line| line.contains(&place))
+}
+
 /// Where libFuzzer put the input that failed.
 fn artefact(log: &Path) -> Option<String> {
     let text = read(log);
     let line = text
         .lines()
         .rev()
-        .find_map(|line| line.split_once("Test unit written to "))?;
+        .find_map(|line| line.split_once(WRITTEN))?;
     Some(line.1.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planted_bug_counts_when_its_own_assertion_ended_the_target() {
+        let log = |place: &str, unit: &str| {
+            format!(
+                "#7\tNEW\n\nthread '<unnamed>' (7) panicked at {place}:27:5:\nboth are the same\n\
+                 ==7== ERROR: libFuzzer: deadly signal\n\
+                 artifact_prefix='/t/disco-'; Test unit written to /t/disco-{unit}-3cf0\n"
+            )
+        };
+        let own = "fuzz_targets/disco.rs";
+        assert!(is_own_panic(&log(own, "crash"), "disco"));
+        assert!(!is_own_panic(&log(own, "timeout"), "disco"));
+        assert!(!is_own_panic(&log(own, "oom"), "disco"));
+        assert!(!is_own_panic(
+            &log("libs/tunnel/src/disco.rs", "crash"),
+            "disco"
+        ));
+        assert!(!is_own_panic(
+            &log("fuzz_targets/derp.rs", "crash"),
+            "disco"
+        ));
+        let slow = "Test unit written to /t/disco-slow-unit-1\n";
+        assert!(!is_own_panic(slow, "disco"));
+        assert!(is_own_panic(
+            &format!("{slow}{}", log(own, "crash")),
+            "disco"
+        ));
+        assert!(!is_own_panic("", "disco"));
+    }
 }
