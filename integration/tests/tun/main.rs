@@ -90,16 +90,39 @@ fn start_iperf(host: &Host, to: IpAddr, seconds: u32, extra: &[&str]) -> Child {
         .expect("starts")
 }
 
-/// Mbit/s that arrived, over all and in the last second.
+/// How many of the pings were not answered.
+fn lost(ran: &Finished) -> u32 {
+    let told = ran
+        .stdout
+        .lines()
+        .find(|line| line.contains(" packets transmitted, "));
+    let told = told.unwrap_or_else(|| panic!("no figures: {}", ran.all()));
+    let mut numbers = told
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|n| !n.is_empty());
+    let mut number = || numbers.next().and_then(|n| n.parse::<u32>().ok());
+    let (sent, received) = (number().expect("sent"), number().expect("received"));
+    sent - received
+}
+
+/// Seconds of a connection that something happens to.
+const WHILE: u32 = 15;
+
+/// Mbit/s that arrived, over all and in the last three seconds.
 fn finish_iperf(mut client: Child) -> (f64, f64) {
     let ran = client.finish(USUAL).expect("ends").expect_code(0);
     let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     let mbits = |value: &Value| value.as_f64().expect("a rate") / 1e6;
-    let last = report["intervals"].as_array().and_then(|list| list.last());
-    let last = last.expect("an interval");
+    let intervals = report["intervals"].as_array().expect("intervals");
+    let last = &intervals[intervals.len().saturating_sub(3)..];
+    assert!(!last.is_empty(), "no interval: {report}");
+    let sum: f64 = last
+        .iter()
+        .map(|one| mbits(&one["sum"]["bits_per_second"]))
+        .sum();
     (
         mbits(&report["end"]["sum_received"]["bits_per_second"]),
-        mbits(&last["sum"]["bits_per_second"]),
+        sum / last.len() as f64,
     )
 }
 
@@ -280,7 +303,7 @@ fn pings_and_connections_go_on_without_coordinator_and_over_a_move() {
     for to in to_two.iter().chain(&to_plain) {
         wait_for_ping(one, *to, SOON);
         let ran = ping(one, *to, &["-c", "20", "-i", "0.05"]).expect_code(0);
-        assert!(ran.stdout.contains(" 0% packet loss"), "{}", ran.stdout);
+        assert!(lost(&ran) <= 1, "{}", ran.stdout);
         println!("ping {to}: {}", times(&ran));
     }
     // Larger than what fits one packet of the overlay, in fragments.
@@ -295,7 +318,7 @@ fn pings_and_connections_go_on_without_coordinator_and_over_a_move() {
     assert_published_is_served(&field, one, to_two[0]);
 
     // The coordinator is killed; pings and a connection that runs notice nothing.
-    let running = start_iperf(one, to_two[0], 6, &["--bitrate", "20M"]);
+    let running = start_iperf(one, to_two[0], WHILE, &["--bitrate", "20M"]);
     ping(one, to_two[0], &["-c", "10", "-i", "0.1"]).expect_code(0);
     let pings = one
         .spec("ping")
@@ -303,13 +326,13 @@ fn pings_and_connections_go_on_without_coordinator_and_over_a_move() {
     let mut pings = pings.arg(to_two[1].to_string()).spawn().expect("starts");
     field.take_service("coordinator").kill().expect("killed");
     let ran = pings.finish(USUAL).expect("ends").expect_code(0);
-    assert!(ran.stdout.contains(" 0% packet loss"), "{}", ran.stdout);
+    assert!(lost(&ran) <= 1, "{}", ran.stdout);
     let (all, last) = finish_iperf(running);
     println!(
         "coordinator killed: {}; iperf3 {all:.0} Mbit/s, {last:.0} at last",
         times(&ran)
     );
-    assert!(last > 10.0, "{last} Mbit/s in the last second");
+    assert!(last > 10.0, "{last} Mbit/s in the last seconds");
 
     // One of them moves, and its worker with it, to another address and port, the coordinator
     // being away: it knows its peers from its stored netmap, and they learn from what it sends.
@@ -328,15 +351,10 @@ fn pings_and_connections_go_on_without_coordinator_and_over_a_move() {
     }
     let moved = "wireguard.listen=0.0.0.0:41820".to_owned();
     field.worker_mut("two").add_settings(&[moved]);
-    let begun = Instant::now();
     field.worker_mut("two").start();
-    for to in to_two {
-        wait_for_ping(one, to, BACK.saturating_sub(begun.elapsed()));
-    }
-    println!(
-        "moved without a coordinator: pings again {:?} after the start",
-        begun.elapsed()
-    );
+    // Ready; each address has its time from here on.
+    let back = to_two.map(|to| wait_for_ping(one, to, BACK));
+    println!("moved without a coordinator: pings again {back:?} after it was ready");
     for to in to_one {
         ping(two, to, &["-c", "3", "-i", "0.1"]).expect_code(0);
     }
@@ -374,7 +392,7 @@ fn a_connection_survives_that_the_nat_in_between_changes() {
         Ok(path)
     });
 
-    let running = start_iperf(&inside, to_one[0], 10, &["--bitrate", "20M"]);
+    let running = start_iperf(&inside, to_one[0], WHILE, &["--bitrate", "20M"]);
     ping(&inside, to_one[1], &["-c", "10", "-i", "0.1"]).expect_code(0);
     for words in [
         ["addr", "del", "10.90.0.200/24", "dev", "eth0"],
@@ -394,7 +412,7 @@ fn a_connection_survives_that_the_nat_in_between_changes() {
         "NAT changed from {before} to {after}: pings again after {back:?}; the connection moved \
          {all:.0} Mbit/s, {last:.0} at last"
     );
-    assert!(last > 10.0, "{last} Mbit/s in the last second");
+    assert!(last > 10.0, "{last} Mbit/s in the last seconds");
     drop(server);
     field.assert_logs_clean(&[]);
 }
