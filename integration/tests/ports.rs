@@ -27,6 +27,20 @@ impl Kind {
     }
 }
 
+/// A free TCP port that nobody is given who asks for any, nor anybody who connects: it is still
+/// free when a program that had it has stopped.
+fn quiet_tcp_port() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("range");
+    let lowest = range.split_whitespace().next().expect("two numbers");
+    let lowest: u16 = lowest.parse().expect("a port");
+    // Others who look for one at the same time begin elsewhere.
+    let ports = 10_000..lowest;
+    let skipped = std::process::id() as usize * 97 % ports.len();
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let found = ports.cycle().skip(skipped).take(1000).find(is_free);
+    found.expect("one of a thousand is free")
+}
+
 /// A port that somebody else has, until it is dropped.
 struct Taken {
     port: u16,
@@ -187,6 +201,11 @@ fn mesh_up_takes_the_ports_it_is_given() {
     assert!(found.len() >= UP.len(), "{found:?}");
 }
 
+fn port_of(up: &MeshUp) -> u16 {
+    let addr = up.ready().coordinator.addr.parse::<SocketAddr>();
+    addr.expect("an address").port()
+}
+
 #[test]
 fn a_coordinator_on_any_free_port_is_found_again_after_a_restart() {
     let cli = Cli::new().expect("folders");
@@ -209,15 +228,28 @@ fn a_coordinator_on_any_free_port_is_found_again_after_a_restart() {
             Ok(())
         });
     };
+    // Any free one, which is kept in mind.
     let mut up = start(&[]);
-    let first = up.ready().coordinator.addr.clone();
+    let chosen = port_of(&up);
+    assert_ne!(chosen, 0);
+    let kept = || {
+        let text = std::fs::read_to_string(cli.work("state").join("coordinator.port"));
+        text.expect("kept").trim().parse::<u16>().expect("a port")
+    };
+    assert_eq!(kept(), chosen);
+    up.stop().expect("stopped");
+
+    // From here on one that nobody takes by chance while the coordinator is stopped.
+    let port = quiet_tcp_port();
+    let mut up = start(&["--coordinator-port", &port.to_string()]);
+    assert_eq!((port_of(&up), kept()), (port, port));
     let mut outside = Agent::new(&cli, "outside").joined(&cli, "default");
     outside.stop();
     up.stop().expect("stopped");
 
     // Nodes of the process and of other machines look for it where it was.
     let mut up = start(&[]);
-    assert_eq!(up.ready().coordinator.addr, first);
+    assert_eq!(port_of(&up), port);
     outside.start();
     online(&["outside", "worker-node-1"]);
     up.child().assert_log_clean(&[]);
@@ -225,7 +257,6 @@ fn a_coordinator_on_any_free_port_is_found_again_after_a_restart() {
     up.stop().expect("stopped");
 
     // When somebody else has that port, that is said, with the flag that chooses another.
-    let port = first.parse::<SocketAddr>().expect("an address").port();
     let somebody = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("free again");
     let mut args = vec!["up", "--demo", "--state-dir"];
     let state = cli.work("state").display().to_string();
@@ -241,9 +272,9 @@ fn a_coordinator_on_any_free_port_is_found_again_after_a_restart() {
     assert_says(&cli.mesh(&args), said);
 
     // And then the nodes of the process follow.
-    let other = free_tcp_port().to_string();
-    let up = start(&["--coordinator-port", &other]);
-    assert!(up.ready().coordinator.addr.ends_with(&format!(":{other}")));
+    let other = quiet_tcp_port();
+    let up = start(&["--coordinator-port", &other.to_string()]);
+    assert_eq!(port_of(&up), other);
     online(&[
         "traffic-gateway",
         "deploy-manager",
