@@ -35,6 +35,9 @@ pub const OWN_CLOCK: &str = "this machine's clock";
 /// Why one address did not lead to the server.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
+    /// It is no address at all, such as a name without a port.
+    #[error("that is no address: HOST:PORT is, such as mesh.example.org:8080")]
+    Address(#[source] io::Error),
     /// Its name leads to no address; see [`NAME_UNKNOWN`].
     #[error("{}", NAME_UNKNOWN)]
     Name(#[source] io::Error),
@@ -100,6 +103,17 @@ fn classify(error: io::Error) -> AttemptError {
     }
 }
 
+/// Why `addr` leads nowhere: it is no address, or nobody knows its name.
+fn unresolved(addr: &str, error: io::Error) -> AttemptError {
+    // An IPv6 address without brackets is taken apart at its last colon.
+    let host = addr.rsplit_once(':').map_or("", |(host, _)| host);
+    if error.kind() == io::ErrorKind::InvalidInput || host.is_empty() || host.contains(':') {
+        AttemptError::Address(error)
+    } else {
+        AttemptError::Name(error)
+    }
+}
+
 fn is_validity(error: &TlsError) -> bool {
     matches!(
         error,
@@ -151,9 +165,8 @@ async fn attempt(
 ) -> Result<TlsStream<TcpStream>, AttemptError> {
     let name = ServerName::try_from(server_name.to_owned())
         .map_err(|error| AttemptError::Tcp(io::Error::other(error)))?;
-    let found = tokio::net::lookup_host(addr)
-        .await
-        .map_err(AttemptError::Name)?;
+    let found = tokio::net::lookup_host(addr).await;
+    let found = found.map_err(|error| unresolved(addr, error))?;
     let found: Vec<_> = found.collect();
     let tcp = TcpStream::connect(&found[..])
         .await
@@ -245,5 +258,24 @@ impl Service<http::Uri> for Connector {
                 connect_tls(&target.addrs, first, &target.server_name, &target.tls).await?;
             Ok(TokioIo::new(stream))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_nobody_knows_is_told_apart_from_no_address() {
+        let unknown = || io::Error::other("Name or service not known");
+        for addr in ["mesh.example.org:8080", "localhost:1"] {
+            assert!(matches!(unresolved(addr, unknown()), AttemptError::Name(_)));
+        }
+        for addr in ["fd00::1", "::1", ":8080"] {
+            assert!(matches!(
+                unresolved(addr, unknown()),
+                AttemptError::Address(_)
+            ));
+        }
     }
 }

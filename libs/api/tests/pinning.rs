@@ -122,6 +122,30 @@ async fn every_unreachable_address_is_named() {
 }
 
 #[tokio::test]
+async fn what_is_no_address_is_told_as_such_and_not_as_a_name() {
+    let tls = client_config(Pin::Fingerprint([0; 32]), None, &[]).expect("a configuration");
+    for addr in [
+        "127.0.0.1",
+        "localhost",
+        "localhost:",
+        "localhost:99999",
+        "::1",
+        "fd00::1",
+        ":8080x",
+    ] {
+        let error = connect_tls(&[addr.to_owned()], 0, COORDINATOR_NAME, &tls)
+            .await
+            .expect_err("no address");
+        let attempt = &error.attempts[0].1;
+        assert!(
+            matches!(attempt, AttemptError::Address(_)),
+            "{addr}: {attempt:?}"
+        );
+        assert!(error.to_string().contains("HOST:PORT"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_port_that_speaks_no_tls_is_told_apart() {
     use tokio::io::AsyncWriteExt as _;
 
