@@ -9,10 +9,12 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use mesh_api::context::Context;
 use mesh_api::model::enums;
 use mesh_api::pb;
+use mesh_api::pb::admin_service_client::AdminServiceClient;
 use mesh_types::{
     Finding, Label, Labels, NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass,
 };
 use serde_json::json;
+use tonic::transport::Channel;
 
 use super::status::{events_or_why, say_findings};
 use super::{Session, network_or};
@@ -45,13 +47,8 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
             list(session, &nodes)
         }
         NodeVerb::Show(node) => {
-            let request = pb::ShowNodeRequest {
-                node: Some(reference(&context, &node)),
-            };
-            let node = admin.show_node(request).await?.into_inner();
-            let (events, unread) = events_or_why(&mut admin).await;
-            let found = advice::of_node(&node, &events, text::now());
-            show(session, &node, &Vec::from_iter(found.into_iter().chain(unread)))
+            let node = reference(&context, &node);
+            show_told(session, &mut admin, node).await
         }
         NodeVerb::Rename { node, new_name } => {
             let request = pb::RenameNodeRequest {
@@ -175,6 +172,20 @@ fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
     ];
     say!("{}", output::table(head, rows.collect()));
     Ok(())
+}
+
+/// A node and what is wrong with it.
+async fn show_told(
+    session: &Session,
+    admin: &mut AdminServiceClient<Channel>,
+    node: pb::NodeRef,
+) -> Result<()> {
+    let request = pb::ShowNodeRequest { node: Some(node) };
+    let node = admin.show_node(request).await?.into_inner();
+    let (events, unread) = events_or_why(admin).await;
+    let mut findings = advice::of_node(&node, &events, text::now());
+    findings.extend(unread);
+    show(session, &node, &findings)
 }
 
 fn show(session: &Session, node: &pb::Node, findings: &[Finding]) -> Result<()> {
