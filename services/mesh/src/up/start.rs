@@ -1,10 +1,11 @@
 //! How each role of this process is started.
 
+use std::error::Error as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use mesh_daemon::{AdminConfig, AdminServer, Handles};
+use anyhow::{Context as _, Result, anyhow};
+use mesh_daemon::{AdminConfig, AdminServer, BindError, Handles};
 use mesh_node::{Enrolled, Node};
 use mesh_types::{NetworkName, Role};
 use traffic_gateway::server::ListenError;
@@ -28,14 +29,31 @@ pub(super) struct StartedCoordinator {
 /// that have joined look for the coordinator where it was.
 const PORT_FILE: &str = "coordinator.port";
 
-/// The port of the last start; one that cannot be read is none.
+/// The port of the last start; what is no port is none.
 fn last_port(state_dir: &Path) -> Result<Option<u16>> {
     let path = state_dir.join(PORT_FILE);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text.trim().parse().ok()),
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let text = String::from_utf8(bytes).unwrap_or_default();
+            Ok(text.trim().parse().ok().filter(|port| *port != 0))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
+}
+
+/// What a start says when it cannot have the port of the last one. Any free port was asked for
+/// already, so that is nothing to choose.
+fn not_bound_again(error: anyhow::Error, last: u16) -> anyhow::Error {
+    let cause = match error.downcast_ref::<BindError>() {
+        Some(bind) if bind.addr.port() == last => bind.source().map(ToString::to_string),
+        _ => return error,
+    };
+    anyhow!(
+        "the coordinator cannot have its last port, {last}, where nodes that have joined look for \
+         it ({}): stop what has it, or move the coordinator with --coordinator-port PORT",
+        cause.unwrap_or_default()
+    )
 }
 
 fn free_port(bind: &Bind) -> Result<u16> {
@@ -78,14 +96,11 @@ pub(super) async fn start_coordinator(
     let app = coordinator::App::build(config, handles)
         .await
         .map_err(|error| {
-            let error = not_started("coordinator", &[("--coordinator-port", port)], error);
-            match last {
-                Some(last) => error.context(format!(
-                    "take the coordinator's last port, {last}, where nodes that have joined look \
-                     for it"
-                )),
+            let error = match last {
+                Some(last) => not_bound_again(error, last),
                 None => error,
-            }
+            };
+            not_started("coordinator", &[("--coordinator-port", port)], error)
         })?;
     let started = StartedCoordinator {
         addr: app.local_addr(),
@@ -264,4 +279,50 @@ fn enrolment(state: &Path) -> Result<Enrolled> {
     let dir = mesh_node::StateDir::open(state)?;
     dir.enrolment()?
         .with_context(|| format!("{} is not enrolled", state.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_port_is_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert_eq!(last_port(dir.path()).expect("none"), None);
+        for (bytes, port) in [
+            (&b"8080\n"[..], Some(8080)),
+            (b"0\n", None),
+            (b"70000\n", None),
+            (b"", None),
+            (b"\xff\xfe80", None),
+        ] {
+            std::fs::write(dir.path().join(PORT_FILE), bytes).expect("written");
+            assert_eq!(last_port(dir.path()).expect("read"), port, "{bytes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_last_port_that_is_taken_is_told_as_one() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = holder.local_addr().expect("bound");
+        let taken = || {
+            let bound = mesh_daemon::bind_tcp(addr, "HTTPS and gRPC", "server.listen");
+            anyhow::Error::new(bound.expect_err("taken")).context("open the server")
+        };
+        let told = format!("{:#}", not_bound_again(taken(), addr.port()));
+        assert!(
+            told.contains(&format!("its last port, {}, ", addr.port())),
+            "{told}"
+        );
+        assert!(
+            told.contains("in use") && told.contains("--coordinator-port PORT"),
+            "{told}"
+        );
+        assert!(!told.contains("any free"), "{told}");
+        // Another address, and another fault.
+        for error in [taken(), anyhow!("the store is damaged")] {
+            let before = format!("{error:#}");
+            assert_eq!(format!("{:#}", not_bound_again(error, 1)), before);
+        }
+    }
 }
