@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::archive::{Bundle, FILE_MAX};
+use super::machine;
 use crate::args::SupportBundleArgs;
 use crate::text;
 
@@ -88,7 +89,7 @@ impl Local {
     }
 
     pub(super) async fn gather(self, bundle: &mut Bundle) {
-        bundle.add("versions.txt", &versions());
+        bundle.add("versions.txt", &versions().await);
         for (program, service) in &self.services {
             let name = format!("configuration/{program}.toml");
             match service {
@@ -102,11 +103,12 @@ impl Local {
                 "there is no state directory; name one with --state-dir",
             );
         }
+        let mut names = BTreeSet::new();
         for (at, root) in self.roots.iter().enumerate() {
             let entries = walk(root);
             bundle.add(&format!("state/{}.txt", at + 1), &listing(root, &entries));
             for (path, _) in &entries {
-                of_socket(path, bundle).await;
+                of_socket(path, &mut names, bundle).await;
             }
         }
         for addr in &self.admin {
@@ -211,7 +213,7 @@ fn listing(root: &Path, entries: &[(PathBuf, Metadata)]) -> String {
 }
 
 /// The status of a service whose control socket this is, or whose file tells it.
-async fn of_socket(path: &Path, bundle: &mut Bundle) {
+async fn of_socket(path: &Path, names: &mut BTreeSet<String>, bundle: &mut Bundle) {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return;
     };
@@ -227,7 +229,8 @@ async fn of_socket(path: &Path, bundle: &mut Bundle) {
         Some("running.json") => fs::read_to_string(path).context("read its status"),
         _ => return,
     };
-    bundle.take(&format!("status/{of}.json"), answer);
+    let name = unused(names, &of);
+    bundle.take(&format!("status/{name}.json"), answer);
 }
 
 /// What an admin endpoint tells.
@@ -273,28 +276,40 @@ async fn fetch(addr: SocketAddr, path: &str) -> Result<String> {
 }
 
 /// The versions of the programs beside this one; they may be of different builds.
-fn versions() -> String {
-    let mut lines = format!("this mesh {}\n", mesh_daemon::build_info::long_version());
+async fn versions() -> String {
     let own = std::env::current_exe().ok();
-    let Some(dir) = own.as_deref().and_then(Path::parent) else {
-        return lines;
+    let beside = match own.as_deref().and_then(Path::parent) {
+        Some(dir) => versions_in(dir).await,
+        None => String::new(),
     };
+    let own = mesh_daemon::build_info::long_version();
+    format!("this mesh {own}\n{beside}")
+}
+
+async fn versions_in(dir: &Path) -> String {
+    let mut lines = String::new();
     for program in PROGRAMS.iter().chain(&["deploy-cli"]) {
         let path = dir.join(program);
         if !path.is_file() {
             lines.push_str(&format!("{}: not there\n", path.display()));
             continue;
         }
-        let ran = std::process::Command::new(&path).arg("--version").output();
-        let said = ran.map(|ran| {
-            String::from_utf8_lossy(&ran.stdout)
-                .trim()
-                .replace('\n', "; ")
-        });
-        let said = said.unwrap_or_else(|error| error.to_string());
+        let said = match machine::printed(&path, &["--version"]).await {
+            Ok(said) => said.trim().replace('\n', "; "),
+            Err(error) => format!("{error:#}"),
+        };
         lines.push_str(&format!("{}: {said}\n", path.display()));
     }
     lines
+}
+
+/// A name that nothing in the bundle has yet: services of several roots may be called the same.
+fn unused(names: &mut BTreeSet<String>, of: &str) -> String {
+    let numbered = (2..).map(|at| format!("{of}-{at}"));
+    let mut candidates = std::iter::once(of.to_owned()).chain(numbered);
+    candidates
+        .find(|name| names.insert(name.clone()))
+        .expect("there are more numbers than names")
 }
 
 #[cfg(test)]
@@ -348,6 +363,48 @@ mod tests {
         let (_, found) = find(dir.path(), "deploy-manager", state_dir);
         let error = format!("{:#}", found.err().expect("refused"));
         assert!(error.contains("nonsense"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn services_of_the_same_name_have_a_file_each() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let redactor = crate::redact::Redactor::new(&crate::redact::Secrets::default());
+        let mut bundle = Bundle::new(redactor.expect("none"));
+        let mut names = BTreeSet::new();
+        for root in ["a", "b"] {
+            let state = dir.path().join(root).join("relay");
+            fs::create_dir_all(&state).expect("made");
+            let path = state.join("running.json");
+            fs::write(&path, root).expect("written");
+            of_socket(&path, &mut names, &mut bundle).await;
+        }
+        let packed = bundle.pack("x", text::now()).expect("packs");
+        let listed: Vec<&str> = packed
+            .listing
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(listed, ["status/relay.json", "status/relay-2.json"]);
+    }
+
+    #[tokio::test]
+    async fn programs_beside_this_one_are_asked_and_those_that_fail_are_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for (program, stands) in [("coordinator", "/bin/echo"), ("relay", "/bin/false")] {
+            std::os::unix::fs::symlink(stands, dir.path().join(program)).expect("linked");
+        }
+        let said = versions_in(dir.path()).await;
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 6, "{said}");
+        assert!(
+            lines[0].contains("coordinator: ") && lines[0].contains("echo"),
+            "{said}"
+        );
+        assert!(
+            lines[1].contains("relay: ") && lines[1].contains("exit status"),
+            "{said}"
+        );
+        assert!(lines[2].contains("traffic-gateway: not there"), "{said}");
     }
 
     #[tokio::test]
