@@ -354,6 +354,8 @@ fn any_of(forms: &[Zeroizing<String>]) -> anyhow::Result<Regex> {
     let built = regex::RegexBuilder::new(&all)
         .unicode(false)
         .size_limit(1 << 28)
+        // With less it forgets what it has compiled over and over, and takes minutes for a megabyte.
+        .dfa_size_limit(1 << 27)
         .build();
     // Its own text would show what it was built from.
     built.map_err(|_| anyhow::anyhow!("too many secrets to look for"))
