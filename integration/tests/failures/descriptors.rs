@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use integration::{Cli, MeshUp};
 use mesh_testkit::{Need, eventually, needs};
 
@@ -87,10 +87,8 @@ fn a_process_without_descriptors_keeps_what_is_open_and_accepts_again_by_itself(
             bail!("{now} of {most} are in use");
         }
         let told = cli.mesh(&["--json", "status"]);
-        let told: serde_json::Value = serde_json::from_str(&told.stdout)?;
-        let found = told["findings"].as_array().context("findings")?;
-        let is_told = found.iter().any(|one| one["code"] == "descriptors-low");
-        ensure!(is_told, "{now} of {most} are in use: {told}");
+        let is_told = told.stdout.contains("\"descriptors-low\"");
+        ensure!(is_told, "{now} of {most} are in use: {}", told.all());
         Ok(())
     });
     // More than there is room for.

@@ -353,6 +353,8 @@ fn any_of(forms: &[Zeroizing<String>]) -> anyhow::Result<Regex> {
     let all = Zeroizing::new(forms.join("|"));
     let built = regex::RegexBuilder::new(&all)
         .unicode(false)
+        // A secret that is followed is as many groups in each other, of three levels each.
+        .nest_limit(4 * u32::try_from(FOLLOWED).expect("small"))
         .size_limit(1 << 28)
         // With less it forgets what it has compiled over and over, and takes minutes for a megabyte.
         .dfa_size_limit(1 << 27)

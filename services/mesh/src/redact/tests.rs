@@ -205,3 +205,17 @@ fn a_value_with_the_mark_in_it_is_still_secret() {
         assert_eq!(taken, 1);
     }
 }
+
+#[test]
+fn a_long_secret_is_found_whole_and_cut_off_anywhere() {
+    let long: String = (0..40).map(|n| format!("Mile{n} of(it) ")).collect();
+    let long = long.trim();
+    assert!(long.len() > 3 * FOLLOWED);
+    let mut secrets = Secrets::default();
+    secrets.learn_text(long);
+    let redactor = Redactor::new(&secrets).expect("one secret is few");
+    for shown in [long, &long[..FOLLOWED], &long[..40]] {
+        let (left, taken) = redactor.redact(&format!("say {shown}; end"));
+        assert_eq!((left.as_str(), taken), ("say [redacted]; end", 1));
+    }
+}
