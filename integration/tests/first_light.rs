@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use integration::journeys::fleet::{Reached, Target};
 use integration::{Cli, MeshUp, MeshUpOptions, NodeReady, mesh_up, metrics};
-use mesh_testkit::{Curl, CurlReply, Lab, Need, TestUser, needs};
+use mesh_testkit::{Curl, CurlReply, Lab, Need, TestUser, eventually, needs};
 
 const NEEDED: [Need; 6] = [
     Need::Root,
@@ -44,8 +44,7 @@ fn keys(cli: &Cli) -> Vec<(String, Vec<String>)> {
     WORKERS
         .iter()
         .map(|name| {
-            let shown = cli.mesh_json(&["node", "show", name]);
-            let node = shown.get("node").unwrap_or(&shown);
+            let node = cli.node_shown(&[name]);
             let wireguard = node["wg_key"].as_str().expect("a WireGuard key").to_owned();
             let ssh: Vec<String> = node["ssh_host_keys"]
                 .as_array()
@@ -53,7 +52,7 @@ fn keys(cli: &Cli) -> Vec<(String, Vec<String>)> {
                 .iter()
                 .map(|key| key.as_str().expect("a line").to_owned())
                 .collect();
-            assert!(!ssh.is_empty(), "no SSH host key in {shown}");
+            assert!(!ssh.is_empty(), "no SSH host key in {node}");
             ((*wireguard).to_owned(), ssh)
         })
         .collect()
@@ -126,7 +125,8 @@ fn sealed(up: &MeshUp, worker: &str) -> Counted {
     }
 }
 
-/// Bytes inside the tunnel to and from the peer of that role, as the worker's status tells them.
+/// Bytes inside the tunnel to and from the peer of that role, as the worker's status tells them, a
+/// tenth of a second late.
 fn tunnelled(cli: &Cli, up: &MeshUp, worker: &str, role: &str) -> Counted {
     let state = format!("state_dir={}", up.node(worker).state_dir.display());
     let ran = cli
@@ -158,21 +158,29 @@ struct Moved {
     other_tunnel: Counted,
 }
 
-/// What `action` moves, whose user is the node of that role.
+/// What `action` moves, whose user is the node of that role, as soon as the worker's status tells
+/// of at least `least` in its tunnel.
 fn moved_by(
     (cli, up): (&Cli, &MeshUp),
     [worker, other]: [&str; 2],
-    role: &str,
+    (role, least): (&str, Counted),
     action: impl FnOnce(),
 ) -> Moved {
+    let tunnel = || tunnelled(cli, up, worker, role);
     let all = || Moved {
         own: sealed(up, worker),
         other: sealed(up, other),
-        tunnel: tunnelled(cli, up, worker, role),
+        tunnel: tunnel(),
         other_tunnel: tunnelled(cli, up, other, role),
     };
     let before = all();
     action();
+    eventually("the status tells of it", Duration::from_secs(5), || {
+        let told = tunnel().since(before.tunnel);
+        let all = told.sent >= least.sent && told.received >= least.received;
+        anyhow::ensure!(all, "{told:?}, and at least {least:?} moved");
+        Ok(())
+    });
     let after = all();
     Moved {
         own: after.own.since(before.own),
@@ -251,7 +259,11 @@ fn one_command_starts_it_all() {
 fn bytes_are_the_workers_own(cli: &Cli, up: &MeshUp, workers: [&str; 2]) {
     let [worker, _] = workers;
     let print = format!("head -c {MIB} /dev/zero | tr '\\0' x");
-    let moved = moved_by((cli, up), workers, "deployer", || {
+    let least = Counted {
+        sent: MIB,
+        received: 1,
+    };
+    let moved = moved_by((cli, up), workers, ("deployer", least), || {
         let ran = cli.deploy(&["exec", &print, worker]).expect_code(0);
         let arrived = ran.stdout.len() as u64;
         assert!(arrived >= MIB, "{arrived} bytes arrived");
@@ -274,7 +286,11 @@ fn bytes_are_the_workers_own(cli: &Cli, up: &MeshUp, workers: [&str; 2]) {
     let page = browser().get(up.url(&format!("/{worker}/")));
     let page = page.and_then(CurlReply::ok).expect("a page").len() as u64;
     let (shown, asked) = (page * PAGES, PADDING as u64 * PAGES);
-    let moved = moved_by((cli, up), workers, "gateway", || {
+    let least = Counted {
+        sent: shown,
+        received: asked,
+    };
+    let moved = moved_by((cli, up), workers, ("gateway", least), || {
         let many = up.url(&format!("/{worker}/?[1-{PAGES}]"));
         let pages = browser().get(many).and_then(CurlReply::ok).expect("pages");
         assert!(pages.len() as u64 >= shown, "{} bytes shown", pages.len());
