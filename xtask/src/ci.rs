@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 75)]
     limit: u64,
     /// How long each fuzz target runs, in seconds.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 60)]
     fuzz_seconds: u64,
     /// While you work: leave out fuzzing and what needs a container engine.
     #[arg(long)]
