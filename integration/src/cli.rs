@@ -158,6 +158,16 @@ impl Cli {
         })
     }
 
+    /// What `mesh node show` tells of a node, whether or not something is wrong with it, which its
+    /// exit code says. `node` is its name, and its network where that is another than the default.
+    #[track_caller]
+    pub fn node_shown(&self, node: &[&str]) -> Value {
+        let ran = self.mesh(&[&["--json", "node", "show"][..], node].concat());
+        let shown: Value = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|error| panic!("{node:?} is not shown ({error}): {}", ran.all()));
+        shown["node"].clone()
+    }
+
     /// Runs `deploy-cli` with these arguments to its end.
     #[track_caller]
     pub fn deploy(&self, args: &[&str]) -> Finished {
