@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace;
 
+mod dockerignore;
 mod edges;
 mod failures;
 mod imports;
@@ -102,6 +103,7 @@ pub(crate) fn run() -> Result<()> {
     failures::check(&tree, &mut findings);
     links::check(&tree, &mut findings);
     observability::check(&mut findings)?;
+    dockerignore::check(&mut findings)?;
 
     for advice in &findings.advice {
         println!("advice: {advice}");
