@@ -1,7 +1,8 @@
 //! Whatever headers a worker sends: behind the gateway its cookies and redirects stay under its own
 //! prefix, and it says nothing about the connection or for the whole origin.
 //!
-//! The first byte chooses TLS outside (1) and an origin of its own (2); the rest is header lines. What
+//! The first byte chooses TLS outside (1), an origin of its own (2) and a page further down (4); the rest
+//! is header lines. What
 //! a browser makes of a redirect is asked of an implementation of the WHATWG's URL standard, what it
 //! makes of a cookie is read here by RFC 6265, 5.2.
 
@@ -16,8 +17,10 @@ use url::Url;
 
 const TLS: u8 = 1;
 const OWN_ORIGIN: u8 = 2;
+const DEEPER: u8 = 4;
 const HOST: &str = "gw.test:8081";
 const PREFIX: &str = "/w1/";
+const DEEP_PAGE: &str = "/w1/a/b/c";
 
 fuzz_target!(init: fuzz::seeds(seeds), |input: &[u8]| {
     let Some((&choice, lines)) = input.split_first() else {
@@ -27,9 +30,11 @@ fuzz_target!(init: fuzz::seeds(seeds), |input: &[u8]| {
     let secure = choice & TLS != 0;
     let shared = choice & OWN_ORIGIN == 0;
     let mount = if shared { Mount::keep(PREFIX).expect("a prefix") } else { Mount::root() };
+    let asked = if choice & DEEPER == 0 { PREFIX } else { DEEP_PAGE };
     let mut after = before.clone();
     let rules = ResponseRules {
         mount: &mount,
+        asked,
         scheme: if secure { Scheme::Https } else { Scheme::Http },
         host: Some(HOST),
         upstream: Some("100.64.0.3:9090"),
@@ -45,7 +50,7 @@ fuzz_target!(init: fuzz::seeds(seeds), |input: &[u8]| {
     }
     if shared {
         for location in after.get_all(LOCATION).iter().take(1) {
-            check_redirect(location, secure);
+            check_redirect(location, asked, secure);
         }
     }
 });
@@ -140,12 +145,12 @@ fn check_cookie(cookie: &[u8], shared: bool, secure: bool) {
     }
 }
 
-fn check_redirect(location: &HeaderValue, secure: bool) {
+fn check_redirect(location: &HeaderValue, asked: &str, secure: bool) {
     let Ok(text) = std::str::from_utf8(location.as_bytes()) else {
         panic!("nobody knows where {location:?} leads");
     };
     let scheme = if secure { "https" } else { "http" };
-    let page = Url::parse(&format!("{scheme}://{HOST}{PREFIX}")).expect("a URL");
+    let page = Url::parse(&format!("{scheme}://{HOST}{asked}")).expect("a URL");
     let Ok(target) = page.join(text) else {
         return;
     };
@@ -157,7 +162,7 @@ fn check_redirect(location: &HeaderValue, secure: bool) {
     }
 }
 
-fn seeds() -> [(&'static str, Vec<u8>); 6] {
+fn seeds() -> [(&'static str, Vec<u8>); 7] {
     let seed = |choice: u8, lines: &str| [&[choice], lines.as_bytes()].concat();
     [
         (
@@ -180,6 +185,10 @@ fn seeds() -> [(&'static str, Vec<u8>); 6] {
                 0,
                 "Location: /login?x=1\nContent-Location: ../a\nAlt-Svc: h3\n",
             ),
+        ),
+        (
+            "redirect_up",
+            seed(DEEPER, "Location: ../../../x\nConnection: close\n"),
         ),
         (
             "redirect_home",

@@ -454,6 +454,8 @@ fn continued(headers: &HeaderMap, peer: &HeaderValue) -> HeaderValue {
 pub struct ResponseRules<'a> {
     /// Where the upstream appears.
     pub mount: &'a Mount,
+    /// The path that was asked for outside, without its query: relative redirects go on from it.
+    pub asked: &'a str,
     /// The scheme outside.
     pub scheme: Scheme,
     /// The request's `Host`.
@@ -491,6 +493,7 @@ pub fn prepare_response(headers: &mut HeaderMap, rules: ResponseRules<'_>) {
                 && let Some(moved) = rewrite_location(
                     location,
                     rules.mount,
+                    rules.asked,
                     rules.scheme,
                     rules.host,
                     rules.upstream,

@@ -11,13 +11,16 @@ const NO_HOST: &str = "none.invalid";
 
 /// The redirect as the browser may follow it, or `None` when it stays as it is.
 ///
-/// A path outside the mount's prefix is moved under it. An absolute URL that names this very
-/// origin (`host`, the request's `Host`) or the upstream's own address (`upstream`, or any
-/// loopback address) is treated as the path in it; URLs of other sites stay. A URL is read as
-/// browsers read it (WHATWG URL, 4.4): without its tabs, `\` as `/`, and `http:/x` as the path `/x`.
+/// A relative one goes on from `asked`, the path of the request outside (RFC 3986, 5.2). A path
+/// outside the mount's prefix is moved under it: for the upstream the prefix is the root, and `..`
+/// at the root stays there. An absolute URL that names this very origin (`host`, the request's
+/// `Host`) or the upstream's own address (`upstream`, or any loopback address) is treated as the
+/// path in it; URLs of other sites stay. A URL is read as browsers read it (WHATWG URL, 4.4):
+/// without its tabs, `\` as `/`, and `http:/x` as the path `/x`.
 pub fn rewrite_location(
     value: &HeaderValue,
     mount: &Mount,
+    asked: &str,
     scheme: Scheme,
     host: Option<&str>,
     upstream: Option<&str>,
@@ -25,7 +28,7 @@ pub fn rewrite_location(
     let Ok(text) = std::str::from_utf8(value.as_bytes()) else {
         return header(mount.outer()).filter(|_| mount.shares_origin());
     };
-    let page = |host| Url::parse(&format!("{}://{host}{}", scheme.as_str(), mount.outer()));
+    let page = |host| Url::parse(&format!("{}://{host}{asked}", scheme.as_str()));
     let page = host
         .and_then(|host| page(host).ok())
         .or_else(|| page(NO_HOST).ok())?;
@@ -44,17 +47,7 @@ pub fn rewrite_location(
     if ours && mount.contains(path) {
         return None;
     }
-    if ours && is_relative(text) {
-        // One that climbs out of the prefix, and not by intent.
-        return header(mount.outer());
-    }
     header(&moved(path, mount))
-}
-
-/// Whether it goes on from where the page is.
-fn is_relative(text: &str) -> bool {
-    let text = text.trim_start_matches(|c| c <= ' ');
-    !text.starts_with(['/', '\\']) && Url::parse(text).is_err()
 }
 
 /// Whether it leads to where the upstream is for us, and to something else for the browser.
@@ -87,14 +80,26 @@ fn header(text: &str) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn followed(location: &str) -> String {
+        followed_from("/w1/", location)
+    }
+
+    /// What is left of a redirect in the answer to a request for `asked`.
+    fn followed_from(asked: &str, location: &str) -> String {
         let mount = Mount::keep("/w1/").expect("a prefix");
+        answered(&mount, asked, location)
+    }
+
+    fn answered(mount: &Mount, asked: &str, location: &str) -> String {
         let value = HeaderValue::from_str(location).expect("a value");
         rewrite_location(
             &value,
-            &mount,
+            mount,
+            asked,
             Scheme::Http,
             Some("gw.test:8081"),
             Some("100.64.0.3:9090"),
@@ -116,7 +121,7 @@ mod tests {
             ("/w1/../w2/", "/w1/w2/"),
             ("sub/page", "sub/page"),
             ("?q", "?q"),
-            ("../w2/", "/w1/"),
+            ("../w2/", "/w1/w2/"),
             ("http://gw.test:8081/w1/a", "http://gw.test:8081/w1/a"),
             ("http://gw.test:8081/a", "/w1/a"),
             ("HTTP://100.64.0.3:9090/a", "/w1/a"),
@@ -132,6 +137,80 @@ mod tests {
         ];
         for (given, wanted) in table {
             assert_eq!(followed(given), wanted, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_relative_redirect_goes_on_from_the_page_that_was_asked_for() {
+        let table = [
+            ("/w1/a/b/c", "../x", "../x"),
+            ("/w1/a/b/c", "../../x?q=1#f", "../../x?q=1#f"),
+            ("/w1/a", "./", "./"),
+            // Out of the prefix: at the upstream's root `..` leads nowhere.
+            ("/w1/a/b/c", "../../../x", "/w1/x"),
+            ("/w1/a/b/c", "../../../../../x?q", "/w1/x?q"),
+            ("/w1/a", "..", "/w1/"),
+            ("/w1/a", "../w2/", "/w1/w2/"),
+            // Out and in again.
+            ("/w1/a", "../w1/x", "../w1/x"),
+            // However the page itself was spelt.
+            ("/w1/../w2/", "x", "/w1/w2/x"),
+        ];
+        for (asked, given, wanted) in table {
+            assert_eq!(followed_from(asked, given), wanted, "{given} from {asked}");
+        }
+    }
+
+    /// RFC 3986, 5.2.4, to the letter.
+    fn without_dots(path: &str) -> String {
+        let (mut input, mut output) = (path.to_owned(), String::new());
+        while !input.is_empty() {
+            if input.starts_with("/./") || input == "/." {
+                input = format!("/{}", input.get(3..).unwrap_or_default());
+            } else if input.starts_with("/../") || input == "/.." {
+                input = format!("/{}", input.get(4..).unwrap_or_default());
+                output.truncate(output.rfind('/').unwrap_or(0));
+            } else {
+                let end = input[1..].find('/').map_or(input.len(), |at| at + 1);
+                output.push_str(&input[..end]);
+                input.replace_range(..end, "");
+            }
+        }
+        output
+    }
+
+    /// The path that a relative path leads to from `page` (RFC 3986, 5.2.2 and 5.2.3).
+    fn resolved(page: &str, relative: &str) -> String {
+        if relative.starts_with('/') {
+            return without_dots(relative);
+        }
+        let directory = page.rfind('/').map_or("/", |at| &page[..=at]);
+        without_dots(&format!("{directory}{relative}"))
+    }
+
+    fn segments(of: &'static [&'static str]) -> impl Strategy<Value = String> {
+        proptest::collection::vec(proptest::sample::select(of), 0..6)
+            .prop_map(|segments| segments.join("/"))
+    }
+
+    proptest! {
+        /// The browser ends where the upstream means it to: what the redirect leads to from the
+        /// page as the upstream sees it, below the prefix.
+        #[test]
+        fn a_relative_redirect_leads_where_it_leads_inside_the_mount(
+            page in segments(&["a", "b", "c"]),
+            relative in segments(&["..", ".", "a", "b", "w2", "..."]),
+            slash: bool,
+            keep: bool,
+        ) {
+            let relative = if slash { format!("{relative}/") } else { relative };
+            prop_assume!(!relative.is_empty());
+            let mount = if keep { Mount::keep("/w1/") } else { Mount::strip("/w1/") };
+            let mount = mount.expect("a prefix");
+            let asked = format!("/w1/{page}");
+            let end = resolved(&asked, &answered(&mount, &asked, &relative));
+            let inside = resolved(&format!("/{page}"), &relative);
+            prop_assert_eq!(end, format!("/w1{inside}"), "{} from {}", relative, asked);
         }
     }
 

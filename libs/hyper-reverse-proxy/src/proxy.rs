@@ -166,6 +166,7 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
         let scheme = inbound.outer_scheme(request.headers());
         let switch = request.extensions_mut().remove::<OnUpgrade>();
         let (mut head, body) = request.into_parts();
+        let asked = head.uri.clone();
         let (wanted, forwarded) = prepare(&mut head, inbound, &upstream.mount)?;
         let host = head.headers.get(HOST).cloned();
         let target = &upstream.target;
@@ -179,6 +180,7 @@ impl<C: Connector, B: RequestBody> ReverseProxy<C, B> {
         }
         let rules = ResponseRules {
             mount: &upstream.mount,
+            asked: asked.path(),
             scheme,
             host: host.as_ref().and_then(|host| host.to_str().ok()),
             upstream: upstream.authority.as_deref(),

@@ -310,6 +310,7 @@ fn a_response_speaks_only_for_its_own_worker() {
     let mount = w1();
     let rules = ResponseRules {
         mount: &mount,
+        asked: "/w1/",
         scheme: Scheme::Https,
         host: Some("gw"),
         upstream: None,
@@ -405,11 +406,15 @@ proptest! {
     }
 
     #[test]
-    fn every_redirect_into_this_origin_ends_up_inside_its_prefix(value in either()) {
+    fn every_redirect_into_this_origin_ends_up_inside_its_prefix(
+        value in either(),
+        directory in proptest::sample::select(vec!["/w1/", "/w1/a/", "/w1/a/b/"]),
+    ) {
         let mount = w1();
-        let out = rewrite_location(&value, &mount, Scheme::Http, Some("gw"), None).unwrap_or(value);
-        let base = uri_join("http://gw/w1/", out.as_bytes());
-        if let Some(path) = base {
+        let asked = format!("{directory}page");
+        let out = rewrite_location(&value, &mount, &asked, Scheme::Http, Some("gw"), None)
+            .unwrap_or(value);
+        if let Some(path) = uri_join(directory, out.as_bytes()) {
             prop_assert!(mount.contains(&path), "{:?} leads to {}", out, path);
         }
     }
@@ -436,9 +441,9 @@ proptest! {
     }
 }
 
-/// The path a browser on `http://gw/w1/` would go to in this origin, by the rules of RFC 3986;
-/// `None` when the reference leads to another origin or is no http reference.
-fn uri_join(_base: &str, reference: &[u8]) -> Option<String> {
+/// The path a browser on a page in `directory` of `http://gw` would go to in this origin, by the
+/// rules of RFC 3986; `None` when the reference leads to another origin or is no http reference.
+fn uri_join(directory: &str, reference: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(reference)
         .ok()?
         .trim()
@@ -459,5 +464,5 @@ fn uri_join(_base: &str, reference: &[u8]) -> Option<String> {
     if text.starts_with('/') {
         return Some(text);
     }
-    Some(format!("/w1/{text}"))
+    Some(format!("{directory}{text}"))
 }
