@@ -70,7 +70,7 @@ impl Applicant {
     }
 
     /// Connects as a machine that has nothing but the token.
-    async fn connect(token: &JoinToken) -> anyhow::Result<Channel> {
+    pub async fn connect(token: &JoinToken) -> anyhow::Result<Channel> {
         let tls = client_config(Pin::Fingerprint(token.ca_fingerprint), None, &[ALPN_H2])?;
         Ok(connect(&token.coordinators, COORDINATOR_NAME, tls).await?)
     }
@@ -91,6 +91,16 @@ impl Applicant {
         token: &JoinToken,
     ) -> anyhow::Result<Result<pb::EnrolResponse, Status>> {
         let mut client = ControlServiceClient::new(channel);
+        let request = self.request(&mut client, token).await?;
+        Ok(client.enrol(request).await.map(tonic::Response::into_inner))
+    }
+
+    /// Asks for a challenge, and says what it would enrol with.
+    pub async fn request(
+        &self,
+        client: &mut ControlServiceClient<Channel>,
+        token: &JoinToken,
+    ) -> anyhow::Result<pb::EnrolRequest> {
         let challenge = client
             .challenge(pb::ChallengeRequest {})
             .await?
@@ -109,7 +119,7 @@ impl Applicant {
             let shared = key.diffie_hellman(&PublicKey::from(server)).to_bytes();
             enrol_proof(context, &shared, &challenge.nonce, &spki).to_vec()
         };
-        let request = pb::EnrolRequest {
+        Ok(pb::EnrolRequest {
             token_id: token.id.as_bytes().to_vec(),
             token_secret: token.secret.to_vec(),
             nonce: challenge.nonce.clone(),
@@ -121,8 +131,7 @@ impl Applicant {
             disco_proof: proof(ENROL_DISCO, &self.disco),
             version: "test".to_owned(),
             permit: self.permit.clone(),
-        };
-        Ok(client.enrol(request).await.map(tonic::Response::into_inner))
+        })
     }
 
     /// Enrols and expects to be let in.

@@ -44,6 +44,7 @@ mod latency;
 mod metrics;
 mod net;
 mod per_core;
+mod places;
 mod private_file;
 mod readiness;
 mod secret;
@@ -60,8 +61,9 @@ pub use grpc_calls::{GrpcCalls, GrpcCallsService, GrpcMethod, WatchedBody};
 pub use handles::Handles;
 pub use latency::Latency;
 pub use metrics::Metrics;
-pub use net::{BindError, accept, bind_tcp, bind_udp};
+pub use net::{BACKLOG, BindError, accept, bind_tcp, bind_udp};
 pub use per_core::{BusyCounter, PerCore};
+pub use places::{Place, Places, Turn, UnderWay};
 pub use private_file::{
     PrivateFileError, private_dir, read_private, read_private_of_service, write_private,
 };

@@ -4,7 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::sys::socket::{Backlog, listen};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+/// Connections that the kernel holds for a listener until they are accepted; it holds no more than
+/// `net.core.somaxconn`, which has been as many since Linux 5.4. Beyond that a client's first packet
+/// is lost, and it tries again a second later: all the nodes of a mesh come at once when their
+/// coordinator is back.
+pub const BACKLOG: i32 = 4096;
 
 /// Why an address cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +69,8 @@ fn reason(source: &io::Error, addr: &SocketAddr, flag: &str) -> String {
 /// Outside of a tokio runtime.
 pub fn bind_tcp(addr: SocketAddr, what: &str, flag: &str) -> Result<TcpListener, BindError> {
     let bound = std::net::TcpListener::bind(addr).and_then(|listener| {
+        // It listens already, for 128; this changes how many.
+        listen(&listener, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     });
@@ -149,6 +158,18 @@ mod tests {
             text.contains("does not have the address 192.0.2.1"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn more_connections_wait_to_be_accepted_than_the_standard_library_lets() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = bind_tcp(any, "HTTP", "--listen").expect("a free port");
+        let addr = listener.local_addr().expect("bound");
+        // Nobody accepts. What does not fit loses its first packet, and a second with it.
+        let limit = Duration::from_millis(900);
+        let connect = |_| std::net::TcpStream::connect_timeout(&addr, limit);
+        let waiting: io::Result<Vec<_>> = (0..400).map(connect).collect();
+        assert_eq!(waiting.expect("all fit").len(), 400);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument as _;
 
+use crate::places::Turn;
 use crate::report;
 
 /// What a task's future may give: nothing, or a `Result` whose error ends up in the log.
@@ -130,6 +131,16 @@ impl Tasks {
         self.running.spawn(async move { (name, watched.await) });
     }
 
+    /// [`Self::spawn`] for a connection that may have to give its place up, which aborts the task.
+    pub fn spawn_in_turn<F>(&mut self, name: &'static str, turn: &Turn, future: F)
+    where
+        F: Future<Output: TaskOutput> + Send + 'static,
+    {
+        let watched = watched(name, future);
+        let task = self.running.spawn(async move { (name, watched.await) });
+        turn.served_by(task);
+    }
+
     /// Forgets the tasks that have ended; returns how many still run.
     pub fn reap(&mut self) -> usize {
         while self.running.try_join_next().is_some() {}
@@ -151,7 +162,7 @@ impl Tasks {
         loop {
             match self.running.join_next().await {
                 Some(Ok(end)) => return end,
-                // An aborted task has lost its name; only `abort_all` can do that here.
+                // An aborted task has lost its name.
                 Some(Err(_)) => {}
                 None => pending().await,
             }

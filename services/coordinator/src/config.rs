@@ -60,7 +60,8 @@ mesh_daemon::settings! {
         /// `host:port` under which nodes find this coordinator, written into join tokens; 1 to 8.
         /// Empty: the bound address, or for 0.0.0.0 the address of the default route.
         pub advertise: Vec<String>,
-        /// The most connections at once; further ones wait.
+        /// The most connections at once. When there are as many, those that show no certificate and
+        /// have waited longest without a call make room for further ones, which wait otherwise.
         pub max_connections: usize,
     }
 }

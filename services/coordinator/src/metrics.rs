@@ -48,6 +48,7 @@ pub(crate) struct Uptime {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Figures {
     pub(crate) connections: Gauge,
+    pub(crate) shed: Counter,
     pub(crate) handshake_failures: Counter,
     pub(crate) calls_refused: Family<Call, Counter>,
     pub(crate) enrolments: Counter,
@@ -87,6 +88,11 @@ impl Figures {
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("mesh_coordinator");
             registry.register("connections", "Open TLS connections", of.connections);
+            registry.register(
+                "connections_shed",
+                "Connections without a certificate and a call that made room for others",
+                of.shed,
+            );
             registry.register(
                 "handshake_failures",
                 "Connections that failed in TLS",

@@ -9,11 +9,11 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use mesh_daemon::{Shutdown, Tasks};
+use mesh_daemon::{Place, Places, Shutdown, Tasks};
+use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
@@ -24,6 +24,13 @@ use crate::rate::ConnectionShare;
 
 /// How long TLS, or the headers of a request, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection keeps its place although others wait for one, before it has shown who it
+/// is and while it has nothing to ask for.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long somebody without a certificate may stay without a call, give or take as much again, and
+/// how long the goodbye may take: joining and renewing are a few calls one after the other.
+const STRANGER: Duration = Duration::from_secs(10);
+const GOODBYE: Duration = Duration::from_secs(5);
 /// How often an idle connection is asked whether it is alive, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,31 +64,30 @@ impl Server {
     /// take.
     pub(crate) async fn run(self, router: Router, shutdown: Shutdown) {
         let acceptor = TlsAcceptor::from(self.tls);
-        let room = Arc::new(Semaphore::new(
-            self.max_connections.min(Semaphore::MAX_PERMITS),
-        ));
+        let places = Places::new(self.max_connections, GRACE, self.figures.shed.clone());
         let mut connections = Tasks::new();
         loop {
             let next = async {
-                // INVARIANT: the semaphore is never closed, so this only waits.
-                let place = Arc::clone(&room).acquire_owned().await.ok();
+                let place = places.next().await;
                 (place, mesh_daemon::accept(&self.listener).await)
             };
             let (place, (stream, addr)) = tokio::select! {
                 next = next => next,
                 () = shutdown.draining() => break,
             };
+            let turn = place.turn().clone();
             let connection = Connection {
                 addr,
                 acceptor: acceptor.clone(),
                 router: router.clone(),
                 shutdown: shutdown.clone(),
                 figures: self.figures.clone(),
-                _place: place,
+                place,
             };
             connections.reap();
             // Boxed, so that an ended connection's memory is given back before it is reaped.
-            connections.spawn("connection", Box::pin(connection.serve(stream)));
+            let serve = Box::pin(connection.serve(stream));
+            connections.spawn_in_turn("connection", &turn, serve);
         }
         drop(self.listener);
         connections.join_all(shutdown.grace()).await;
@@ -94,16 +100,16 @@ struct Connection {
     router: Router,
     shutdown: Shutdown,
     figures: Figures,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Place,
 }
 
 impl Connection {
     async fn serve(self, stream: TcpStream) {
-        self.figures.connections.inc();
+        // Given back too when the task is aborted.
+        let _open = Open::count(&self.figures.connections);
         if let Err(reason) = self.converse(stream).await {
             tracing::debug!(addr = %self.addr, reason, "a connection ended early");
         }
-        self.figures.connections.dec();
     }
 
     async fn converse(&self, stream: TcpStream) -> Result<(), String> {
@@ -111,15 +117,39 @@ impl Connection {
         // handshake needed would else be part of all that follows.
         let stream = Box::pin(self.handshake(stream)).await?;
         let peer = self.peer(&stream)?;
+        let is_stranger = peer.certificate.is_none();
+        let turn = self.place.turn().clone();
+        if !is_stranger {
+            turn.settle();
+        }
         let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
-            router.clone().oneshot(request.map(Body::new))
+            // Until the answer begins: what strangers may call is answered in one piece.
+            let under_way = turn.request();
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move {
+                let answer = answer.await;
+                drop(under_way);
+                answer
+            }
         });
         let builder = builder();
         let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        let idle = async {
+            if is_stranger {
+                self.place.turn().idle_for(STRANGER).await;
+            } else {
+                std::future::pending().await
+            }
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = idle => {
+                connection.as_mut().graceful_shutdown();
+                let ended = tokio::time::timeout(GOODBYE, connection).await;
+                ended.map_err(|_| "a stranger without a call".to_owned())?
+            }
             () = self.shutdown.draining() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -173,6 +203,22 @@ impl Connection {
             certificate,
             share: Arc::default(),
         })
+    }
+}
+
+/// Counts as one as long as it is there.
+struct Open(Gauge);
+
+impl Open {
+    fn count(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -4,14 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_daemon::{Handles, Latch, Shutdown, Task, Tasks, accept, bind_tcp};
+use mesh_daemon::{Handles, Latch, Places, Shutdown, Task, Tasks, accept, bind_tcp};
 use mesh_node::{DialError, Enrolled, Node, NodeConfig, OverlayStream, OverlayUdp, StateDir};
 use mesh_ssh::PrivateKey;
 use mesh_types::{Netmap, NetworkName};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::metrics::ServiceMetrics;
@@ -19,6 +19,8 @@ use crate::socks::{Access, Datagrams, DialFault, DialFaultKind, Overlay, SocksSe
 
 /// SOCKS5 clients of one network at the same time.
 const MAX_CLIENTS: usize = 1024;
+/// A client has as long to say where to go, whoever else comes.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A network that is being served.
 pub(crate) struct Member {
@@ -99,11 +101,6 @@ impl Member {
         Ok((member, Listening { listener, server }))
     }
 
-    /// The network as the node knows it now.
-    pub(crate) fn netmap(&self) -> Option<Arc<Netmap>> {
-        self.node.netmap().borrow().clone()
-    }
-
     /// Whether the coordinator removed this node.
     pub(crate) fn is_removed(&self) -> bool {
         self.node.control().borrow().is_removed()
@@ -125,20 +122,19 @@ impl Listening {
         let Self { listener, server } = self;
         let server = Arc::new(server);
         let mut clients = Tasks::new();
-        let room = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let places = Places::new(MAX_CLIENTS, GRACE, server.metrics().shed());
         loop {
-            let permit = tokio::select! {
-                permit = Arc::clone(&room).acquire_owned() => permit,
-                () = shutdown.draining() => break,
-            };
-            let (stream, client) = tokio::select! {
-                accepted = accept(&listener) => accepted,
+            let next = async { (places.next().await, accept(&listener).await) };
+            let (place, (stream, client)) = tokio::select! {
+                next = next => next,
                 () = shutdown.draining() => break,
             };
             let (server, guard) = (Arc::clone(&server), shutdown.guard());
-            clients.spawn("socks client", async move {
-                let _held = (permit, guard);
-                server.serve(stream, client).await;
+            let turn = place.turn().clone();
+            clients.reap();
+            clients.spawn_in_turn("socks client", &turn.clone(), async move {
+                let _held = (place, guard);
+                server.serve(stream, client, &turn).await;
             });
         }
         drop(listener);

@@ -21,6 +21,7 @@ pub struct SocksMetrics {
     total: Counter,
     failed: Counter,
     refused: Family<Reason, Counter>,
+    shed: Counter,
     sent: Counter,
     received: Counter,
 }
@@ -48,6 +49,11 @@ impl SocksMetrics {
 
     pub(crate) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts clients that made room for others before they had said where to go.
+    pub(crate) fn shed(&self) -> Counter {
+        self.shed.clone()
     }
 
     pub(crate) fn bytes(&self, sent: u64, received: u64) {
@@ -94,6 +100,11 @@ impl ServiceMetrics {
                 socks.failed.clone(),
             );
             registry.register("socks_refused", "Refused requests", socks.refused.clone());
+            registry.register(
+                "socks_shed",
+                "Clients that said nothing and made room for others",
+                socks.shed.clone(),
+            );
             registry.register("socks_sent_bytes", "From clients", socks.sent.clone());
             registry.register("socks_received_bytes", "To clients", socks.received.clone());
             let commands = &own.commands;

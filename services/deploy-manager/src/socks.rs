@@ -15,6 +15,7 @@ use fast_socks5::server::{
 };
 use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
+use mesh_daemon::Turn;
 use mesh_types::{Netmap, NetworkName};
 use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
@@ -32,7 +33,7 @@ mod udp;
 use policy::{Refusal, decide};
 
 /// Who has not said where to go by then is disconnected.
-const HANDSHAKE: Duration = Duration::from_secs(20);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 const COPY_BUFFER: usize = 64 * 1024;
 
 /// The overlay as this module needs it; a trait so that tests need no mesh.
@@ -132,8 +133,8 @@ pub struct SocksServer<O> {
     overlay: O,
     access: Access,
     metrics: SocksMetrics,
-    /// One look at the table of all connections at a time: many at once would leave no processor to
-    /// anybody else.
+    /// Where the kernel cannot be asked for one, one look at the table of all connections at a time:
+    /// many at once would leave no processor to anybody else.
     lookup: Semaphore,
 }
 
@@ -164,8 +165,13 @@ impl<O: Overlay> SocksServer<O> {
         }
     }
 
-    /// Serves one client to its end. Everything a client can do wrong is logged here.
-    pub async fn serve(&self, stream: TcpStream, client: SocketAddr) {
+    pub(crate) fn metrics(&self) -> &SocksMetrics {
+        &self.metrics
+    }
+
+    /// Serves one client to its end. Everything a client can do wrong is logged here. Once it has
+    /// said where to go its place is its own.
+    pub async fn serve(&self, stream: TcpStream, client: SocketAddr, turn: &Turn) {
         let network = self.network.as_str();
         if matches!(self.access, Access::OwnUser) && !self.is_own(&stream, client).await {
             self.metrics.refused("other-user");
@@ -178,7 +184,11 @@ impl<O: Overlay> SocksServer<O> {
                 return;
             }
         };
-        match timeout(HANDSHAKE, read_request(stream, &self.access)).await {
+        let request = timeout(HANDSHAKE, read_request(stream, &self.access)).await;
+        if matches!(request, Ok(Ok(_))) {
+            turn.settle();
+        }
+        match request {
             Ok(Ok((proto, Socks5Command::TCPConnect, target))) => {
                 self.connect(proto, &target, client).await;
             }
@@ -202,13 +212,7 @@ impl<O: Overlay> SocksServer<O> {
     /// Whether the client is a process of our own user or of root.
     async fn is_own(&self, stream: &TcpStream, client: SocketAddr) -> bool {
         let network = self.network.as_str();
-        let server = stream.local_addr();
-        let looked_up = move || server.and_then(|server| owner::of(client, server));
-        // INVARIANT: the semaphore is never closed, so this only waits.
-        let turn = self.lookup.acquire().await;
-        let owner = tokio::task::spawn_blocking(looked_up).await;
-        drop(turn);
-        match owner.map_err(io::Error::other).flatten() {
+        match self.owner_of(stream, client).await {
             Ok(Some(uid)) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => true,
             Ok(uid) => {
                 tracing::info!(
@@ -223,6 +227,20 @@ impl<O: Overlay> SocksServer<O> {
                 false
             }
         }
+    }
+
+    async fn owner_of(&self, stream: &TcpStream, client: SocketAddr) -> io::Result<Option<u32>> {
+        let server = stream.local_addr()?;
+        let error = match owner::of(client, server) {
+            Ok(owner) => return Ok(owner),
+            Err(error) => error,
+        };
+        tracing::debug!(network = self.network.as_str(), %error, "looking at all connections");
+        // INVARIANT: the semaphore is never closed, so this only waits.
+        let _turn = self.lookup.acquire().await;
+        let looked_up = move || owner::in_tables(client, server);
+        let owner = tokio::task::spawn_blocking(looked_up).await;
+        owner.map_err(io::Error::other).flatten()
     }
 
     fn decide(&self, target: &TargetAddr) -> Result<SocketAddr, Refusal> {

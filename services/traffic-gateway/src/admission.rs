@@ -3,6 +3,9 @@
 //! The kernel spreads connections over the cores by a hash, which is even in the long run only: of
 //! 64 connections one core of two may get 40, and the clients there wait longer. So a core that
 //! has accepted a connection hands it over to the core with the fewest.
+//!
+//! When there are as many as there may be, those that have waited longest for a request make room
+//! ([`mesh_daemon::Places`]): clients that say nothing lock nobody out.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +13,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use mesh_daemon::{Turn, UnderWay};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,6 +26,9 @@ use crate::metrics::GatewayMetrics;
 
 /// Connections that may be on their way to a core; beyond that they stay where they were accepted.
 const ON_THE_WAY: usize = 128;
+/// How long a newcomer keeps its place without a request whoever else comes. Not at all: others
+/// would be refused meanwhile, and thousands must come after it before it is its turn.
+const GRACE: Duration = Duration::ZERO;
 
 /// A connection on its way from one core to another one.
 #[derive(Debug)]
@@ -33,8 +41,7 @@ pub(crate) struct Handed {
 /// Counts the connections of all cores together.
 #[derive(Debug)]
 struct Places {
-    limit: usize,
-    open: AtomicUsize,
+    free: mesh_daemon::Places,
     by_core: Box<[AtomicUsize]>,
     gauge: Gauge,
     refused: Counter,
@@ -45,20 +52,21 @@ struct Places {
 pub(crate) struct Place {
     places: Arc<Places>,
     core: usize,
+    seat: mesh_daemon::Place,
 }
 
 impl Places {
     fn take(self: &Arc<Self>, core: usize) -> Option<Place> {
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+        let Some(seat) = self.free.take() else {
             self.refused.inc();
             return None;
-        }
+        };
         self.gauge.inc();
         self.by_core[core].fetch_add(1, Ordering::Relaxed);
         Some(Place {
             places: Arc::clone(self),
             core,
+            seat,
         })
     }
 
@@ -69,6 +77,11 @@ impl Places {
 }
 
 impl Place {
+    /// Whether this connection has a request under way.
+    pub(crate) fn turn(&self) -> &Turn {
+        self.seat.turn()
+    }
+
     /// Whether another core has so much less to do that this connection is better off there.
     fn better(&self) -> Option<usize> {
         let (core, load) = self.places.idlest()?;
@@ -86,7 +99,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.places.by_core[self.core].fetch_sub(1, Ordering::Relaxed);
-        self.places.open.fetch_sub(1, Ordering::Relaxed);
         self.places.gauge.dec();
     }
 }
@@ -115,8 +127,7 @@ impl Door {
     /// The doors of so many cores, for `limit` connections together.
     pub(crate) fn open(cores: usize, limit: usize, metrics: &GatewayMetrics) -> Vec<Self> {
         let places = Arc::new(Places {
-            limit,
-            open: AtomicUsize::new(0),
+            free: mesh_daemon::Places::new(limit, GRACE, metrics.shed.clone()),
             by_core: (0..cores).map(|_| AtomicUsize::new(0)).collect(),
             gauge: metrics.connections.clone(),
             refused: metrics.refused.clone(),
@@ -160,15 +171,33 @@ impl Door {
 }
 
 /// A connection with its place, which goes when the connection does.
+///
+/// What its client has yet to take of an answer is a request under way, though all of it was made.
 #[derive(Debug)]
 pub(crate) struct Placed<T> {
     io: T,
-    _place: Place,
+    place: Place,
+    unsent: Option<UnderWay>,
 }
 
 impl<T> Placed<T> {
     pub(crate) fn new(io: T, place: Place) -> Self {
-        Self { io, _place: place }
+        Self {
+            io,
+            place,
+            unsent: None,
+        }
+    }
+
+    fn noting<R>(&mut self, sent: Poll<R>) -> Poll<R> {
+        if sent.is_pending() {
+            if self.unsent.is_none() {
+                self.unsent = self.place.turn().request();
+            }
+        } else if self.unsent.is_some() {
+            self.unsent = None;
+        }
+        sent
     }
 }
 
@@ -188,7 +217,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Placed<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let sent = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.noting(sent)
     }
 
     fn poll_write_vectored(
@@ -196,7 +226,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Placed<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let sent = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.noting(sent)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -204,7 +235,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Placed<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let sent = Pin::new(&mut self.io).poll_flush(cx);
+        self.noting(sent)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -66,8 +66,10 @@ mesh_daemon::settings! {
         pub dev: bool,
         /// The longest request head that is accepted, in bytes; at least 8192.
         pub max_head: usize,
-        /// Client connections that may be open at a time, WebSockets included; those beyond are
-        /// answered 503, or closed when the gateway speaks TLS itself. Each request under way and
+        /// Client connections that may be open at a time, WebSockets included. When there are as many,
+        /// those that have waited longest for a request make room for further ones; where all
+        /// have one under way, those beyond are answered 503, or closed when the gateway speaks TLS
+        /// itself. Each request under way and
         /// each WebSocket also takes a connection inside the worker's network, of 256 KiB; a
         /// network has memory for 2048 of them (512 MiB), and what is asked for beyond that is
         /// answered 503 `unreachable`. So more clients than that are for those who mostly wait.

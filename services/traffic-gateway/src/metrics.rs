@@ -101,6 +101,8 @@ pub struct GatewayMetrics {
     pub(crate) connections: Gauge,
     /// Client connections that were refused because there were as many as there may be.
     pub(crate) refused: Counter,
+    /// Client connections without a request that made room for others.
+    pub(crate) shed: Counter,
     /// Workers with a route.
     pub(crate) routes: Gauge,
     by_route: Routes,
@@ -120,6 +122,7 @@ impl GatewayMetrics {
                 tunnels: Counter::default(),
                 connections: Gauge::default(),
                 refused: Counter::default(),
+                shed: Counter::default(),
                 routes: Gauge::default(),
                 by_route: Routes::default(),
                 tracer: Tracer::off(),
@@ -148,6 +151,11 @@ impl GatewayMetrics {
                 "mesh_gateway_connections_refused",
                 "Client connections beyond server.max_connections",
                 ours.refused.clone(),
+            );
+            registry.register(
+                "mesh_gateway_connections_shed",
+                "Client connections without a request that made room for others",
+                ours.shed.clone(),
             );
             registry.register(
                 "mesh_gateway_routes",

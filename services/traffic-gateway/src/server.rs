@@ -19,6 +19,7 @@ use crate::config::ServerConfig;
 use crate::proxy::{Gateway, Shared};
 use crate::route_table::Target;
 
+mod answering;
 mod connection;
 mod http2;
 mod listen;
@@ -164,7 +165,7 @@ where
         tokio::select! {
             (stream, peer) = mesh_daemon::accept(&listener) => match door.admit(stream, peer) {
                 Ok(Admitted::Here(stream, place)) => {
-                    connections.spawn(Arc::clone(&core).connection(stream, peer, place));
+                    core.begin(&mut connections, stream, peer, place);
                 }
                 Ok(Admitted::Elsewhere) => {}
                 Ok(Admitted::Full(stream)) => {
@@ -177,9 +178,7 @@ where
             },
             Some(Handed { stream, peer, place }) = door.handed() => {
                 match TcpStream::from_std(stream) {
-                    Ok(stream) => {
-                        connections.spawn(Arc::clone(&core).connection(stream, peer, place));
-                    }
+                    Ok(stream) => core.begin(&mut connections, stream, peer, place),
                     Err(err) => tracing::debug!(error = %err, "a connection was lost"),
                 }
             }

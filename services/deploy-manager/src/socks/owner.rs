@@ -1,17 +1,29 @@
-//! Which local user holds the other end of a loopback connection (Linux, `/proc/net/tcp{,6}`).
+//! Which local user holds the other end of a loopback connection (Linux).
 //!
 //! The check is what keeps other users of the machine out of the network when no password is set.
+//! The kernel is asked for the one connection ([`of`]); where it does not answer such questions its
+//! table of all connections tells (`/proc/net/tcp{,6}`, [`in_tables`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+mod diag;
+
 /// The state of an established connection in the kernel's table.
 const ESTABLISHED: &str = "01";
 
-/// The user that holds the socket at `client`, which is connected to `server`; `None` when no
-/// process of this network namespace holds it. Reads the table of all connections of the machine, so
-/// it takes the longer the more there are: no call for a thread that others wait for.
+/// The user that holds the socket at `client`, which is connected to `server`, our own open end of
+/// the connection; `None` when no process of this network namespace holds it. Takes no time.
+///
+/// # Errors
+/// The kernel cannot be asked; [`in_tables`] tells.
 pub fn of(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
+    diag::of(client, server)
+}
+
+/// The same as [`of`]. Reads the table of all connections of the machine, so it takes the longer
+/// the more there are: no call for a thread that others wait for.
+pub fn in_tables(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         match std::fs::read_to_string(path) {
             Ok(table) => {
@@ -148,9 +160,10 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (server, peer) = listener.accept().unwrap();
             let ours = nix::unistd::geteuid().as_raw();
-            assert_eq!(of(peer, server.local_addr().unwrap()).unwrap(), Some(ours));
+            let here = server.local_addr().unwrap();
+            assert_eq!(in_tables(peer, here).unwrap(), Some(ours));
             drop(client);
-            assert_eq!(of(peer, server.local_addr().unwrap()).unwrap(), None);
+            assert_eq!(in_tables(peer, here).unwrap(), None);
         }
     }
 

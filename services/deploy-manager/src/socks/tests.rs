@@ -115,7 +115,7 @@ async fn serve(access: Access, faults: &[(&str, DialFaultKind)], stray: Option<&
         let mut clients = tokio::task::JoinSet::new();
         while let Ok((stream, client)) = listener.accept().await {
             let server = Arc::clone(&server);
-            clients.spawn(async move { server.serve(stream, client).await });
+            clients.spawn(async move { server.serve(stream, client, &Turn::default()).await });
         }
     });
     Served {

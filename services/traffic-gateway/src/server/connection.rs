@@ -1,18 +1,23 @@
 //! One client connection: TLS or not, HTTP/1.1 or HTTP/2.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use hyper::server::conn::http1::UpgradeableConnection;
 use hyper::service::service_fn;
 use hyper_reverse_proxy::{Connector, GuardedIo, Inbound, Scheme};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_daemon::{Turn, UnderWay};
 use rustls::ServerConfig as TlsConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
+use super::answering::Answering;
 use super::http2::{self, Patient, Streams};
 use super::stop::Stop;
 use crate::admission::{Place, Placed};
@@ -35,20 +40,29 @@ pub(super) struct Core<C: Connector<Target = Target>> {
 }
 
 impl<C: Connector<Target = Target>> Core<C> {
-    pub(super) async fn connection(
-        self: Arc<Self>,
+    /// Serves a connection in a task of its own, which ends when its place is given to another one.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        connections: &mut JoinSet<()>,
         stream: TcpStream,
         peer: SocketAddr,
         place: Place,
     ) {
+        let turn = place.turn().clone();
+        let connection = Arc::clone(self).connection(stream, peer, place);
+        turn.served_by(connections.spawn(connection));
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
         let local = stream
             .local_addr()
             .ok()
             .map(|addr| addr.ip().to_canonical());
         let visitor = |scheme| self.visitor(peer.ip(), local, scheme);
+        let turn = place.turn().clone();
         match &self.tls {
             None => {
-                self.http1(Placed::new(stream, place), visitor(Scheme::Http))
+                self.http1(Placed::new(stream, place), visitor(Scheme::Http), turn)
                     .await
             }
             Some(config) => match mesh_daemon::tls::handshake(config, stream).await {
@@ -56,9 +70,9 @@ impl<C: Connector<Target = Target>> Core<C> {
                     let h2 = stream.get_ref().1.alpn_protocol() == Some(mesh_daemon::tls::ALPN_H2);
                     let stream = Placed::new(stream, place);
                     if h2 {
-                        self.http2(stream, visitor(Scheme::Https)).await;
+                        self.http2(stream, visitor(Scheme::Https), turn).await;
                     } else {
-                        self.http1(stream, visitor(Scheme::Https)).await;
+                        self.http1(stream, visitor(Scheme::Https), turn).await;
                     }
                 }
                 Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
@@ -70,7 +84,7 @@ impl<C: Connector<Target = Target>> Core<C> {
     pub(super) async fn turn_away(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let mut visitor = self.visitor(peer.ip(), None, Scheme::Http);
         visitor.refused = Some(Refused::Full);
-        let told = self.http1(stream, visitor);
+        let told = self.http1(stream, visitor, Turn::default());
         if tokio::time::timeout(TURN_AWAY_LIMIT, told).await.is_err() {
             tracing::debug!("a client was told nothing in time");
         }
@@ -87,15 +101,20 @@ impl<C: Connector<Target = Target>> Core<C> {
         }
     }
 
-    async fn http1<S>(&self, stream: S, mut visitor: Visitor)
+    async fn http1<S>(&self, stream: S, mut visitor: Visitor, turn: Turn)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (stream, framing) = GuardedIo::new(stream);
         visitor.framing = Some(framing);
-        let visitor = &visitor;
+        let (visitor, turn) = (&visitor, &turn);
         let service = service_fn(async |request| {
-            Ok::<_, std::convert::Infallible>(self.gateway.serve(visitor, request).await)
+            let under_way = begin(turn).await;
+            let response = self.gateway.serve(visitor, request).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                turn.settle();
+            }
+            Ok::<_, Infallible>(response.map(|body| Answering::new(body, under_way)))
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(IdleTimer::new())
@@ -107,7 +126,7 @@ impl<C: Connector<Target = Target>> Core<C> {
         log_end(self.stop.end(connection, end).await);
     }
 
-    async fn http2<S>(self: &Arc<Self>, stream: S, visitor: Visitor)
+    async fn http2<S>(self: &Arc<Self>, stream: S, visitor: Visitor, turn: Turn)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -116,10 +135,11 @@ impl<C: Connector<Target = Target>> Core<C> {
         let entered = Arc::clone(&streams);
         let service = service_fn(move |request| {
             let (core, visitor) = (Arc::clone(&core), Arc::clone(&visitor));
-            let stream = entered.enter();
+            let (stream, turn) = (entered.enter(), turn.clone());
             async move {
+                let under_way = (begin(&turn).await, stream);
                 let response = core.gateway.serve(&visitor, request).await;
-                Ok::<_, std::convert::Infallible>(response.map(|body| stream.with(body)))
+                Ok::<_, Infallible>(response.map(|body| Answering::new(body, under_way)))
             }
         });
         // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.
@@ -138,6 +158,15 @@ impl<C: Connector<Target = Target>> Core<C> {
                 .end(patient, |patient| patient.get_mut().end())
                 .await,
         );
+    }
+}
+
+/// A request begins, unless the connection has given its place up.
+async fn begin(turn: &Turn) -> UnderWay {
+    match turn.request() {
+        Some(under_way) => under_way,
+        // INVARIANT: who gives its place up is aborted, so this is where it ends.
+        None => std::future::pending().await,
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 /// Requests that may be under way at a time on one connection.
@@ -37,46 +36,9 @@ impl Streams {
 #[derive(Debug)]
 pub(super) struct Stream(Arc<Streams>);
 
-impl Stream {
-    /// The request lasts as long as the body of its answer.
-    pub(super) fn with<B>(self, body: B) -> Answering<B> {
-        Answering {
-            body,
-            _stream: self,
-        }
-    }
-}
-
 impl Drop for Stream {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The body of an answer, which counts as a request under way.
-#[derive(Debug)]
-pub(super) struct Answering<B> {
-    body: B,
-    _stream: Stream,
-}
-
-impl<B: Body + Unpin> Body for Answering<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

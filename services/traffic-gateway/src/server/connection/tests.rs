@@ -66,7 +66,7 @@ async fn ask(core: &Core<Nobody>, peer: IpAddr, scheme: Scheme, path: &str) -> S
     );
     client.write_all(text.as_bytes()).await.expect("written");
     let visitor = core.visitor(peer, None, scheme);
-    core.http1(server, visitor).await;
+    core.http1(server, visitor, Turn::default()).await;
     let mut all = String::new();
     client.read_to_string(&mut all).await.expect("read");
     all
@@ -102,7 +102,7 @@ fn http2(head_limit: Duration) -> (DuplexStream, tokio::task::JoinHandle<()>) {
     let (client, server) = tokio::io::duplex(64 * 1024);
     let core = Arc::new(behind_a_proxy(head_limit));
     let visitor = core.visitor([127, 0, 0, 1].into(), None, Scheme::Https);
-    let served = tokio::spawn(async move { core.http2(server, visitor).await });
+    let served = tokio::spawn(async move { core.http2(server, visitor, Turn::default()).await });
     (client, served)
 }
 

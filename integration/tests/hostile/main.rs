@@ -1,6 +1,6 @@
-//! Clients that mean harm: thousands that say nothing, heads and frames without end, floods of
-//! handshakes. Memory and processor stay within what docs/limits.md states, and everybody else is
-//! served meanwhile.
+//! Clients that mean harm: thousands that say nothing or take their time, heads and frames without
+//! end, floods of handshakes and of guesses, streams that nobody reads. Memory and processor stay
+//! within what docs/limits.md states, and everybody else is served meanwhile.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
@@ -9,25 +9,18 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use integration::hostile::{Others, closed, load, raise_open_files, resident, silent};
+use integration::hostile::{Others, resident};
 use integration::raw::Applicant;
 use integration::wireguard::RawTunnel;
 use integration::{Cli, MeshUp};
 use mesh_testkit::eventually;
 use mesh_types::WgPublicKey;
 
-/// Connections that say nothing, and how long opening them may take. The gateway's
-/// `server.max_connections` is 8192, and it waits for 75 s; coordinator and relay have room for
-/// more, and close what says nothing after 10 s.
-const AT_GATEWAY: (usize, Duration) = (8_000, Duration::from_secs(60));
-const AT_COORDINATOR: (usize, Duration) = (2_000, Duration::from_secs(9));
-const AT_RELAY: (usize, Duration) = (2_000, Duration::from_secs(9));
-/// Memory of each.
-const EACH: u64 = 32 << 10;
-const MIB: u64 = 1 << 20;
-/// What a program may use of a core while it has nothing but silent connections, in percent.
-const RESTING: u128 = 50;
+mod guesses;
+mod idle;
+mod mute;
 
+const MIB: u64 = 1 << 20;
 fn addr(text: &str) -> SocketAddr {
     let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
     let port = port.and_then(Result::ok).expect("host:port");
@@ -44,65 +37,6 @@ fn tell(what: &str, others: Others) {
             one.what, one.times, one.worst
         );
     }
-}
-
-/// Opens them, looks at what they cost and at whether others are served, and closes them.
-fn thousands(up: &MeshUp, what: &str, to: SocketAddr, (count, within): (usize, Duration)) {
-    let pid = up.child().pid();
-    let before = resident(pid).expect("memory");
-    let others = Others::of(up).expect("people");
-    let begun = Instant::now();
-    let streams = silent(to, count, within).expect("connected");
-    let opened = begun.elapsed();
-    let at_once = resident(pid).expect("memory");
-    assert_eq!(closed(&streams), 0, "{what}: what was closed costs nothing");
-    std::thread::park_timeout(Duration::from_secs(2));
-    let later = resident(pid).expect("memory");
-    let held = at_once.max(later).saturating_sub(before);
-    tell(what, others);
-    // The least of three: what else goes on in the program comes and goes.
-    let busy = (0..3).map(|_| load(pid, Duration::from_secs(1)).expect("time"));
-    let busy = busy.min().expect("three");
-    println!(
-        "{what}: {} silent connections in {opened:?} took {} MiB and {busy} % of a core; {} are closed",
-        streams.len(),
-        held / MIB,
-        closed(&streams)
-    );
-    assert_eq!(streams.len(), count, "{what}");
-    assert!(
-        held < count as u64 * EACH + 16 * MIB,
-        "{what}: {} MiB",
-        held / MIB
-    );
-    assert!(busy < RESTING, "{what}: {busy} % of a core");
-}
-
-#[test]
-fn thousands_of_silent_connections_cost_little_and_stop_nobody() {
-    let most = AT_GATEWAY.0 as u64;
-    let open = raise_open_files(most + 6000).expect("a limit");
-    assert!(open > most + 2000, "only {open} files may be open");
-    let cli = Cli::new().expect("folders");
-    let mut up = MeshUp::demo(&cli);
-    let gateway = SocketAddr::from(([127, 0, 0, 1], up.gateway_port()));
-    let coordinator = addr(&up.ready().coordinator.addr);
-    let relay = addr(&up.ready().relay.derp);
-    // Those that were closed are gone from the program's table before the next ones come.
-    for (what, to, count) in [
-        ("gateway", gateway, AT_GATEWAY),
-        ("coordinator", coordinator, AT_COORDINATOR),
-        ("relay", relay, AT_RELAY),
-    ] {
-        thousands(&up, what, to, count);
-        eventually("the files are closed", Duration::from_secs(15), || {
-            let open = std::fs::read_dir(format!("/proc/{}/fd", up.child().pid()))?.count();
-            ensure!(open < 500, "{open} files are open");
-            Ok(())
-        });
-    }
-    up.child().assert_log_clean(&[]);
-    up.stop().expect("stopped");
 }
 
 /// What somebody would send who is not cut off, in bytes, and how often.
@@ -306,7 +240,7 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
 
 /// A node's WireGuard key, as the coordinator tells its operator.
 fn wg_key(up: &MeshUp, name: &str) -> WgPublicKey {
-    let shown = up.cli().mesh_json(&["node", "show", name]);
-    let key = shown["node"]["wg_key"].as_str().expect("a key");
+    let shown = up.cli().node_shown(&[name]);
+    let key = shown["wg_key"].as_str().expect("a key");
     key.parse().expect("a WireGuard key")
 }

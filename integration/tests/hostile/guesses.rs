@@ -1,0 +1,180 @@
+//! Tokens that are guessed, by the thousand.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use integration::hostile::{Others, PATIENCE, load, resident};
+use integration::metrics::count;
+use integration::raw::{Applicant, word};
+use integration::{Cli, MeshUp};
+use mesh_api::pb;
+use mesh_api::pb::control_service_client::ControlServiceClient;
+use mesh_testkit::eventually;
+use mesh_types::JoinToken;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+use super::{MIB, addr, tell};
+
+/// Who guesses, all from one address.
+const GUESSERS: u32 = 4;
+/// Guesses over one connection.
+const EACH: u64 = 1_000;
+/// Guesses a second while the processor's time is measured.
+const STEADY: u32 = 400;
+/// What they may cost of a core, in percent, and of memory.
+const BUSY: u128 = 100;
+const HELD: u64 = 32 * MIB;
+
+/// Connections of strangers that asked for something once and answer whoever asks whether they are
+/// still there.
+const IDLE: usize = 100;
+
+/// What the guessers do, and what became of it.
+#[derive(Debug, Default)]
+struct Guesses {
+    made: AtomicU64,
+    refused: AtomicU64,
+    is_steady: AtomicBool,
+}
+
+impl Guesses {
+    /// Guesses until it is dropped.
+    async fn guess(self: Arc<Self>, token: JoinToken, seed: u32) -> anyhow::Result<()> {
+        let guesser = Applicant::new("guesser")?;
+        let mut number = u64::from(seed) << 32;
+        loop {
+            let mut client = ControlServiceClient::new(Applicant::connect(&token).await?);
+            // Whole but for the token, which is nobody's.
+            let mut request = guesser.request(&mut client, &token).await?;
+            for _ in 0..EACH {
+                number += 1;
+                request.token_id[8..].copy_from_slice(&number.to_be_bytes());
+                let answer = client.enrol(request.clone()).await;
+                let status = answer.err().context("a guess was right")?;
+                match word(&status) {
+                    "rate-limited" => self.refused.fetch_add(1, Ordering::Relaxed),
+                    "token-unknown" | "nonce-unknown" => 0,
+                    other => anyhow::bail!("a guess was answered {other:?}: {status:?}"),
+                };
+                self.made.fetch_add(1, Ordering::Relaxed);
+                if self.is_steady.load(Ordering::Relaxed) {
+                    let pause = Duration::from_secs(GUESSERS.into()) / STEADY;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// Another way to the coordinator, by which everybody comes from another address.
+async fn elsewhere(to: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let way = listener.local_addr()?;
+    tokio::spawn(async move {
+        let mut ways = JoinSet::new();
+        while let Ok((near, _)) = listener.accept().await {
+            ways.spawn(carry(near, to));
+        }
+    });
+    Ok(way)
+}
+
+async fn carry(mut near: TcpStream, to: SocketAddr) -> std::io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 2], 0)))?;
+    let mut far = socket.connect(to).await?;
+    tokio::io::copy_bidirectional(&mut near, &mut far).await?;
+    Ok(())
+}
+
+/// Strangers who ask for one thing and stay.
+async fn idle(token: &JoinToken) -> anyhow::Result<Vec<ControlServiceClient<Channel>>> {
+    let mut idle = Vec::new();
+    for _ in 0..IDLE {
+        let mut client = ControlServiceClient::new(Applicant::connect(token).await?);
+        client.challenge(pb::ChallengeRequest {}).await?;
+        idle.push(client);
+    }
+    Ok(idle)
+}
+
+/// How long somebody takes who has a token that is good.
+async fn join(name: &str, token: &JoinToken) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let joined = Applicant::new(name)?.join(token);
+    tokio::time::timeout(PATIENCE, joined).await??;
+    Ok(begun.elapsed())
+}
+
+#[test]
+fn thousands_of_guessed_tokens_meet_a_wall_and_stop_nobody() {
+    let cli = Cli::new().expect("folders");
+    let mut up = MeshUp::demo(&cli);
+    let pid = up.child().pid();
+    let tokens: Vec<JoinToken> = (0..2)
+        .map(|_| cli.token(&[]).parse().expect("a join token"))
+        .collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let connections = || anyhow::Ok(count(&up.metrics()?, &["mesh_coordinator_connections"]));
+    let ours = connections().expect("metrics");
+    let idle = runtime.block_on(idle(&tokens[0])).expect("connected");
+    let open = connections().expect("metrics");
+    assert!(open >= ours + IDLE as u64, "{open} are open");
+    let before = resident(pid).expect("memory");
+    let others = Others::of(&up).expect("people");
+    let guesses = Arc::new(Guesses::default());
+    let mut guessers = JoinSet::new();
+    for seed in 1..=GUESSERS {
+        let guess = Arc::clone(&guesses).guess(tokens[0].clone(), seed);
+        guessers.spawn_on(guess, runtime.handle());
+    }
+    eventually("a wall", Duration::from_secs(60), || {
+        let refused = guesses.refused.load(Ordering::Relaxed);
+        ensure!(refused > 1_000, "{refused} were refused");
+        Ok(())
+    });
+    // Behind the same address, and from another one.
+    let near = runtime.block_on(join("near", &tokens[0]));
+    let far = runtime.block_on(async {
+        let mut token = tokens[1].clone();
+        let way = elsewhere(addr(&up.ready().coordinator.addr)).await?;
+        token.coordinators = vec![way.to_string()];
+        join("far", &token).await
+    });
+    let (near, far) = (near.expect("it joins"), far.expect("it joins"));
+    guesses.is_steady.store(true, Ordering::Relaxed);
+    let busy = (0..3).map(|_| load(pid, Duration::from_secs(1)).expect("time"));
+    let busy = busy.min().expect("three");
+    tell("guesses", others);
+    let held = resident(pid).expect("memory").saturating_sub(before);
+    let made = guesses.made.load(Ordering::Relaxed);
+    println!(
+        "guesses: {made} made, {} met the wall; joined meanwhile in {near:?} behind the same \
+         address, in {far:?} from another; {} MiB, {busy} % of a core at {STEADY} a second",
+        guesses.refused.load(Ordering::Relaxed),
+        held / MIB,
+    );
+    assert!(held < HELD, "{} MiB", held / MIB);
+    assert!(busy < BUSY, "{busy} % of a core");
+    let ended = guessers.try_join_next();
+    assert!(ended.is_none(), "a guesser ended: {ended:?}");
+    drop(guessers);
+    // By now or soon those who asked for nothing for 10 s are gone, though nobody closed them here.
+    eventually("strangers are let go", Duration::from_secs(20), || {
+        let open = connections()?;
+        ensure!(open < ours + 10, "{open} are open, {ours} of them ours");
+        Ok(())
+    });
+    drop((idle, runtime));
+    up.child().assert_log_clean(&[]);
+    up.stop().expect("stopped");
+}

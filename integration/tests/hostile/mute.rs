@@ -1,0 +1,294 @@
+//! Control streams that are opened and never read, while the network changes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use integration::hostile::{Others, PATIENCE, resident};
+use integration::raw::{Applicant, RawNode};
+use integration::{Cli, MeshUp};
+use mesh_api::client::ALPN_H2;
+use mesh_api::pb;
+use mesh_api::pb::admin_service_client::AdminServiceClient;
+use mesh_api::pb::control_service_client::ControlServiceClient;
+use mesh_api::pb::sync_request::Message as Said;
+use mesh_api::pb::sync_response::Message as Heard;
+use mesh_api::tls::{COORDINATOR_NAME, Pin, client_config};
+use mesh_types::JoinToken;
+use prost::Message as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConnection, StreamOwned};
+use tokio::sync::watch;
+
+use super::{MIB, addr, tell};
+
+/// Nodes that open their stream and never read.
+const MUTE: usize = 20;
+/// How long somebody is renamed as fast as the coordinator takes it.
+const LASTS: Duration = Duration::from_secs(5);
+/// What it may cost.
+const HELD: u64 = 16 * MIB;
+/// Updates that wait for a reader at most: those that were on their way when it stopped, and one
+/// with all that has changed since.
+const WAITING: usize = 8;
+/// How long everything is there that has waited.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The start of a frame: payload, type, flags, stream (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short frame");
+    let mut frame = length.to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+/// A header as a literal that is not to be remembered (RFC 7541, 6.2.2).
+fn header(name: &str, value: &str) -> Vec<u8> {
+    let mut bytes = vec![0];
+    for text in [name, value] {
+        bytes.push(u8::try_from(text.len()).expect("short"));
+        bytes.extend(text.as_bytes());
+    }
+    bytes
+}
+
+fn hello() -> pb::SyncRequest {
+    let hello = pb::SyncHello {
+        cursor: None,
+        version: "test".to_owned(),
+    };
+    pb::SyncRequest {
+        message: Some(Said::Hello(hello)),
+    }
+}
+
+/// A control stream by hand, whose reader takes nothing at all.
+struct Mute {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+impl Mute {
+    fn open(node: &RawNode, to: SocketAddr) -> anyhow::Result<Self> {
+        let ca = Pin::Ca(CertificateDer::from(node.enrolled.ca_certificate.clone()));
+        let tls = client_config(ca, Some(node.client_cert()), &[ALPN_H2])?;
+        let name = ServerName::try_from(COORDINATOR_NAME)?;
+        let tcp = TcpStream::connect(to)?;
+        tcp.set_nodelay(true)?;
+        let mut stream = StreamOwned::new(ClientConnection::new(tls, name)?, tcp);
+        let headers = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", "/mesh.v1.ControlService/Sync"),
+            (":authority", COORDINATOR_NAME),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ];
+        let headers: Vec<u8> = headers
+            .iter()
+            .flat_map(|(name, value)| header(name, value))
+            .collect();
+        let hello = hello().encode_to_vec();
+        let length = u32::try_from(hello.len())?.to_be_bytes();
+        // INITIAL_WINDOW_SIZE is 0: the other side may send nothing of its answer.
+        let bytes = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]),
+            frame(HEADERS, END_HEADERS, 1, &headers),
+            frame(DATA, 0, 1, &[&[0][..], &length, &hello].concat()),
+        ];
+        stream.write_all(&bytes.concat())?;
+        stream.flush()?;
+        Ok(Self { stream })
+    }
+
+    /// Reads after all, until nothing has come for a while: the updates that had waited.
+    fn read_on(mut self) -> anyhow::Result<Vec<pb::NetmapChunk>> {
+        let window = (8_u32 << 20).to_be_bytes();
+        let wider = [
+            frame(WINDOW_UPDATE, 0, 0, &window),
+            frame(WINDOW_UPDATE, 0, 1, &window),
+        ];
+        self.stream.write_all(&wider.concat())?;
+        self.stream.flush()?;
+        self.stream.get_ref().set_read_timeout(Some(QUIET))?;
+        let (mut bytes, mut data, mut room) = (Vec::new(), Vec::new(), vec![0; 64 << 10]);
+        loop {
+            match self.stream.read(&mut room) {
+                Ok(0) => anyhow::bail!("the stream was closed"),
+                Ok(length) => bytes.extend(&room[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+            while let Some((kind, flags, payload)) = take_frame(&mut bytes) {
+                match kind {
+                    DATA => data.extend(payload),
+                    PING if flags & ACK == 0 => {
+                        self.stream.write_all(&frame(PING, ACK, 0, &payload))?;
+                        self.stream.flush()?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let mut updates = Vec::new();
+        while let Some((message, rest)) = data.split_at_checked(5) {
+            let length = u32::from_be_bytes(message[1..].try_into()?) as usize;
+            let (message, rest) = rest.split_at_checked(length).context("a whole message")?;
+            if let Some(Heard::Netmap(update)) = pb::SyncResponse::decode(message)?.message {
+                updates.push(update);
+            }
+            data = rest.to_vec();
+        }
+        Ok(updates)
+    }
+}
+
+/// The next frame, once all of it is there.
+fn take_frame(bytes: &mut Vec<u8>) -> Option<(u8, u8, Vec<u8>)> {
+    let head = bytes.get(..9)?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+    let (kind, flags) = (head[3], head[4]);
+    bytes.get(9 + length - 1)?;
+    let payload = bytes.drain(..9 + length).skip(9).collect();
+    Some((kind, flags, payload))
+}
+
+/// When which name was given, by its number.
+type Given = Arc<Mutex<Vec<Instant>>>;
+
+fn name_of(number: usize) -> String {
+    format!("renamed-{number}")
+}
+
+fn number_of(peers: &[pb::Peer]) -> Option<usize> {
+    let numbers = peers
+        .iter()
+        .filter_map(|peer| peer.name.strip_prefix("renamed-"));
+    numbers.filter_map(|number| number.parse().ok()).max()
+}
+
+/// An honest node that reads: tells the newest name it heard of, and the longest time that one took
+/// to get there.
+async fn read(
+    node: RawNode,
+    coordinators: Vec<String>,
+    given: Given,
+    heard: watch::Sender<(usize, Duration)>,
+) -> anyhow::Result<()> {
+    let channel = node.channel(&coordinators, COORDINATOR_NAME)?;
+    let said = futures_util::StreamExt::chain(
+        futures_util::stream::iter([hello()]),
+        futures_util::stream::pending(),
+    );
+    let mut stream = ControlServiceClient::new(channel)
+        .sync(said)
+        .await?
+        .into_inner();
+    let mut worst = Duration::ZERO;
+    while let Some(message) = stream.message().await? {
+        let Some(Heard::Netmap(update)) = message.message else {
+            continue;
+        };
+        if let Some(number) = number_of(&update.peers) {
+            let given = given.lock().expect("not poisoned")[number];
+            worst = worst.max(given.elapsed());
+            ensure!(worst < PATIENCE, "{} took {worst:?}", name_of(number));
+            heard.send((number, worst))?;
+        }
+    }
+    anyhow::bail!("the stream ended")
+}
+
+async fn join(name: String, token: &JoinToken) -> RawNode {
+    let node = Applicant::new(&name).expect("keys").join(token).await;
+    node.expect("it joins")
+}
+
+#[test]
+fn streams_that_never_read_cost_little_and_hold_nobody_up() {
+    let cli = Cli::new().expect("folders");
+    let mut up = MeshUp::demo(&cli);
+    let pid = up.child().pid();
+    let token: JoinToken = cli.token(&["--reusable"]).parse().expect("a join token");
+    let coordinator = addr(&up.ready().coordinator.addr);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let context = cli.context().expect("a context");
+    let (_renamed, honest, mutes) = runtime.block_on(async {
+        let renamed = join(name_of(0), &token).await;
+        let honest = join("honest".to_owned(), &token).await;
+        let mut mutes = Vec::new();
+        for number in 0..MUTE {
+            let node = join(format!("mute-{number}"), &token).await;
+            mutes.push(Mute::open(&node, coordinator).expect("a stream"));
+        }
+        (renamed, honest, mutes)
+    });
+    let given = Given::default();
+    given.lock().expect("not poisoned").push(Instant::now());
+    let (heard, mut newest) = watch::channel((0, Duration::ZERO));
+    let reading = read(
+        honest,
+        token.coordinators.clone(),
+        Arc::clone(&given),
+        heard,
+    );
+    let reading = runtime.spawn(reading);
+
+    let before = resident(pid).expect("memory");
+    let others = Others::of(&up).expect("people");
+    let (last, worst) = runtime.block_on(async {
+        let mut admin = AdminServiceClient::new(context.coordinator().await.expect("a channel"));
+        let begun = Instant::now();
+        let mut number = 0;
+        while begun.elapsed() < LASTS {
+            number += 1;
+            given.lock().expect("not poisoned").push(Instant::now());
+            let asked = pb::RenameNodeRequest {
+                node: Some(pb::NodeRef {
+                    network: "default".to_owned(),
+                    name: name_of(number - 1),
+                }),
+                new_name: name_of(number),
+            };
+            admin.rename_node(asked).await.expect("renamed");
+        }
+        let last = newest.wait_for(|&(newest, _)| newest == number);
+        let last = tokio::time::timeout(PATIENCE, last).await.expect("in time");
+        let (number, worst) = *last.expect("it reads");
+        (number, worst)
+    });
+    let held = resident(pid).expect("memory").saturating_sub(before);
+    tell("mute streams", others);
+    let waited: Vec<Vec<pb::NetmapChunk>> = mutes
+        .into_iter()
+        .map(|mute| mute.read_on().expect("it is still served"))
+        .collect();
+    let most = waited.iter().map(Vec::len).max().expect("some");
+    println!(
+        "mute streams: {MUTE} beside {last} changes took {} MiB, and {most} updates waited for \
+         each; who reads had each change within {worst:?}",
+        held / MIB
+    );
+    assert!(last > 20, "only {last} changes");
+    assert!(held < HELD, "{} MiB", held / MIB);
+    for updates in waited {
+        assert!(updates.len() <= WAITING, "{} waited", updates.len());
+        let newest = updates.iter().filter_map(|update| number_of(&update.peers));
+        assert_eq!(newest.max(), Some(last), "what waited is the newest");
+    }
+    reading.abort();
+    up.child().assert_log_clean(&[]);
+    up.stop().expect("stopped");
+}
