@@ -90,7 +90,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<Migrated> {
             store.close().await;
             waiting?.1
         }
-        Err(error) if is_missing(&error) => Store::migrations(),
+        Err(error) if begins(&error) => Store::migrations(),
         Err(error) => return Err(error),
     };
     let store = open(config, &config.store, Purpose::Serve).await?;
@@ -102,14 +102,16 @@ pub async fn migrate(config: &Config) -> anyhow::Result<Migrated> {
     })
 }
 
-fn is_missing(error: &anyhow::Error) -> bool {
+/// Whether there is no database yet, or none but the beginning of one.
+fn begins(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref::<StoreError>(),
-        Some(StoreError::NoFile { .. })
+        Some(StoreError::NoFile { .. } | StoreError::CutOff { .. })
     )
 }
 
-/// Looks for damage. Nothing is changed.
+/// Looks for damage. The database is opened for reading only: nothing is changed, and the log of a
+/// coordinator that was killed stays beside it.
 ///
 /// # Errors
 /// A sentence for people: a coordinator runs, or the database cannot be read at all.

@@ -57,7 +57,7 @@ pub(crate) use self::copy::TableSum;
 pub(crate) use self::error::StoreError;
 use self::health::Health;
 pub(crate) use self::health::Watch;
-use self::meta::{change_number, check_version, is_up_to_date, migrate};
+use self::meta::{change_number, check_begun, check_version, is_up_to_date, migrate};
 use self::postgres::Postgres;
 pub(crate) use self::prune::{Cutoffs, Pruned};
 pub(crate) use self::secret::SealedSecret;
@@ -114,7 +114,7 @@ pub(crate) enum Purpose {
     Serve,
     /// To add to it, beside a coordinator if need be (Postgres only).
     Beside,
-    /// To look at it while nobody serves; its schema stays as it is, and nothing is written.
+    /// To look at it while nobody serves; its schema stays as it is, and nothing can be written.
     Inspect,
     /// To copy into it, by somebody who holds the state directory already.
     Target,
@@ -150,58 +150,21 @@ impl Store {
         if own_dir {
             locks.push(sqlite::lock(&dir.join("coordinator.lock"), dir)?);
         }
-        let tls = config.tls_for(url.is_remote());
-        let mut beside = false;
-        let (engine, pools, place, limit) = match url {
+        let Connected {
+            engine,
+            pools,
+            place,
+            limit,
+            beside,
+        } = match url {
             StoreUrl::Sqlite(path) => {
                 let path = sqlite_path(path.as_deref(), dir);
-                if purpose == Purpose::Inspect && !path.is_file() {
-                    return Err(StoreError::NoFile { path });
-                }
-                if !path.starts_with(dir) {
-                    let lock = path.with_added_extension("lock");
-                    locks.push(sqlite::lock(&lock, &path)?);
-                }
-                if purpose != Purpose::Target {
-                    sqlite::check_present(&path, dir)?;
-                }
-                sqlite::create_private(&path)?;
-                if purpose != Purpose::Inspect {
-                    sqlite::check_sound(&path).await?;
-                }
-                let writer = sqlite::connect(&path, 1).await?;
-                if matches!(purpose, Purpose::Serve | Purpose::Beside) {
-                    sqlite::check_filled(&writer, &path, dir).await?;
-                }
-                let place = path.display().to_string();
-                check_version(&writer, &place).await?;
-                if purpose != Purpose::Inspect {
-                    migrate(&writer).await?;
-                }
-                let reader = Reader::Pool(sqlite::connect(&path, 2).await?);
-                let pools = Pools { writer, reader };
-                (Engine::Sqlite, pools, place, SQLITE_LIMIT)
+                open_sqlite(path, dir, purpose, &mut locks).await?
             }
-            StoreUrl::Postgres(options) => {
-                let postgres = Postgres::new(*options, tls, config);
-                let may_be_beside = purpose == Purpose::Beside;
-                let taken = postgres.hold_at_start(config.wait, may_be_beside).await?;
-                let place = postgres.place().to_owned();
-                let unlimited = postgres.unlimited();
-                check_version(&unlimited, &place).await?;
-                match taken {
-                    None if purpose == Purpose::Inspect => {}
-                    None => migrate(&unlimited).await?,
-                    Some(_) if is_up_to_date(&unlimited).await? => beside = true,
-                    Some(holder) => return Err(StoreError::Taken { place, holder }),
-                }
-                close(&unlimited).await;
-                let pools = Pools {
-                    writer: postgres.writer(),
-                    reader: Reader::Pool(postgres.reader()),
-                };
-                let limit = config.statement_timeout + MARGIN;
-                (Engine::Postgres(postgres), pools, place, limit)
+            StoreUrl::Postgres(ref options) => {
+                let tls = config.tls_for(url.is_remote());
+                let postgres = Postgres::new((**options).clone(), tls, config);
+                open_postgres(postgres, config, dir, purpose).await?
             }
         };
         let number = match purpose {
@@ -316,6 +279,105 @@ impl Store {
             postgres.release().await;
         }
     }
+}
+
+/// What was opened of one engine or the other.
+struct Connected {
+    engine: Engine,
+    pools: Pools,
+    place: String,
+    limit: Duration,
+    beside: bool,
+}
+
+async fn open_sqlite(
+    path: PathBuf,
+    dir: &Path,
+    purpose: Purpose,
+    locks: &mut Vec<File>,
+) -> Result<Connected, StoreError> {
+    if purpose == Purpose::Inspect && !path.is_file() {
+        return Err(StoreError::NoFile { path });
+    }
+    if !path.starts_with(dir) {
+        let lock = path.with_added_extension("lock");
+        locks.push(sqlite::lock(&lock, &path)?);
+    }
+    if purpose != Purpose::Target {
+        sqlite::check_present(&path, dir)?;
+    }
+    let place = path.display().to_string();
+    let pools = if purpose == Purpose::Inspect {
+        let reader = sqlite::connect_to_look(&path).await?;
+        check_version(&reader, &place).await?;
+        Pools {
+            writer: reader.clone(),
+            reader: Reader::Pool(reader),
+        }
+    } else {
+        sqlite::create_private(&path)?;
+        sqlite::check_sound(&path).await?;
+        let writer = sqlite::connect(&path, 1).await?;
+        if matches!(purpose, Purpose::Serve | Purpose::Beside) {
+            sqlite::check_filled(&writer, &path, dir).await?;
+        }
+        check_version(&writer, &place).await?;
+        migrate(&writer).await?;
+        let reader = Reader::Pool(sqlite::connect(&path, 2).await?);
+        Pools { writer, reader }
+    };
+    Ok(Connected {
+        engine: Engine::Sqlite,
+        pools,
+        place,
+        limit: SQLITE_LIMIT,
+        beside: false,
+    })
+}
+
+async fn open_postgres(
+    postgres: Postgres,
+    config: &StoreConfig,
+    dir: &Path,
+    purpose: Purpose,
+) -> Result<Connected, StoreError> {
+    let postgres = match purpose {
+        Purpose::Inspect => postgres.read_only(),
+        _ => postgres,
+    };
+    let may_be_beside = purpose == Purpose::Beside;
+    let taken = postgres.hold_at_start(config.wait, may_be_beside).await?;
+    let place = postgres.place().to_owned();
+    let unlimited = postgres.unlimited();
+    check_version(&unlimited, &place).await?;
+    if matches!(purpose, Purpose::Serve | Purpose::Beside) {
+        check_begun(&unlimited, &place, dir).await?;
+    }
+    let mut beside = false;
+    match taken {
+        None if purpose == Purpose::Inspect => {}
+        None => migrate(&unlimited).await?,
+        Some(_) if is_up_to_date(&unlimited).await? => beside = true,
+        Some(holder) => return Err(StoreError::Taken { place, holder }),
+    }
+    close(&unlimited).await;
+    let pools = Pools {
+        writer: postgres.writer(),
+        reader: Reader::Pool(postgres.reader()),
+    };
+    Ok(Connected {
+        engine: Engine::Postgres(postgres),
+        pools,
+        place,
+        limit: config.statement_timeout + MARGIN,
+        beside,
+    })
+}
+
+/// Whether a coordinator has worked from this state directory: `operator/` is what a first start
+/// makes last, after the authorities are in the database for good.
+pub(crate) fn had_database(dir: &Path) -> bool {
+    dir.join("operator").exists()
 }
 
 fn sqlite_path(path: Option<&str>, dir: &Path) -> PathBuf {

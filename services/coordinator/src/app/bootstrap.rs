@@ -30,7 +30,7 @@ use crate::metrics::Figures;
 use crate::netmap::{EVENTS, Netmap};
 use crate::record::{AuditEntry, EventKind, EventRecord, NetworkRecord, OperatorRecord};
 use crate::seal::{SealError, Sealer};
-use crate::store::{SealedSecret, Store, StoreError};
+use crate::store::{SealedSecret, Store, StoreError, had_database};
 
 const CA_SECRET: &str = "ca";
 /// Where the master key is when none is configured.
@@ -134,10 +134,18 @@ pub(super) async fn found(
     let store = match opening {
         Opening::Serving => Box::pin(Store::open(&config.store, dir)).await?,
         Opening::Beside => Box::pin(Store::open_beside(&config.store, dir)).await?,
+    // Asked first: another process may be making both now, the authorities before the directory.
+    let had_one = had_database(dir);
     };
     let sealer = if config.master_key.is_empty() {
         Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
     } else {
+    if had_one && store.secret_show(CA_SECRET).await?.is_none() {
+        return Err(BootstrapError::Store(StoreError::Emptied {
+            place: store.place().to_owned(),
+            dir: dir.to_path_buf(),
+        }));
+    }
         Sealer::from_text(config.master_key.expose())?
     };
     if store.secret_show(CA_SECRET).await?.is_none() {

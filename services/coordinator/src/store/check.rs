@@ -4,7 +4,7 @@ use sea_orm::{ConnectionTrait, DbBackend, EntityTrait as _, Statement};
 use sea_orm_migration::MigratorTrait as _;
 
 use super::entity::secret;
-use super::meta::{STATE_VERSION_KEY, one_value, read_meta};
+use super::meta::{STATE_VERSION_KEY, one_value, read_meta, waiting};
 use super::migration::Migrator;
 use super::snapshot::Reader;
 use super::timed::Timed;
@@ -60,10 +60,7 @@ impl Store {
     /// The version of the state, and the names of migrations that wait.
     pub(crate) async fn schema(&self) -> Result<(Option<i64>, Vec<String>), StoreError> {
         let on = self.pools().reader.pool().clone();
-        let waiting = Migrator::get_pending_migrations(&on)
-            .await
-            .map_err(StoreError::reading)?;
-        let waiting: Vec<_> = waiting.iter().map(|one| one.name().to_owned()).collect();
+        let waiting = waiting(&on).await?;
         let version = if waiting.len() < Migrator::migrations().len() {
             read_meta(&on, STATE_VERSION_KEY).await?
         } else {

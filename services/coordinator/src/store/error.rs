@@ -42,6 +42,18 @@ pub(crate) enum StoreError {
         aside(path)
     )]
     Vanished { path: PathBuf, dir: PathBuf },
+    /// The Postgres database is empty, and what belongs to a full one is not.
+    #[error(
+        "the database {place} is empty, but {} holds a coordinator's keys, so it once was not: is store.url the right one? Restore the database, or bring it over from SQLite with 'mesh db copy', or begin anew with another --state-dir (every machine must join again then)",
+        dir.display()
+    )]
+    Emptied { place: String, dir: PathBuf },
+    /// A change of before there was a log must be taken back, which takes writing.
+    #[error(
+        "the database {} holds a first start that was cut off: start the coordinator, which begins again",
+        path.display()
+    )]
+    CutOff { path: PathBuf },
     /// A file of the state directory cannot be used.
     #[error("use {}", path.display())]
     File {

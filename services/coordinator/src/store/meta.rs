@@ -1,14 +1,16 @@
 //! What the database says of itself: its version, the number of its last change, its schema.
 
+use std::path::Path;
+
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, EntityName as _, EntityTrait as _, QueryOrder as _,
     Statement,
 };
 use sea_orm_migration::{MigratorTrait as _, SchemaManager, seaql_migrations};
 
-use super::StoreError;
 use super::entity::meta;
 use super::migration::Migrator;
+use super::{StoreError, had_database};
 
 /// The version of everything in the state directory that this program knows.
 pub(super) const STATE_VERSION: i64 = 1;
@@ -64,31 +66,19 @@ pub(super) async fn check_version(on: &DatabaseConnection, place: &str) -> Resul
         place: place.to_owned(),
         found,
     };
-    let manager = SchemaManager::new(on);
-    let has = async |table: &'static str| {
-        let found = manager.has_table(table).await;
-        found.map_err(StoreError::reading)
-    };
-    if has("meta").await?
+    if has_table(on, "meta").await?
         && let Some(found) = read_meta(on, STATE_VERSION_KEY).await?
         && found > STATE_VERSION
     {
         return Err(newer(format!("state {found}")));
     }
     // Its migrations are written one by one, and the state's number only after the last.
-    if has(seaql_migrations::Entity.table_name()).await? {
-        let known = Migrator::migrations();
-        let applied = seaql_migrations::Entity::find()
-            .order_by_asc(seaql_migrations::Column::Version)
-            .all(on)
-            .await
-            .map_err(StoreError::reading)?;
-        let unknown = |name: &String| known.iter().all(|migration| migration.name() != name);
-        if let Some(name) = applied.into_iter().map(|row| row.version).find(unknown) {
-            return Err(newer(format!("migration {name}")));
-        }
+    let known = Migrator::migrations();
+    let unknown = |name: &String| known.iter().all(|migration| migration.name() != name);
+    match applied(on).await?.into_iter().find(unknown) {
+        Some(name) => Err(newer(format!("migration {name}"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 pub(super) async fn migrate(on: &DatabaseConnection) -> Result<(), StoreError> {
@@ -96,18 +86,53 @@ pub(super) async fn migrate(on: &DatabaseConnection) -> Result<(), StoreError> {
     set_meta(on, STATE_VERSION_KEY, STATE_VERSION).await
 }
 
-/// Whether no migration waits to be run.
-pub(super) async fn is_up_to_date(on: &DatabaseConnection) -> Result<bool, StoreError> {
-    let manager = SchemaManager::new(on);
-    let known = manager
-        .has_table("meta")
+/// Refuses an empty database where a full one must have been: its nodes, tokens and authorities
+/// would be replaced by none.
+pub(super) async fn check_begun(
+    on: &DatabaseConnection,
+    place: &str,
+    dir: &Path,
+) -> Result<(), StoreError> {
+    // Asked first: another process may be making both now, the tables before the directory.
+    if !had_database(dir) || has_table(on, "meta").await? {
+        return Ok(());
+    }
+    Err(StoreError::Emptied {
+        place: place.to_owned(),
+        dir: dir.to_path_buf(),
+    })
+}
+
+async fn has_table(on: &DatabaseConnection, table: &str) -> Result<bool, StoreError> {
+    let found = SchemaManager::new(on).has_table(table).await;
+    found.map_err(StoreError::reading)
+}
+
+/// The migrations that were run, oldest first. Only reads: the migrator's own way makes its table
+/// when that is missing.
+async fn applied(on: &DatabaseConnection) -> Result<Vec<String>, StoreError> {
+    if !has_table(on, seaql_migrations::Entity.table_name()).await? {
+        return Ok(Vec::new());
+    }
+    let rows = seaql_migrations::Entity::find()
+        .order_by_asc(seaql_migrations::Column::Version)
+        .all(on)
         .await
         .map_err(StoreError::reading)?;
-    if !known {
-        return Ok(false);
-    }
-    let waiting = Migrator::get_pending_migrations(on).await;
-    Ok(waiting.map_err(StoreError::reading)?.is_empty())
+    Ok(rows.into_iter().map(|row| row.version).collect())
+}
+
+/// The names of the migrations that wait to be run, oldest first.
+pub(super) async fn waiting(on: &DatabaseConnection) -> Result<Vec<String>, StoreError> {
+    let applied = applied(on).await?;
+    let all = Migrator::migrations().into_iter();
+    let names = all.map(|migration| migration.name().to_owned());
+    Ok(names.filter(|name| !applied.contains(name)).collect())
+}
+
+/// Whether no migration waits to be run.
+pub(super) async fn is_up_to_date(on: &DatabaseConnection) -> Result<bool, StoreError> {
+    Ok(waiting(on).await?.is_empty())
 }
 
 /// The number of the last change; the row is made when it is not there yet.

@@ -135,6 +135,14 @@ impl Postgres {
         }
     }
 
+    /// The same, with connections that the server lets write nothing.
+    pub(super) fn read_only(mut self) -> Self {
+        self.options = self
+            .options
+            .options([("default_transaction_read_only", "on")]);
+        self
+    }
+
     /// Where it is, without a secret.
     pub(super) fn place(&self) -> &str {
         &self.place

@@ -12,8 +12,8 @@ use sea_orm::{
     Statement, TryGetable,
 };
 
-use super::StoreError;
 use super::health::{is_damage, is_read_only, text};
+use super::{StoreError, had_database};
 
 pub(super) async fn connect(
     path: &Path,
@@ -27,6 +27,38 @@ pub(super) async fn connect(
             .pragma("synchronous", "NORMAL")
     })
     .await
+}
+
+/// Opens the file to look at it. Nothing is written to it or to its log, and the log stays: the
+/// last connection that could write would move it into the file when it is closed.
+///
+/// Without a log the file is opened as one that nobody changes (`immutable`), which our lock makes
+/// true; then not even an empty log or an index of one (`-shm`) appears beside it. With a log
+/// SQLite makes the index when it is not there: it holds nothing that is not in the log.
+pub(super) async fn connect_to_look(path: &Path) -> Result<DatabaseConnection, StoreError> {
+    let has = |suffix: &str| {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(suffix);
+        std::fs::metadata(beside).is_ok_and(|file| file.len() > 0)
+    };
+    let alone = !has("-wal") && !has("-journal");
+    let on = open(path, 2, move |sqlite| {
+        sqlite.read_only(true).immutable(alone)
+    })
+    .await;
+    let looked = match on {
+        Ok(on) => first_value::<i64>(&on, "SELECT count(*) FROM sqlite_master")
+            .await
+            .map(|_| on)
+            .map_err(|error| unreadable(path, error)),
+        Err(error) => Err(error),
+    };
+    looked.map_err(|error| match error {
+        StoreError::Unavailable { cause, .. } if is_read_only(&cause) => StoreError::CutOff {
+            path: path.to_path_buf(),
+        },
+        error => error,
+    })
 }
 
 async fn open(
@@ -134,7 +166,7 @@ pub(super) fn check_present(path: &Path, dir: &Path) -> Result<(), StoreError> {
             });
         }
     };
-    if is_empty && had_one(dir) {
+    if is_empty && had_database(dir) {
         return Err(vanished(path, dir));
     }
     Ok(())
@@ -147,7 +179,7 @@ pub(super) async fn check_filled(
     path: &Path,
     dir: &Path,
 ) -> Result<(), StoreError> {
-    if !had_one(dir) {
+    if !had_database(dir) {
         return Ok(());
     }
     let tables = first_value::<i64>(on, "SELECT count(*) FROM sqlite_master").await;
@@ -155,10 +187,6 @@ pub(super) async fn check_filled(
         Some(0) => Err(vanished(path, dir)),
         _ => Ok(()),
     }
-}
-
-fn had_one(dir: &Path) -> bool {
-    dir.join("operator").exists()
 }
 
 fn vanished(path: &Path, dir: &Path) -> StoreError {

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::meta::{STATE_VERSION, STATE_VERSION_KEY, set_meta};
 use super::secret::SealedSecret;
-use super::{Store, StoreError};
+use super::{Purpose, Store, StoreError};
 use crate::config::StoreConfig;
 use crate::record::{
     AuditEntry, EventKind, EventRecord, NetworkRecord, NodeRecord, OperatorRecord, RelayRecord,
@@ -79,6 +79,7 @@ macro_rules! on_both_engines {
 
 mod damaged;
 mod keeping;
+mod looking;
 mod writers;
 
 on_both_engines! {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use coordinator::{ManualClock, StoreConfig, database};
+use coordinator::{App, ManualClock, StoreConfig, database};
 use mesh_api::pb;
-use mesh_daemon::Secret;
+use mesh_daemon::{Handles, Secret};
 use mesh_testkit::{POSTGRES_PASSWORD, Postgres};
 
 use crate::harness::{Mesh, START, config};
@@ -132,4 +132,35 @@ async fn damage_and_a_wrong_master_key_are_found() {
             .iter()
             .any(|problem| problem.contains("does not open"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_installation_whose_database_was_emptied_is_not_begun_anew() {
+    let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+    let mesh = Mesh::start_in(Arc::clone(&dir), Arc::new(ManualClock::new(START))).await;
+    mesh.stop().await;
+    let url = std::fs::read_to_string(dir.path().join("database-url")).expect("noted");
+    let name = url.rsplit('/').next().expect("a name");
+    for empty in [
+        "DELETE FROM secret",
+        "DROP SCHEMA public CASCADE; CREATE SCHEMA public",
+    ] {
+        Postgres::shared().psql(name, empty).expect("empties");
+        let clock = Arc::new(ManualClock::new(START));
+        let refused = App::build_with_clock(config(&dir), Handles::default(), clock as _).await;
+        let text = format!("{:#}", refused.expect_err("refused"));
+        assert!(text.contains("holds a coordinator's keys"), "{text}");
+        assert!(
+            text.contains("begin anew with another --state-dir"),
+            "{text}"
+        );
+        let refused = database::migrate(&config(&dir)).await;
+        // Its tables are there, or it is refused as well.
+        assert_eq!(refused.is_err(), empty.starts_with("DROP"), "{refused:?}");
+    }
+    // With a directory of its own it begins; nobody's keys are lost by that.
+    let anew = Arc::new(tempfile::tempdir().expect("a directory"));
+    choose(anew.path(), &url);
+    let mesh = Mesh::start_in(anew, Arc::new(ManualClock::new(START))).await;
+    mesh.stop().await;
 }

@@ -65,9 +65,32 @@ async fn a_lost_database_is_not_replaced_by_an_empty_one() {
     home.open().await.expect("begins anew");
 }
 
+#[tokio::test]
+async fn an_empty_postgres_is_not_begun_anew_for_a_directory_that_had_one() {
+    let home = Home::new(Engine::Postgres);
+    std::fs::create_dir(home.dir.path().join("operator")).expect("makes");
+    for purpose in [Purpose::Serve, Purpose::Beside] {
+        let refused = Store::open_as(&home.config, home.dir.path(), purpose).await;
+        let refused = refused.expect_err("empty");
+        let text = mesh_daemon::report::chain(&refused);
+        assert!(matches!(&refused, StoreError::Emptied { .. }), "{text}");
+        assert!(
+            text.contains("store.url") && text.contains("--state-dir"),
+            "{text}"
+        );
+    }
+    let name = home.config.url.rsplit('/').next().expect("a name");
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    let tables = Postgres::shared().psql(name, tables).expect("asks");
+    assert_eq!(tables, "0", "it is as it was");
+    // A copy of a full one may be brought there.
+    let target = Store::open_as(&home.config, home.dir.path(), Purpose::Target).await;
+    target.expect("opens").close().await;
+}
+
 /// A state directory as a killed coordinator leaves it, after a start that ended well: what was
 /// written last is in the log alone. The database and its log.
-async fn killed() -> (Home, [std::path::PathBuf; 2]) {
+pub(super) async fn killed() -> (Home, [std::path::PathBuf; 2]) {
     let (running, store) = open(Engine::Sqlite).await;
     with_network(&store, 1).await;
     store.close().await;
@@ -142,7 +165,7 @@ async fn what_is_flushed_is_in_the_file_without_its_log() {
 }
 
 /// The head of a rollback journal (SQLite's file format, 3): there was no page before.
-fn journal() -> Vec<u8> {
+pub(super) fn journal() -> Vec<u8> {
     let mut bytes = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     for number in [0_u32, 0, 0, 512, 4096] {
         bytes.extend(number.to_be_bytes());
