@@ -41,6 +41,7 @@ const TABLE: &[(&str, &[Caller])] = &[
     ("AdminService/CreateNetwork", OPERATOR),
     ("AdminService/CreateToken", OPERATOR),
     ("AdminService/DeleteNetwork", OPERATOR),
+    ("AdminService/ListAudit", OPERATOR),
     // Deployers see their own network; the request here asks for `default`.
     ("AdminService/ListNetworks", &[Operator, Deployer, Other]),
     ("AdminService/ListNodes", &[Operator, Deployer]),

@@ -102,6 +102,8 @@ fn check(output: &Path, dir: &Path, manifest: &Value, stage: &mut Stage) -> anyh
         "coordinator/status.json",
         "coordinator/nodes.json",
         "coordinator/events.jsonl",
+        "coordinator/tokens.json",
+        "coordinator/audit.jsonl",
         "configuration/coordinator.toml",
         "configuration/deploy-manager.toml",
         "state/1.txt",
@@ -120,10 +122,12 @@ fn check(output: &Path, dir: &Path, manifest: &Value, stage: &mut Stage) -> anyh
         ensure!(page.contains("mesh_process_build_info"), "{page}");
     }
     let missing = manifest["missing"].as_array().context("a list")?;
-    ensure!(
-        missing.iter().any(|one| one["what"] == "coordinator/audit"),
-        "what is not gathered is named: {missing:?}"
-    );
+    let is_missing = |what: &str| missing.iter().any(|one| one["what"] == what);
+    ensure!(!is_missing("coordinator/tokens.json"), "{missing:?}");
+    let audit = std::fs::read_to_string(dir.join("coordinator/audit.jsonl"))?;
+    let first: Value = serde_json::from_str(audit.lines().next().context("an entry")?)?;
+    ensure!(first["seq"] == 1 && first["action"] == "initialise", "{first}");
+    ensure!(audit.contains("token-create"), "{audit}");
     let mut listed = 2;
     for file in manifest["files"].as_array().context("a list")? {
         let name = file["name"].as_str().context("a name")?;

@@ -654,6 +654,39 @@ pub struct RevokeOperatorResponse {}
 pub struct WatchEventsRequest {
     /// empty: all
     #[prost(string, tag = "1")]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAuditRequest {
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAuditResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditEntry {
+    /// its place in the chain, from 1
+    #[prost(int64, tag = "1")]
+    pub seq: i64,
+    /// microseconds since the Unix epoch
+    #[prost(int64, tag = "2")]
+    pub time: i64,
+    /// such as operator:anna
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// such as node-remove
+    #[prost(string, tag = "4")]
+    pub action: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub subject: ::prost::alloc::string::String,
+    /// JSON; empty: there was nothing
+    #[prost(string, tag = "6")]
+    pub before: ::prost::alloc::string::String,
+    /// JSON; empty: there is nothing
+    #[prost(string, tag = "7")]
+    pub after: ::prost::alloc::string::String,
+}
     pub network: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub follow: bool,
@@ -1024,6 +1057,21 @@ pub mod admin_service_client {
         pub async fn watch_events(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchEventsRequest>,
+        /// Who did what: the newest entries of the audit chain, oldest first.
+        pub async fn list_audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListAuditResponse>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.AdminService/ListAudit");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.v1.AdminService", "ListAudit"));
+            self.inner.unary(req, path, codec).await
+        }
         ) -> std::result::Result<
             tonic::Response<tonic::codec::Streaming<super::Event>>,
             tonic::Status,
@@ -1128,6 +1176,11 @@ pub mod admin_service_server {
         type WatchEventsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::Event, tonic::Status>,
             > + std::marker::Send
+        /// Who did what: the newest entries of the audit chain, oldest first.
+        async fn list_audit(
+            &self,
+            request: tonic::Request<super::ListAuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListAuditResponse>, tonic::Status>;
             + 'static;
         /// What happened, oldest first; with `follow`, what happens from then on.
         async fn watch_events(
@@ -1887,6 +1940,45 @@ pub mod admin_service_server {
                 "/mesh.v1.AdminService/WatchEvents" => {
                     #[allow(non_camel_case_types)]
                     struct WatchEventsSvc<T: AdminService>(pub Arc<T>);
+                }
+                "/mesh.v1.AdminService/ListAudit" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAuditSvc<T: AdminService>(pub Arc<T>);
+                    impl<T: AdminService> tonic::server::UnaryService<super::ListAuditRequest> for ListAuditSvc<T> {
+                        type Response = super::ListAuditResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::list_audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
                     impl<T: AdminService>
                         tonic::server::ServerStreamingService<super::WatchEventsRequest>
                         for WatchEventsSvc<T>

@@ -8,9 +8,9 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Core;
 use crate::error::Error;
-use crate::record::EventRecord;
+use crate::record::{AuditEntry, EventRecord};
 
-/// How many past events are told unless asked otherwise, and at most.
+/// How many past events and entries are told unless asked otherwise, and at most.
 const PAST: u64 = 100;
 const PAST_MAX: u64 = 10_000;
 
@@ -24,6 +24,11 @@ pub(crate) struct EventFeed {
 }
 
 impl Core {
+    /// The newest entries of the audit chain with their places in it, oldest first.
+    pub(crate) async fn audit(&self, limit: u32) -> Result<Vec<(i64, AuditEntry)>, Error> {
+        Ok(self.store.audit_list(past(limit)).await?)
+    }
+
     /// Past events, oldest first, and a feed of what follows them. `network` empty: all.
     pub(crate) async fn events(
         self: &Arc<Self>,
@@ -40,11 +45,7 @@ impl Core {
         };
         // Listening starts before the past is read, so nothing falls in between.
         let live = self.feed.subscribe();
-        let limit = if limit == 0 {
-            PAST
-        } else {
-            u64::from(limit).min(PAST_MAX)
-        };
+        let limit = past(limit);
         let name = network.as_ref().map(NetworkName::as_str);
         let past = self.store.event_list(name, 0, limit).await?;
         let last = past.last().map_or(0, |event| event.id);
@@ -57,6 +58,14 @@ impl Core {
                 last,
             },
         ))
+    }
+}
+
+/// How many are told when so many are wished.
+fn past(limit: u32) -> u64 {
+    match limit {
+        0 => PAST,
+        limit => u64::from(limit).min(PAST_MAX),
     }
 }
 

@@ -345,6 +345,16 @@ impl AdminService for Grpc {
         .await
     }
 
+    async fn list_audit(
+        &self,
+        request: Request<pb::ListAuditRequest>,
+    ) -> Result<Response<pb::ListAuditResponse>, Status> {
+        let pb::ListAuditRequest { limit } = request.into_inner();
+        let entries = self.core.audit(limit).await?;
+        let entries = entries.into_iter().map(view::audit).collect();
+        Ok(Response::new(pb::ListAuditResponse { entries }))
+    }
+
     type WatchEventsStream = ReceiverStream<Result<pb::Event, Status>>;
 
     async fn watch_events(

@@ -143,6 +143,10 @@ pub(crate) const METHODS: &[Method] = &[
         allow: OPERATORS,
     },
     Method {
+        path: "/mesh.v1.AdminService/ListAudit",
+        allow: OPERATORS,
+    },
+    Method {
         path: "/mesh.v1.AdminService/WatchEvents",
         allow: OPERATORS,
     },

@@ -6,7 +6,9 @@ use mesh_types::{RelayId, Timestamp};
 
 use crate::app::{NetworkFigures, NodeView, RelayView, Status};
 use crate::members::Members;
-use crate::record::{EventRecord, NetworkRecord, OperatorRecord, SshFacts, TokenRecord};
+use crate::record::{
+    AuditEntry, EventRecord, NetworkRecord, OperatorRecord, SshFacts, TokenRecord,
+};
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
@@ -138,6 +140,26 @@ pub(super) fn operator(record: &OperatorRecord) -> pb::Operator {
         created_at: record.created_at.as_micros(),
         certificate_not_after: record.certificate_not_after.as_micros(),
         revoked_at: or_never(record.revoked_at),
+    }
+}
+
+pub(super) fn audit((seq, entry): (i64, AuditEntry)) -> pb::AuditEntry {
+    let AuditEntry {
+        time,
+        actor,
+        action,
+        subject,
+        before,
+        after,
+    } = entry;
+    pb::AuditEntry {
+        seq,
+        time: time.as_micros(),
+        actor,
+        action,
+        subject,
+        before,
+        after,
     }
 }
 

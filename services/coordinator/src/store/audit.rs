@@ -107,6 +107,21 @@ impl Txn {
 const PAGE: u64 = 1_000;
 
 impl Store {
+    /// The newest `limit` links with their places in the chain, oldest first.
+    pub(crate) async fn audit_list(
+        &self,
+        limit: u64,
+    ) -> Result<Vec<(i64, AuditEntry)>, StoreError> {
+        let rows = audit::Entity::find()
+            .order_by_desc(audit::Column::Seq)
+            .limit(limit)
+            .all(&self.reader())
+            .await
+            .map_err(StoreError::reading)?;
+        let entries = rows.iter().rev().map(|row| (row.seq, entry(row)));
+        Ok(entries.collect())
+    }
+
     /// Walks the whole chain from the first link that is kept. `Ok(n)`: all links up to `n` hold;
     /// `Err` of the first that does not.
     pub(crate) async fn audit_verify(&self) -> Result<Result<i64, i64>, StoreError> {

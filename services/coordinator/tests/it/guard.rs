@@ -156,6 +156,9 @@ impl Stage {
             ("AdminService", "WatchEvents") => {
                 (pb::WatchEventsRequest::default().encode_to_vec(), READS)
             }
+            ("AdminService", "ListAudit") => {
+                (pb::ListAuditRequest::default().encode_to_vec(), READS)
+            }
             ("AdminService", "ShowNode") => (
                 pb::ShowNodeRequest { node: worker() }.encode_to_vec(),
                 READS,

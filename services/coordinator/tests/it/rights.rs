@@ -133,7 +133,7 @@ fn allowed(method: &str) -> &'static [&'static str] {
             "Status" | "CreateNetwork" | "DeleteNetwork" | "CreateToken" | "ListTokens"
             | "RevokeToken" | "ShowNode" | "RenameNode" | "SetNode" | "RemoveNode"
             | "AcceptHostKey" | "PermitRejoin" | "AddOperator" | "ListOperators" | "RevokeOperator"
-            | "WatchEvents",
+            | "ListAudit" | "WatchEvents",
         ) => &["operator"],
         _ => panic!("{service}/{method} has no row in this table"),
     }
