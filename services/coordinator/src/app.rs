@@ -10,6 +10,7 @@ mod deferred;
 mod enrol;
 mod event;
 mod genuine;
+pub(crate) mod happening;
 pub(crate) mod heartbeat;
 mod network;
 mod node;
@@ -33,7 +34,7 @@ use std::time::Duration;
 use mesh_netmap::{NodeRow, RelayRow};
 use mesh_types::{NetworkId, NetworkName, NodeName, Timestamp, TokenId};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::{MutexGuard, broadcast, oneshot};
+use tokio::sync::{MutexGuard, broadcast, mpsc, oneshot};
 
 pub(crate) use self::enrol::Enrolled;
 pub(crate) use self::node::{NodeRefText, NodeSettings, NodeView};
@@ -45,6 +46,7 @@ pub(crate) use self::token::NewToken;
 
 use self::challenge::{Challenge, Challenges};
 use self::genuine::GenuineTokens;
+use self::happening::TakeOvers;
 use self::heartbeat::RefusalEvents;
 use crate::bus::{self, Bus};
 use crate::ca::Ca;
@@ -81,6 +83,9 @@ pub(crate) struct Core {
     /// Tokens whose secret somebody knew lately.
     genuine: Mutex<GenuineTokens>,
     refusals: Mutex<RefusalEvents>,
+    take_overs: Mutex<TakeOvers>,
+    /// What happened of itself, on its way to the store.
+    happened: mpsc::Sender<EventRecord>,
     feed: broadcast::Sender<Arc<EventRecord>>,
     writers: Mutex<mesh_daemon::Tasks>,
     /// Notes for the audit that wait for the store.

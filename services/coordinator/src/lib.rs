@@ -54,11 +54,13 @@ pub use crate::rate::RateConfig;
 
 use crate::app::Core;
 use crate::app::bootstrap::{Opened, open, operator_dir};
+use crate::app::happening::Outages;
 pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken};
 use crate::bus::BusState;
 use crate::grpc::Grpc;
 use crate::grpc::auth;
 use crate::grpc_message::ProtoEncoder;
+use crate::record::{EventKind, EventRecord};
 use crate::serve::Server;
 
 /// How long writing down who was seen last may take at the end. With the drain and [`CLOSE`] it
@@ -81,6 +83,7 @@ pub struct App {
     /// The owner of the engine: what was committed is applied there to the very end.
     engine: Task,
     events: mpsc::Receiver<Event>,
+    happened: mpsc::Receiver<EventRecord>,
     local_addr: SocketAddr,
     serving: Latch,
     store_latch: Latch,
@@ -188,6 +191,7 @@ impl App {
             core,
             owner,
             events,
+            happened,
         } = open(&config, Arc::clone(&clock), encoder, &handles.metrics).await?;
         let listener = bind_tcp(config.server.listen, "gRPC and HTTPS", "--listen")?;
         let local_addr = listener.local_addr().context("read the bound address")?;
@@ -214,6 +218,7 @@ impl App {
             admin,
             engine,
             events,
+            happened,
             local_addr,
             serving,
             store_latch,
@@ -272,6 +277,7 @@ impl App {
             admin,
             mut engine,
             events,
+            happened,
             local_addr,
             serving,
             store_latch,
@@ -287,10 +293,13 @@ impl App {
         }
         let mut maintenance = Tasks::new();
         let keeper = Arc::clone(&core);
-        maintenance.spawn(
-            "presence",
-            async move { keeper.record_presence(events).await },
-        );
+        maintenance.spawn("presence", async move {
+            keeper.record_presence(events, happened).await
+        });
+        let keeper = Arc::clone(&core);
+        maintenance.spawn("certificates", async move {
+            keeper.watch_certificates().await;
+        });
         let keeper = Arc::clone(&core);
         maintenance.spawn("last-seen", async move {
             keeper.record_last_seen().await;
@@ -311,6 +320,8 @@ impl App {
             keeper.follow_bus().await;
         });
         maintenance.spawn("bus-state", watch_bus(Arc::clone(&core), bus_latch));
+        let keeper = Arc::clone(&core);
+        let _started = Task::spawn("started", async move { keeper.note_start().await });
         let keeper = Arc::clone(&core);
         let _audit_check = Task::spawn("audit-check", async move { keeper.check_audit().await });
         serving.ready();
@@ -334,14 +345,18 @@ impl App {
         let left = || end.saturating_duration_since(tokio::time::Instant::now());
         grpc.finish(left()).await;
         serving_tasks.join_all(left()).await;
-        let write = core.note_last_seen(mesh_types::Timestamp::default());
+        let write = async {
+            core.note_last_seen(mesh_types::Timestamp::default())
+                .await?;
+            core.note_stop().await
+        };
         let problem = match tokio::time::timeout(LAST_WRITE, write).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(mesh_daemon::report::chain(&error)),
             Err(_) => Some("the store does not answer".to_owned()),
         };
         if let Some(error) = problem {
-            tracing::info!(error, "last-seen times were not written at the end");
+            tracing::info!(error, "last-seen times and the end were not written");
         }
         end_maintenance(maintenance).await;
         core.close(CLOSE).await;
@@ -385,11 +400,18 @@ impl WriteGuard {
 /// Tells by the endpoint of health how the bus does, which nobody's work depends on; never returns.
 async fn watch_bus(core: Arc<Core>, latch: Latch) {
     let mut state = core.bus.state();
+    let mut outages = Outages::default();
+    let kinds = (EventKind::BusDown, EventKind::BusUp);
     loop {
-        match &*state.borrow_and_update() {
-            BusState::InProcess | BusState::Up => latch.ready(),
-            BusState::Down(reason) => {
-                latch.degraded(&format!("Redis: {reason}; everything goes on without it"))
+        let problem = match &*state.borrow_and_update() {
+            BusState::InProcess | BusState::Up => None,
+            BusState::Down(reason) => Some(reason.clone()),
+        };
+        core.note_outage(&mut outages, "bus", kinds, problem.as_deref());
+        match problem {
+            None => latch.ready(),
+            Some(reason) => {
+                latch.degraded(&format!("Redis: {reason}; everything goes on without it"));
             }
         }
         if state.changed().await.is_err() {
@@ -403,12 +425,16 @@ async fn watch_bus(core: Arc<Core>, latch: Latch) {
 /// because the database is another coordinator's.
 async fn watch_store(core: Arc<Core>, latch: Latch) {
     let mut watch = core.watch_store();
+    let mut outages = Outages::default();
+    let kinds = (EventKind::StoreDown, EventKind::StoreUp);
     core.examine_store().await;
     let reason = loop {
         if let Some(reason) = core.end_reason() {
             break reason;
         }
-        match core.write_problem() {
+        let problem = core.write_problem();
+        core.note_outage(&mut outages, "store", kinds, problem.as_deref());
+        match problem {
             None => latch.ready(),
             Some(problem) => latch.not_ready(&problem),
         }

@@ -135,6 +135,12 @@ macro_rules! event_kinds {
 
 event_kinds! {
     CoordinatorInitialised = "coordinator-initialised",
+    CoordinatorStarted = "coordinator-started",
+    CoordinatorStopped = "coordinator-stopped",
+    StoreDown = "store-down",
+    StoreUp = "store-up",
+    BusDown = "bus-down",
+    BusUp = "bus-up",
     NetworkCreated = "network-created",
     NetworkDeleted = "network-deleted",
     TokenCreated = "token-created",
@@ -159,6 +165,10 @@ event_kinds! {
     HostKeyAccepted = "host-key-accepted",
     RejoinPermitted = "rejoin-permitted",
     HeartbeatRefused = "heartbeat-refused",
+    HeartbeatAccepted = "heartbeat-accepted",
+    IdentityTwice = "identity-twice",
+    CertificateLow = "certificate-low",
+    CertificateRenewedLate = "certificate-renewed-late",
     JoinRefused = "join-refused",
     OperatorAdded = "operator-added",
     OperatorRevoked = "operator-revoked",

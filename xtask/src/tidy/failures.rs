@@ -1,5 +1,6 @@
 //! What `docs/failures.md` names exists: findings, log lines, events, metrics and alerts. And each
-//! finding that the code knows is there.
+//! finding that the code knows is there; and each failure says which events tell of it, or why none
+//! can.
 
 use std::collections::BTreeSet;
 
@@ -106,6 +107,12 @@ fn faults(page: &str, code: &Code) -> Vec<String> {
             _ => {}
         }
     }
+    for section in page.split("\n## ") {
+        if section.contains("\n| ") && !section.contains("\n| Event | ") {
+            let name = section.lines().next().unwrap_or_default();
+            faults.push(format!("{name:?} has no line Event"));
+        }
+    }
     for word in told.difference(&code.findings) {
         faults.push(format!("there is no finding {word}"));
     }
@@ -197,6 +204,7 @@ mod tests {
             ("`bus-down`", "nothing", "bus-down is not told of"),
             ("the bus is down", "the bus is up", "nothing says"),
             ("relay-offline", "relay-away", "no event relay-away"),
+            ("| Event |", "| Events |", "no line Event"),
             (
                 "open_files",
                 "shut_files",

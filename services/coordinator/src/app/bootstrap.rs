@@ -18,6 +18,7 @@ pub(crate) use self::credential::operator_dir;
 pub(super) use self::credential::write_addresses;
 use self::credential::{keep_operator_files, operator_secret};
 use super::genuine::{self, GenuineTokens};
+use super::happening;
 use super::{Core, node_row, relay_row};
 use crate::app::challenge::Challenges;
 use crate::app::heartbeat::RefusalEvents;
@@ -80,6 +81,8 @@ pub(crate) struct Opened<F> {
     /// The task that owns the engine.
     pub(crate) owner: F,
     pub(crate) events: mpsc::Receiver<mesh_netmap::Event>,
+    /// What happened of itself, to be stored.
+    pub(crate) happened: mpsc::Receiver<EventRecord>,
 }
 
 impl Core {
@@ -131,21 +134,21 @@ pub(super) async fn found(
     if dir.join("node.key").exists() {
         return Err(BootstrapError::NodeDir(dir.to_path_buf()));
     }
+    // Asked first: another process may be making both now, the authorities before the directory.
+    let had_one = had_database(dir);
     let store = match opening {
         Opening::Serving => Box::pin(Store::open(&config.store, dir)).await?,
         Opening::Beside => Box::pin(Store::open_beside(&config.store, dir)).await?,
-    // Asked first: another process may be making both now, the authorities before the directory.
-    let had_one = had_database(dir);
     };
-    let sealer = if config.master_key.is_empty() {
-        Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
-    } else {
     if had_one && store.secret_show(CA_SECRET).await?.is_none() {
         return Err(BootstrapError::Store(StoreError::Emptied {
             place: store.place().to_owned(),
             dir: dir.to_path_buf(),
         }));
     }
+    let sealer = if config.master_key.is_empty() {
+        Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
+    } else {
         Sealer::from_text(config.master_key.expose())?
     };
     if store.secret_show(CA_SECRET).await?.is_none() {
@@ -187,6 +190,7 @@ pub(crate) async fn open(
     let mut genuine = GenuineTokens::default();
     let live = store.token_live(now, genuine::CAPACITY).await?;
     live.into_iter().rev().for_each(|id| genuine.insert(id));
+    let (happened_in, happened) = mpsc::channel(happening::WAITING);
     let core = Core {
         clock,
         ca: Arc::new(ca),
@@ -201,6 +205,8 @@ pub(crate) async fn open(
         bus,
         genuine: Mutex::new(genuine),
         refusals: Mutex::new(RefusalEvents::default()),
+        take_overs: Mutex::default(),
+        happened: happened_in,
         feed: broadcast::Sender::new(FEED),
         writers: Mutex::new(mesh_daemon::Tasks::new()),
         deferred: super::deferred::Deferred::default(),
@@ -212,6 +218,7 @@ pub(crate) async fn open(
         core: Arc::new(core),
         owner,
         events,
+        happened,
     })
 }
 

@@ -80,10 +80,19 @@ const QUIET: Duration = Duration::from_secs(60);
 /// How many pairs are remembered at most.
 const CAPACITY: usize = 10_000;
 
-/// Lets at most one event a minute through for each node and reason.
+/// Lets at most one event a minute through for each node and reason, and knows whose end of it is
+/// to be told.
 #[derive(Debug, Default)]
 pub(crate) struct RefusalEvents {
-    last: HashMap<([u8; 16], HeartbeatRefusal), Timestamp>,
+    last: HashMap<([u8; 16], HeartbeatRefusal), Told>,
+}
+
+/// An event that was let through.
+#[derive(Debug)]
+struct Told {
+    at: Timestamp,
+    /// No heartbeat was accepted since.
+    is_open: bool,
 }
 
 impl RefusalEvents {
@@ -95,17 +104,39 @@ impl RefusalEvents {
         now: Timestamp,
     ) -> bool {
         if self.last.len() >= CAPACITY {
-            self.last.retain(|_, at| now.since(*at) < QUIET);
+            self.last.retain(|_, told| now.since(told.at) < QUIET);
         }
         let quiet = self
             .last
             .get(&(subject, refusal))
-            .is_some_and(|last| now.since(*last) < QUIET);
+            .is_some_and(|told| now.since(told.at) < QUIET);
         if quiet || self.last.len() >= CAPACITY {
             return false;
         }
-        self.last.insert((subject, refusal), now);
+        let told = Told {
+            at: now,
+            is_open: true,
+        };
+        self.last.insert((subject, refusal), told);
         true
+    }
+
+    /// A heartbeat counts: answers why those before it were told not to, when that it is over was
+    /// not told yet.
+    pub(crate) fn over(&mut self, subject: [u8; 16]) -> Option<HeartbeatRefusal> {
+        if self.last.is_empty() {
+            return None;
+        }
+        let mut over = None;
+        for refusal in HeartbeatRefusal::ALL {
+            if let Some(told) = self.last.get_mut(&(subject, refusal))
+                && told.is_open
+            {
+                told.is_open = false;
+                over = Some(refusal);
+            }
+        }
+        over
     }
 }
 
@@ -213,5 +244,20 @@ mod tests {
         assert!(events.admit(NODE, HeartbeatRefusal::Replay, NOW));
         assert!(events.admit([9; 16], HeartbeatRefusal::Skew, NOW));
         assert!(events.admit(NODE, HeartbeatRefusal::Skew, NOW.plus(QUIET)));
+    }
+
+    #[test]
+    fn the_first_heartbeat_that_counts_ends_what_was_told_once() {
+        let mut events = RefusalEvents::default();
+        assert_eq!(events.over(NODE), None, "nothing was refused");
+        events.admit(NODE, HeartbeatRefusal::Skew, NOW);
+        assert_eq!(events.over([9; 16]), None, "another node");
+        assert_eq!(events.over(NODE), Some(HeartbeatRefusal::Skew));
+        assert_eq!(events.over(NODE), None);
+        // Turn by turn it stays at one a minute.
+        assert!(!events.admit(NODE, HeartbeatRefusal::Skew, NOW.plus(QUIET / 2)));
+        assert_eq!(events.over(NODE), None);
+        assert!(events.admit(NODE, HeartbeatRefusal::Skew, NOW.plus(QUIET)));
+        assert_eq!(events.over(NODE), Some(HeartbeatRefusal::Skew));
     }
 }

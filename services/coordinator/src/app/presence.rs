@@ -92,11 +92,13 @@ async fn over(rest_until: Option<Instant>) {
 }
 
 impl Core {
-    /// Records what the engine saw happening, until its owner is gone. While the store takes no
-    /// changes what happened waits, with its time, and is told once it does.
+    /// Records what the engine saw happening, and what else happened of itself, until the engine's
+    /// owner is gone. While the store takes no changes what happened waits, with its time, and is
+    /// told once it does.
     pub(crate) async fn record_presence(
         self: &Arc<Self>,
         mut events: mpsc::Receiver<Event>,
+        mut happened: mpsc::Receiver<EventRecord>,
     ) -> Result<(), Error> {
         let mut store = self.store.watch();
         let mut waiting = VecDeque::new();
@@ -104,6 +106,7 @@ impl Core {
         // After a failure nothing is tried until there is news of the store, or some time is over.
         let mut rest_until: Option<Instant> = None;
         let mut batch = Vec::with_capacity(EVENT_BATCH);
+        let mut noted = Vec::new();
         loop {
             tokio::select! {
                 received = events.recv_many(&mut batch, EVENT_BATCH) => {
@@ -112,12 +115,9 @@ impl Core {
                     }
                     let now = self.now();
                     waiting.extend(batch.drain(..).filter_map(|event| self.told(&event, now)));
-                    let lost = waiting.len().saturating_sub(EVENTS_WAITING);
-                    if lost > 0 && writing.is_none() {
-                        waiting.drain(..lost);
-                        tracing::info!(lost, "the oldest of too many changes of presence are not recorded");
-                    }
                 }
+                // INVARIANT: the core holds the sender, so this never ends.
+                _ = happened.recv_many(&mut noted, EVENT_BATCH) => waiting.extend(noted.drain(..)),
                 stored = answer(&mut writing) => {
                     let count = writing.take().map_or(0, |writing| writing.count);
                     match stored {
@@ -133,6 +133,11 @@ impl Core {
                 () = store.changed() => rest_until = None,
                 () = over(rest_until) => rest_until = None,
             }
+            let lost = waiting.len().saturating_sub(EVENTS_WAITING);
+            if lost > 0 && writing.is_none() {
+                waiting.drain(..lost);
+                tracing::info!(lost, "the oldest of too many events are not recorded");
+            }
             let idle = writing.is_none() && rest_until.is_none() && self.store.refusal().is_none();
             if idle && !waiting.is_empty() {
                 let batch: Vec<_> = waiting.iter().take(EVENT_BATCH).cloned().collect();
@@ -145,7 +150,7 @@ impl Core {
         }
     }
 
-    async fn store_events(&self, events: &[EventRecord]) -> Result<(), Error> {
+    pub(super) async fn store_events(&self, events: &[EventRecord]) -> Result<(), Error> {
         let mut change = self.change("coordinator").await?;
         change.events.extend_from_slice(events);
         change.commit().await.map(drop)
@@ -330,13 +335,13 @@ mod tests {
     #[tokio::test]
     async fn what_happens_while_the_store_is_away_is_told_with_its_time_when_it_is_back() {
         let dir = tempfile::tempdir().expect("a directory");
-        let core = testing::core(&dir).await;
+        let (core, happened) = testing::opened(&dir, testing::NOW).await;
         let relay = RelayId::from_bytes([7; 16]);
         core.members.put_relay(testing::relay(relay));
         let (seen, events) = mpsc::channel(8);
         let recorder = {
             let core = Arc::clone(&core);
-            tokio::spawn(async move { core.record_presence(events).await })
+            tokio::spawn(async move { core.record_presence(events, happened).await })
         };
         let mut feed = core.feed.subscribe();
         core.guard_writes(Some("away".to_owned()));

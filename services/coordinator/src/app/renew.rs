@@ -9,10 +9,11 @@ use mesh_api::uri::Subject;
 use mesh_types::{IdentityPublicKey, Role};
 
 use super::Core;
+use super::happening::renewed_late;
 use crate::ca::Issued;
 use crate::error::Error;
 use crate::members::Member;
-use crate::record::{NodeRecord, OperatorRecord, RelayRecord};
+use crate::record::{EventKind, NodeRecord, OperatorRecord, RelayRecord};
 
 /// A request for a new certificate.
 #[derive(Debug, Clone)]
@@ -51,13 +52,18 @@ impl Core {
         role: Option<Role>,
         key: &IdentityPublicKey,
     ) -> Result<Issued, Error> {
-        let change = self.change("coordinator").await?;
+        let mut change = self.change("coordinator").await?;
         // The turn has come: nobody is removed between this look and the commit.
         let member = self.members.by_id(id).ok_or(Error::UnknownSubject)?;
         let issued = self.ca.issue(subject, role, key, change.now)?;
         let not_after = issued.not_after;
         match member {
             Member::Node(node) => {
+                if let Some(late) = renewed_late(node.certificate_not_after, change.now) {
+                    let network = self.network_of(node.network)?.record.name.clone();
+                    let kind = EventKind::CertificateRenewedLate;
+                    change.event(Some(&network), kind, &node.name, late);
+                }
                 change.txn.node_set_certificate(node.id, not_after).await?;
                 let _turn = change.commit().await?;
                 let record = NodeRecord {
@@ -67,6 +73,10 @@ impl Core {
                 self.members.put_node(record);
             }
             Member::Relay(relay) => {
+                if let Some(late) = renewed_late(relay.certificate_not_after, change.now) {
+                    let kind = EventKind::CertificateRenewedLate;
+                    change.event(None, kind, &relay.name, late);
+                }
                 let record = RelayRecord {
                     certificate_not_after: not_after,
                     ..Arc::unwrap_or_clone(relay)
@@ -76,6 +86,10 @@ impl Core {
                 self.members.put_relay(record);
             }
             Member::Operator(operator) => {
+                if let Some(late) = renewed_late(operator.certificate_not_after, change.now) {
+                    let subject = format!("operator {}", operator.name);
+                    change.event(None, EventKind::CertificateRenewedLate, subject, late);
+                }
                 let record = OperatorRecord {
                     certificate_not_after: not_after,
                     ..Arc::unwrap_or_clone(operator)

@@ -129,6 +129,19 @@ impl Core {
         };
         self.bus.note_seen(id, at);
         self.figures.heartbeats.inc();
+        let over = {
+            let mut refusals = self
+                .refusals
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            refusals.over(id)
+        };
+        if let Some(refusal) = over
+            && let Some((network, name)) = self.named(party)
+        {
+            let detail = format!("after {}", refusal_word(refusal));
+            self.happened(network, EventKind::HeartbeatAccepted, name, detail);
+        }
         Ok(())
     }
 
@@ -150,21 +163,8 @@ impl Core {
         if !admitted {
             return;
         }
-        let (network, name) = match party {
-            Party::Node(id) => match self.members.node(id) {
-                Some(node) => {
-                    let network = self.members.network(node.network);
-                    (
-                        network.map(|info| info.record.name.clone()),
-                        node.name.to_string(),
-                    )
-                }
-                None => return,
-            },
-            Party::Relay(id) => match self.members.relay(id) {
-                Some(relay) => (None, relay.name.to_string()),
-                None => return,
-            },
+        let Some((network, name)) = self.named(party) else {
+            return;
         };
         tracing::info!(name, reason, "a heartbeat was refused");
         let core = Arc::clone(self);

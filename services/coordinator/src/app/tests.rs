@@ -6,6 +6,7 @@ use mesh_api::identity::Identity;
 use mesh_daemon::Metrics;
 use mesh_types::{RelayId, Timestamp};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use super::Core;
 use super::bootstrap::open;
@@ -13,7 +14,7 @@ use crate::clock::ManualClock;
 use crate::config::Config;
 
 use crate::grpc_message::ProtoEncoder;
-use crate::record::RelayRecord;
+use crate::record::{EventRecord, RelayRecord};
 
 pub(super) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -35,13 +36,21 @@ pub(super) fn relay(id: RelayId) -> RelayRecord {
 
 /// Opens a core; the owner of its engine runs as long as the test does.
 pub(super) async fn core(dir: &TempDir) -> Arc<Core> {
+    opened(dir, NOW).await.0
+}
+
+/// The same at another time, with what happens of itself.
+pub(super) async fn opened(
+    dir: &TempDir,
+    now: Timestamp,
+) -> (Arc<Core>, mpsc::Receiver<EventRecord>) {
     let config = Config {
         state_dir: dir.path().join("state"),
         ..Config::default()
     };
-    let clock = Arc::new(ManualClock::new(NOW));
+    let clock = Arc::new(ManualClock::new(now));
     let opened = open(&config, clock, Box::new(ProtoEncoder), &Metrics::default()).await;
     let opened = opened.expect("opens");
     tokio::spawn(opened.owner);
-    opened.core
+    (opened.core, opened.happened)
 }

@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame};
 use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_daemon::DrainGuard;
-use mesh_netmap::Output;
+use mesh_netmap::{EndReason, Output};
 use mesh_types::{IdentityPublicKey, Timestamp};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
@@ -288,6 +288,9 @@ impl Stream {
                     Taken::Step(step) => step,
                 },
                 news = next_after(&mut session, pending.part_at), if pending.part.is_none() => {
+                    if matches!(&news, Some(Output::End(EndReason::Replaced))) {
+                        self.core().taken_over(self.party);
+                    }
                     take_news(news, &mut pending)
                 }
                 room = self.outbound.reserve(),

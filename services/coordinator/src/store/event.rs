@@ -35,6 +35,21 @@ impl TryFrom<event::Model> for EventRecord {
 }
 
 impl Store {
+    /// The newest event of one of these kinds.
+    pub(crate) async fn event_newest(
+        &self,
+        kinds: &[EventKind],
+    ) -> Result<Option<EventRecord>, StoreError> {
+        let words = kinds.iter().map(|kind| kind.as_str());
+        let row = event::Entity::find()
+            .filter(event::Column::Kind.is_in(words))
+            .order_by_desc(event::Column::Id)
+            .one(&self.reader())
+            .await
+            .map_err(StoreError::reading)?;
+        row.map(EventRecord::try_from).transpose()
+    }
+
     /// Events after the one with id `after`, oldest first, at most the newest `limit` of them.
     pub(crate) async fn event_list(
         &self,
