@@ -53,6 +53,9 @@ impl Store {
     }
 
     pub(crate) fn note_seen(&mut self, node: NodeId, now: Duration) {
+        if !self.nodes.contains_key(&node) {
+            return;
+        }
         let seen = self.seen.entry(node).or_insert(now);
         if self.up && now.saturating_sub(*seen) >= LAST_SEEN_EVERY {
             *seen = now;
@@ -60,7 +63,7 @@ impl Store {
     }
 
     /// Forgets all but the newest removals of each network, as the coordinator's pruning does.
-    fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) {
         for row in self.networks.values_mut() {
             let of = |tombstone: &Tombstone| tombstone.network == row.id;
             let count = self.tombstones.iter().filter(|t| of(t)).count();
@@ -119,6 +122,8 @@ pub(crate) struct Process {
     /// Sessions with news.
     pub(crate) ready: BTreeSet<SessionId>,
     next_session: u64,
+    /// For a planted fault: all that was ever sent.
+    pub(crate) sent: Vec<Vec<u8>>,
 }
 
 impl fmt::Debug for Process {
@@ -159,6 +164,7 @@ impl Process {
             readers: BTreeMap::new(),
             ready: BTreeSet::new(),
             next_session: 0,
+            sent: Vec::new(),
         }
     }
 

@@ -16,6 +16,8 @@
 mod coordinator;
 mod cores;
 mod dice;
+#[path = "../../libs/testkit/src/flat.rs"]
+pub mod flat;
 mod grpc;
 pub mod model;
 mod node;
@@ -24,6 +26,7 @@ mod pipe;
 pub mod planted;
 mod relay;
 pub mod run;
+pub mod soak;
 pub mod trace;
 mod underlay;
 pub mod world;

@@ -6,11 +6,23 @@
     reason = "a command line talks to people"
 )]
 
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "public where it comes from, and counts more than is asked for here"
+)]
+#[path = "../../libs/testkit/src/heap.rs"]
+mod heap;
+
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use mesh_sim::run::{self, Report};
-use mesh_sim::{Bug, Options};
+use mesh_sim::{Bug, Options, soak};
+
+#[global_allocator]
+static ALLOCATOR: heap::Counting = heap::Counting;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", about = "Simulate the whole system")]
@@ -33,6 +45,13 @@ struct Args {
     /// Plant each fault in turn; each must be found within the seeds.
     #[arg(long, conflicts_with = "bug")]
     planted: bool,
+    /// One long life under load instead, with a look at memory every ten minutes; with --planted,
+    /// the leaks that are planted must be found by it.
+    #[arg(long, conflicts_with_all = ["seeds", "first", "trace"])]
+    soak: bool,
+    /// How long it lives.
+    #[arg(long, requires = "soak", default_value_t = 120)]
+    minutes: u64,
     /// How many threads; all cores when not given.
     #[arg(long)]
     threads: Option<usize>,
@@ -42,7 +61,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(cores).max(1);
-    let good = if let Some(seed) = args.seed {
+    let good = if args.soak {
+        soaks(&args)
+    } else if let Some(seed) = args.seed {
         one(seed, &args)
     } else if args.planted {
         planted(&args, threads)
@@ -54,6 +75,57 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Bytes in use, and in how many pieces.
+fn in_use() -> (i64, i64) {
+    let heap = heap::of_this_thread();
+    (heap.bytes, heap.blocks)
+}
+
+fn soaks(args: &Args) -> bool {
+    let bugs: Vec<Option<Bug>> = match args.planted {
+        false => vec![args.bug],
+        true => Bug::ALL
+            .iter()
+            .filter(|bug| bug.is_slow())
+            .map(|bug| Some(*bug))
+            .collect(),
+    };
+    bugs.iter().all(|bug| soak_with(args, *bug))
+}
+
+fn soak_with(args: &Args, bug: Option<Bug>) -> bool {
+    let options = soak::Options {
+        seed: args.seed.unwrap_or(1),
+        bug,
+        span: Duration::from_secs(args.minutes * 60),
+    };
+    let outcome = soak::run(options, in_use);
+    print!("{outcome}");
+    println!(
+        "seed {}: {} simulated minutes with {} events in {:.1} s",
+        options.seed,
+        args.minutes,
+        outcome.events,
+        outcome.took.as_secs_f64()
+    );
+    if let Some(failure) = &outcome.failure {
+        println!("FAILED: {failure}");
+    }
+    if outcome.verdicts.is_empty() {
+        println!("FAILED: too few samples for a verdict: --minutes 80 at least");
+    }
+    for (name, verdict) in outcome.growing() {
+        println!("GROWS: {name}, from {} to {}", verdict.early, verdict.late);
+    }
+    if !args.planted {
+        return outcome.is_good();
+    }
+    let name = bug.map_or("", Bug::as_str);
+    let found = outcome.failure.is_none() && outcome.growing().next().is_some();
+    println!("{name}: {}", if found { "found" } else { "NOT FOUND" });
+    found
 }
 
 fn one(seed: u64, args: &Args) -> bool {
@@ -110,7 +182,7 @@ fn print_report(report: &Report, threads: usize) {
 
 fn planted(args: &Args, threads: usize) -> bool {
     let mut missed = Vec::new();
-    for bug in Bug::ALL {
+    for bug in Bug::ALL.iter().filter(|bug| !bug.is_slow()) {
         let options = Options {
             bug: Some(*bug),
             print: false,

@@ -73,6 +73,25 @@ impl Model {
         self.next(network, version).remove(&id);
     }
 
+    /// Nobody has followed the network at versions before this one for long.
+    pub fn trim(&mut self, network: NetworkId, version: u64) {
+        let versions = self.networks.entry(network).or_default();
+        let kept = versions.range(..=version).next_back().map(|(at, _)| *at);
+        versions.retain(|at, _| kept.is_none_or(|kept| *at >= kept));
+    }
+
+    /// Nobody can have heard of this node any more.
+    pub fn forget(&mut self, id: NodeId) {
+        self.homes.remove(&id);
+        self.heard.remove(&id);
+    }
+
+    /// The newest version of a network.
+    pub fn version(&self, network: NetworkId) -> u64 {
+        let newest = self.networks[&network].last_key_value();
+        *newest.expect("every network has a roll").0
+    }
+
     fn next(&mut self, network: NetworkId, version: u64) -> &mut Roll {
         let versions = self.networks.entry(network).or_default();
         let (last, newest) = versions.last_key_value().expect("every network has a roll");

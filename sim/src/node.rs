@@ -63,8 +63,8 @@ pub(crate) struct Process {
     pub(crate) store_at: Option<Duration>,
     pub(crate) stored_version: Option<u64>,
     pub(crate) house_at: Duration,
-    /// Flows that this process opened: whom to, own port, the other's port.
-    pub(crate) opened: BTreeSet<(IpAddr, u16, u16)>,
+    /// Flows that this process opened, and when last: whom to, own port, the other's port.
+    pub(crate) opened: BTreeMap<(IpAddr, u16, u16), Duration>,
     /// Those of them that were answered, by own port.
     pub(crate) answered: BTreeSet<u16>,
     /// For planted faults: what the device got first, what came last.
@@ -147,7 +147,7 @@ impl Node {
             store_at: None,
             stored_version: None,
             house_at: now + Duration::from_secs(1),
-            opened: BTreeSet::new(),
+            opened: BTreeMap::new(),
             answered: BTreeSet::new(),
             first_filter: None,
             last_message: None,

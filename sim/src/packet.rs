@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const FIN_ACK: u8 = 0x11;
 
 /// What of a packet matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,14 +68,14 @@ impl Segment {
         })
     }
 
-    /// The answer of a listening socket.
-    pub(crate) fn answer(&self) -> Self {
+    /// What goes back to where it came from.
+    pub(crate) fn answer(&self, flags: u8) -> Self {
         Self {
             src: self.dst,
             dst: self.src,
             src_port: self.dst_port,
             dst_port: self.src_port,
-            flags: SYN_ACK,
+            flags,
         }
     }
 }

@@ -37,6 +37,8 @@ pub enum Bug {
     AcceptSkew,
     /// A node does not tell that its addresses changed.
     KeepEndpoints,
+    /// The coordinator never frees an update that it has sent.
+    LeakUpdates,
 }
 
 impl Bug {
@@ -57,7 +59,13 @@ impl Bug {
         Self::LeakSessions,
         Self::AcceptSkew,
         Self::KeepEndpoints,
+        Self::LeakUpdates,
     ];
+
+    /// Whether it shows in what is kept only, so that a soak must find it and short lives cannot.
+    pub const fn is_slow(self) -> bool {
+        matches!(self, Self::LeakUpdates)
+    }
 
     /// Its word on the command line.
     pub const fn as_str(self) -> &'static str {
@@ -77,6 +85,7 @@ impl Bug {
             Self::LeakSessions => "leak-sessions",
             Self::AcceptSkew => "accept-skew",
             Self::KeepEndpoints => "keep-endpoints",
+            Self::LeakUpdates => "leak-updates",
         }
     }
 }

@@ -291,6 +291,10 @@ impl Process {
             .filter_map(|client| client.key)
     }
 
+    pub(crate) fn serves(&self, conn: ConnId) -> bool {
+        self.clients.contains_key(&conn)
+    }
+
     pub(crate) fn held(&self) -> usize {
         self.clients.len()
     }

@@ -82,7 +82,7 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Keys for the nodes of all worlds: making them is slow, and nothing depends on which they are.
-fn identities() -> Vec<Arc<Identity>> {
+pub(crate) fn identities() -> Vec<Arc<Identity>> {
     static KEYS: OnceLock<Vec<Arc<Identity>>> = OnceLock::new();
     KEYS.get_or_init(|| {
         let key = |_| Arc::new(Identity::generate().expect("the system has randomness"));
@@ -91,21 +91,29 @@ fn identities() -> Vec<Arc<Identity>> {
     .clone()
 }
 
-/// Lets a world live by this seed.
-pub fn seed(seed: u64, options: Options) -> Outcome {
-    // One for all: where virtual time begins matters to nobody.
+/// Where virtual time begins: for all at the same instant, since it matters to nobody.
+pub(crate) fn start() -> Instant {
     static START: OnceLock<Instant> = OnceLock::new();
+    *START.get_or_init(Instant::now) + Duration::from_secs(1)
+}
+
+/// Lets a world of this thread live; what was found, if anything.
+pub(crate) fn watched(live: impl FnOnce()) -> Option<String> {
     catch_panics();
-    let start = *START.get_or_init(Instant::now) + Duration::from_secs(1);
-    let trace = Trace::new(options.print);
-    let mut world = World::new(seed, options.bug, trace, start, identities());
     WATCHED.set(true);
-    let lived = panic::catch_unwind(AssertUnwindSafe(|| world.live()));
+    let lived = panic::catch_unwind(AssertUnwindSafe(live));
     WATCHED.set(false);
     let found = FOUND.take();
-    let failure = lived
+    lived
         .err()
-        .map(|payload| found.unwrap_or_else(|| text_of(payload.as_ref())));
+        .map(|payload| found.unwrap_or_else(|| text_of(payload.as_ref())))
+}
+
+/// Lets a world live by this seed.
+pub fn seed(seed: u64, options: Options) -> Outcome {
+    let trace = Trace::new(options.print);
+    let mut world = World::new(seed, options.bug, trace, start(), identities());
+    let failure = watched(|| world.live());
     Outcome {
         seed,
         failure,

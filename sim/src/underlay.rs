@@ -139,6 +139,14 @@ impl Access {
         }
     }
 
+    /// Forgets mappings that nothing has passed for long.
+    pub(crate) fn forget_idle(&mut self, now: Duration) {
+        self.let_in
+            .retain(|_, at| now.saturating_sub(*at) < MAPPING_LIFE);
+        let in_use: BTreeSet<u16> = self.let_in.keys().map(|(port, _)| *port).collect();
+        self.mappings.retain(|_, port| in_use.contains(port));
+    }
+
     /// How much it remembers.
     pub(crate) fn held(&self) -> usize {
         self.mappings.len() + self.let_in.len()

@@ -6,6 +6,7 @@ mod coordinator;
 mod data;
 mod plan;
 mod relays;
+mod soak;
 mod troubles;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use crate::planted::Bug;
 use crate::relay::Relay;
 use crate::trace::Trace;
 use crate::underlay::{Place, Underlay, stun_addr};
+pub use soak::Census;
 
 /// More steps than this without time passing are a timer that is due again at once.
 const MOST_STEPS_AT_ONCE: u32 = 20_000;
@@ -68,6 +70,10 @@ pub struct World {
     by_wg: BTreeMap<mesh_types::WgPublicKey, NodeId>,
     model: Model,
     identities: Vec<Arc<Identity>>,
+    issued: coordinator::Issued,
+    /// Whether flows carry something and are closed then.
+    transfers: bool,
+    next_node: u64,
     next_life: u64,
     next_port: u16,
     steps_at_once: u32,
@@ -91,6 +97,17 @@ impl World {
     ) -> Self {
         let mut dice = Dice::new(seed);
         let relays = [0, 1, 1, 1, 2, 2][dice.below(6)];
+        Self::with_relays(relays, dice, bug, trace, start, identities)
+    }
+
+    fn with_relays(
+        relays: usize,
+        dice: Dice,
+        bug: Option<Bug>,
+        trace: Trace,
+        start: Instant,
+        identities: Vec<Arc<Identity>>,
+    ) -> Self {
         let mut world = Self {
             bug,
             dice,
@@ -109,6 +126,9 @@ impl World {
             by_wg: BTreeMap::new(),
             model: Model::default(),
             identities,
+            issued: coordinator::Issued::default(),
+            transfers: false,
+            next_node: 0,
             next_life: 0,
             next_port: 0,
             steps_at_once: 0,
@@ -276,6 +296,14 @@ impl World {
         {
             conn.close(end);
             self.send(id, end.other(), Item::Fin);
+            self.forget_over(id);
+        }
+    }
+
+    /// Nobody is at either end.
+    fn forget_over(&mut self, id: ConnId) {
+        if self.conns.get(&id).is_some_and(Conn::is_over) {
+            self.conns.remove(&id);
         }
     }
 
@@ -283,9 +311,7 @@ impl World {
     fn vanish(&mut self, id: ConnId, end: End) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.close(end);
-            if conn.is_over() {
-                self.conns.remove(&id);
-            }
+            self.forget_over(id);
         }
     }
 
@@ -297,7 +323,13 @@ impl World {
         let cut = self.underlay.is_cut(Place::Node(node), server);
         match conn.arrive(end, cut, self.now) {
             Arrival::Later(at) => self.plan(at, Event::Arrival(id, end)),
-            Arrival::Broken => self.ended(id, end.other()),
+            Arrival::Broken => {
+                self.ended(id, end.other());
+                if end == End::Server && !self.is_served(id, server) {
+                    // It never learnt of the connection, so nobody will close that end.
+                    self.vanish(id, end);
+                }
+            }
             Arrival::Items(items, next) => {
                 if let Some(at) = next {
                     self.plan(at, Event::Arrival(id, end));
@@ -309,6 +341,19 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    fn is_served(&self, id: ConnId, server: Place) -> bool {
+        match server {
+            Place::Coordinator => self
+                .running()
+                .is_some_and(|process| process.streams.contains_key(&id)),
+            Place::Relay(relay) => self.relays[relay]
+                .process
+                .as_ref()
+                .is_some_and(|process| process.serves(id)),
+            Place::Node(_) => false,
         }
     }
 

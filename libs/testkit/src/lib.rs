@@ -20,6 +20,8 @@ pub mod child;
 pub mod cockpit;
 pub mod documented;
 pub mod eventually;
+pub mod flat;
+pub mod heap;
 pub mod http;
 pub mod lab;
 pub mod log;

@@ -9,7 +9,7 @@ use mesh_types::{Netmap, NetworkId, NodeId, Peer, Relay, WgPublicKey};
 
 use super::{NETWORKS, World};
 use crate::model::{self, Facts};
-use crate::packet::{SYN, SYN_ACK, Segment};
+use crate::packet::{FIN_ACK, SYN, SYN_ACK, Segment};
 use crate::pipe::MAX_WAITING;
 
 /// What was not answered is sent again after this long, as a TCP would.
@@ -42,7 +42,7 @@ impl World {
             "{id} was given a packet for somebody else: {segment:?}"
         );
         let flow = (segment.src, segment.dst_port, segment.src_port);
-        let is_answer = process.opened.contains(&flow);
+        let is_answer = process.opened.contains_key(&flow);
         let version = process.version.expect("packets come after a netmap");
         let allowed = self.model.ever_since(network, version, |roll| {
             let (Some(from), Some(to)) = (roll.get(&peer), roll.get(&id)) else {
@@ -57,11 +57,16 @@ impl World {
         );
         self.note("delivered", format_args!("{n} {peer} {}", segment.dst_port));
         if segment.flags == SYN {
-            self.seal(n, segment.answer());
+            self.seal(n, segment.answer(SYN_ACK));
         } else if segment.flags == SYN_ACK
             && let Some(process) = &mut self.nodes[n].process
         {
             process.answered.insert(segment.dst_port);
+            if self.transfers {
+                self.transfer(n, segment);
+            }
+        } else if segment.flags == FIN_ACK && !is_answer {
+            self.seal(n, segment.answer(FIN_ACK));
         }
     }
 

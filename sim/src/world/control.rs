@@ -6,7 +6,6 @@ use mesh_node::ControlState;
 use mesh_node::control::machine::{Action, Incoming};
 use mesh_types::Cursor;
 
-use super::coordinator::certificate;
 use super::{Event, World};
 use crate::grpc;
 use crate::pipe::{ConnId, End, Item};
@@ -133,7 +132,7 @@ impl World {
         let cut = self.underlay.is_cut(Place::Node(n), Place::Coordinator);
         let known = self.model.facts(self.nodes[n].id).is_some();
         let up = self.coordinator.process.is_some() && !cut;
-        let validity = certificate(self.now);
+        let validity = self.certificate();
         let node = &mut self.nodes[n];
         let Some(process) = node.process.as_mut().filter(|p| p.life == life) else {
             return;

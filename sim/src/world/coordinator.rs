@@ -25,15 +25,32 @@ const WINDOW: u32 = 2;
 const REPORT_RETRY: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// What a certificate issued at this moment says.
-pub(super) fn certificate(now: Duration) -> Validity {
-    Validity {
-        from: wall(now).minus(2 * DAY),
-        until: wall(now).plus(30 * DAY),
+/// What certificates say: for how long before they were issued they are good already, and for how
+/// long after.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Issued {
+    pub(super) before: Duration,
+    pub(super) after: Duration,
+}
+
+impl Default for Issued {
+    fn default() -> Self {
+        Self {
+            before: 2 * DAY,
+            after: 30 * DAY,
+        }
     }
 }
 
 impl World {
+    /// What a certificate issued at this moment says.
+    pub(super) fn certificate(&self) -> Validity {
+        Validity {
+            from: wall(self.now).minus(self.issued.before),
+            until: wall(self.now).plus(self.issued.after),
+        }
+    }
+
     pub(super) fn start_coordinator(&mut self) {
         if self.coordinator.process.is_some() {
             return;
@@ -430,6 +447,11 @@ impl World {
             stream.in_flight += 1;
         }
         let bytes = Response::netmap(update).encode_to_vec();
+        if self.has(Bug::LeakUpdates)
+            && let Some(process) = &mut self.coordinator.process
+        {
+            process.sent.push(bytes.clone());
+        }
         self.send(conn, End::Client, Item::Bytes(bytes));
     }
 

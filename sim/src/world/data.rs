@@ -363,7 +363,7 @@ impl World {
             false => (own.v4.into(), peer.v4.into()),
         };
         if let Some(process) = &mut self.nodes[from].process {
-            process.opened.insert((dst, local, port));
+            process.opened.insert((dst, local, port), self.now);
         }
         let segment = Segment {
             src,

@@ -5,7 +5,6 @@ use mesh_tunnel::{disco_public_key, wg_public_key};
 use mesh_types::key::SecretKey;
 use mesh_types::{NetworkId, NodeId, Role, Service, ServiceKind, UptimeClass};
 
-use super::coordinator::certificate;
 use super::{NETWORKS, World};
 use crate::node::Node;
 use crate::pipe::{ConnId, End};
@@ -25,7 +24,20 @@ const SERVICES: [(&str, ServiceKind, u16); 4] = [
     ("db", ServiceKind::Tcp, 5432),
 ];
 
-fn services(set: usize) -> Vec<Service> {
+/// A machine that is about to join.
+pub(super) struct Newcomer {
+    pub(super) network: NetworkId,
+    pub(super) role: Role,
+    pub(super) owner: &'static str,
+    /// The name it asks for.
+    pub(super) wished: String,
+    pub(super) wg: [u8; 32],
+    pub(super) disco: [u8; 32],
+    pub(super) services: Vec<Service>,
+    pub(super) nat: Nat,
+}
+
+pub(super) fn services(set: usize) -> Vec<Service> {
     SERVICES
         .iter()
         .enumerate()
@@ -45,7 +57,6 @@ impl World {
         if !self.takes_changes() || enrolled >= MOST_NODES || self.nodes.len() >= MOST_EVER {
             return;
         }
-        let n = self.nodes.len();
         let network = NetworkId::from_bytes(NETWORKS[usize::from(self.dice.chance(300))].1);
         let role = match self.dice.below(10) {
             0 => Role::Gateway,
@@ -54,14 +65,35 @@ impl World {
             _ => Role::Worker,
         };
         let owner = OWNERS[[0, 0, 0, 0, 1, 1, 2][self.dice.below(7)]];
-        let wished = format!("node-{}", self.dice.below(3));
-        let wished = wished.parse().expect("a name");
+        let newcomer = Newcomer {
+            network,
+            role,
+            owner,
+            wished: format!("node-{}", self.dice.below(3)),
+            wg: self.dice.bytes(),
+            disco: self.dice.bytes(),
+            services: services(1 + self.dice.below(15)),
+            nat: Nat::ALL[self.dice.below(Nat::ALL.len())],
+        };
+        self.enrol(self.nodes.len(), newcomer, crash);
+    }
+
+    /// The newcomer takes the `n`th place: the next one, or one that nobody has any more.
+    pub(super) fn enrol(&mut self, n: usize, newcomer: Newcomer, crash: bool) {
+        let Newcomer {
+            network,
+            role,
+            owner,
+            nat,
+            ..
+        } = newcomer;
+        let wished = newcomer.wished.parse().expect("a name");
         let process = self.coordinator.process.as_mut().expect("it takes changes");
         let reservation = process.engine.reserve(network, &wished).expect("room");
-        let (wg, disco) = (self.dice.bytes(), self.dice.bytes());
-        let (wg, disco) = (SecretKey::from_bytes(wg), SecretKey::from_bytes(disco));
-        let id = NodeId::from_parts(n as u64 + 1, [0; 10]);
-        let publishes = services(1 + self.dice.below(15));
+        let wg = SecretKey::from_bytes(newcomer.wg);
+        let disco = SecretKey::from_bytes(newcomer.disco);
+        self.next_node += 1;
+        let id = NodeId::from_parts(self.next_node, [0; 10]);
         let row = NodeRow {
             id,
             network,
@@ -80,14 +112,13 @@ impl World {
             last_seen: None,
             seen_ago: None,
         };
-        let nat = Nat::ALL[self.dice.below(Nat::ALL.len())];
         self.note(
             "join",
             format_args!("{n} {} {role} {owner} {nat:?} crash {crash}", row.name),
         );
         self.by_id.insert(id, n);
         self.by_wg.insert(row.wg_key, id);
-        self.nodes.push(Node {
+        let node = Node {
             id,
             network,
             addrs: row.addrs,
@@ -95,13 +126,17 @@ impl World {
             disco,
             identity: self.identities[n % self.identities.len()].clone(),
             access: Access::new(n, nat),
-            services: publishes,
+            services: newcomer.services,
             disk: None,
-            validity: certificate(self.now),
+            validity: self.certificate(),
             clock_off: 0,
             process: None,
             removed: false,
-        });
+        };
+        match self.nodes.get_mut(n) {
+            Some(place) => *place = node,
+            None => self.nodes.push(node),
+        }
         self.commit_row(row, crash);
         self.start_node(n);
     }
@@ -213,7 +248,7 @@ impl World {
         self.coordinator.store.nodes.get(&self.nodes[n].id).cloned()
     }
 
-    fn rename(&mut self, crash: bool) {
+    pub(super) fn rename(&mut self, crash: bool) {
         let Some(mut row) = self.row_of_some() else {
             return;
         };
@@ -229,7 +264,7 @@ impl World {
         }
     }
 
-    fn change_owner(&mut self, crash: bool) {
+    pub(super) fn change_owner(&mut self, crash: bool) {
         let Some(mut row) = self.row_of_some() else {
             return;
         };
@@ -241,7 +276,7 @@ impl World {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let those = self.those(|node| node.process.is_some());
         if let Some(n) = self.dice.pick(&those) {
             let set = self.dice.below(16);
@@ -275,7 +310,7 @@ impl World {
         Some((a, b))
     }
 
-    fn partition(&mut self) {
+    pub(super) fn partition(&mut self) {
         if let Some((a, b)) = self.some_places() {
             self.note("partition", format_args!("{a:?} {b:?}"));
             self.underlay.cut(a, b);
@@ -321,7 +356,7 @@ impl World {
         self.note("weather", format_args!("loss {loss} jitter {jitter}"));
     }
 
-    fn rebind(&mut self) {
+    pub(super) fn rebind(&mut self) {
         let those = self.those(|_| true);
         if let Some(n) = self.dice.pick(&those) {
             self.note("rebind", format_args!("{n}"));
