@@ -95,7 +95,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Invalid(String),
     #[error(
-        "network {name:?} still has {nodes} nodes: remove them first, or delete it with '--force'"
+        "network {name:?} still has {nodes} nodes: 'mesh node list --network {name}' shows them, and 'mesh network delete {name} --force' removes them with it (the gateway and deploy-manager of 'mesh up' join every network)"
     )]
     NetworkNotEmpty { name: String, nodes: usize },
 
