@@ -122,7 +122,8 @@ pub struct MeshUp {
     took: Duration,
 }
 
-const PORTS: [&str; 8] = [
+/// Every flag of `mesh up` that takes a port.
+pub const PORTS: [&str; 8] = [
     "--coordinator-port",
     "--gateway-port",
     "--deploy-port",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use integration::mesh_up::PORTS;
 use integration::{Agent, Cli, MeshUp, MeshUpOptions, binary};
 use mesh_testkit::{Finished, Need, Spec, TestUser, eventually, needs};
 use mesh_types::JoinToken;
@@ -276,16 +277,7 @@ fn list(dir: &Path) -> Vec<String> {
 
 fn second(cli: &Cli, state: &Path) -> Spec {
     let mut spec = cli.product("mesh").arg("up").arg("--state-dir").arg(state);
-    for port in [
-        "--coordinator-port",
-        "--gateway-port",
-        "--deploy-port",
-        "--socks-port",
-        "--relay-port",
-        "--stun-port",
-        "--wg-port",
-        "--admin-port",
-    ] {
+    for port in PORTS {
         spec = spec.args([port, "0"]);
     }
     spec
@@ -344,6 +336,16 @@ fn a_wrong_authority_or_an_intercepting_proxy_is_told_and_sees_no_secret() {
     contexts.save("elsewhere", &context, false).expect("saved");
     let listed = cli.mesh(&["--context", "elsewhere", "node", "list"]);
     assert_says(&listed, 1, &[&addr, "certificate authority"]);
+    // Neither is a coordinator that is down, which is another finding.
+    context.coordinators = vec![format!("127.0.0.1:{}", up.gateway_port())];
+    contexts.save("no-tls", &context, false).expect("saved");
+    for name in ["elsewhere", "no-tls"] {
+        let status = cli.mesh(&["--json", "--context", name, "status"]);
+        assert_eq!(status.code, Some(1), "{}", status.all());
+        let told: serde_json::Value = serde_json::from_str(&status.stdout).expect("JSON");
+        let finding = &told["status"]["findings"][0];
+        assert_eq!(finding["code"], "wrong-address", "{told}");
+    }
     for running in [&up, &other] {
         running.child().assert_log_clean(&[]);
     }

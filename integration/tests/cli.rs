@@ -47,7 +47,7 @@ fn assert_refused(ran: &Finished, parts: &[&str]) {
 
 #[track_caller]
 fn node(cli: &Cli, name: &str) -> Value {
-    cli.mesh_json(&["node", "show", name])["node"].clone()
+    cli.node_shown(&[name])
 }
 
 fn console_status(up: &MeshUp, name: &str) -> anyhow::Result<u16> {
@@ -321,8 +321,10 @@ fn tokens_are_listed_without_their_secrets_and_revoked() {
         "{after:?}"
     );
     assert!(after.iter().any(|(_, state)| state == "used"), "{after:?}");
-    // Who joined by it stays.
-    cli.mesh_ok(&["node", "show", "two"]);
+    // Who joined by it stays, though it never ran, which its exit code tells.
+    let stays = cli.mesh(&["node", "show", "two"]);
+    assert_eq!(stays.code, Some(1), "{}", stays.all());
+    assert!(stays.stdout.contains("was never seen"), "{}", stays.all());
 
     assert_refused(
         &cli.mesh(&["token", "revoke", "nonsense"]),

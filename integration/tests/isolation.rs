@@ -336,9 +336,9 @@ fn handshakes_stay_inside(field: &Field, node: &RawNode, own: &Side, other: &Sid
             .as_u64()
             .and_then(|port| port.try_into().ok());
         let at = SocketAddr::from((field.addr(side.twin), port.expect("a port")));
-        let args = ["node", "show", TWIN, "--network", side.network];
-        let shown = field.operator().mesh_json(&args);
-        let key = shown.get("node").unwrap_or(&shown)["wg_key"].as_str();
+        let args = [TWIN, "--network", side.network];
+        let shown = field.operator().node_shown(&args);
+        let key = shown["wg_key"].as_str();
         let key: WgPublicKey = key.expect("a key").parse().expect("a key");
         (at, key)
     };

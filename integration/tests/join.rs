@@ -323,8 +323,8 @@ fn an_operators_permit_lets_a_machine_that_lost_its_keys_back_in() {
         .expect("runs")
         .expect_code(0);
     assert!(ran.stdout.contains("phoenix"), "{}", ran.all());
-    let shown = cli.mesh_ok(&["node", "show", "phoenix"]).stdout;
+    let shown = cli.node_shown(&["phoenix"]);
     let id = mesh_types::NodeId::try_from(before.node_id.as_slice()).expect("an id");
-    assert!(shown.contains(&id.to_string()), "{shown}");
+    assert_eq!(shown["id"], id.to_string(), "{shown}");
     up.child().assert_log_clean(&[]);
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use integration::mesh_up::PORTS;
 use integration::{Agent, Cli, MeshUp, MeshUpOptions};
 use mesh_testkit::eventually;
 
@@ -38,16 +39,7 @@ fn a_damaged_or_lost_database_is_told_and_left_and_a_copy_heals() {
     let start = || {
         let state = cli.work("state").display().to_string();
         let mut args = vec!["up", "--state-dir", &state];
-        for port in [
-            "--coordinator-port",
-            "--gateway-port",
-            "--deploy-port",
-            "--socks-port",
-            "--relay-port",
-            "--stun-port",
-            "--wg-port",
-            "--admin-port",
-        ] {
+        for port in PORTS {
             args.extend([port, "0"]);
         }
         cli.mesh(&args)

@@ -288,10 +288,8 @@ fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
     }
     let set = ["node", "set", "worker-node-2", "--uptime", "on-demand"];
     field.operator().mesh_ok(&set);
-    let shown = field
-        .operator()
-        .mesh_json(&["node", "show", "worker-node-2"]);
-    assert_eq!(shown["node"]["uptime_class"], "on-demand", "{shown}");
+    let shown = field.operator().node_shown(&["worker-node-2"]);
+    assert_eq!(shown["uptime_class"], "on-demand", "{shown}");
     let prometheus = Prometheus::start(
         field.host("core"),
         &[

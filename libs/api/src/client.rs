@@ -29,6 +29,19 @@ pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 /// How [`AttemptError::Name`] reads, for those who tell people what to do about it.
 pub const NAME_UNKNOWN: &str = "its name leads to no address (DNS does not answer or know it)";
+/// How [`AttemptError::Tcp`] reads.
+const NOBODY: &str = "nothing answers there";
+/// How [`AttemptError::Timeout`] begins.
+const NO_ANSWER: &str = "no answer within";
+/// How [`AttemptError::Broken`] begins.
+const BREAKS_OFF: &str = "what answers there breaks off";
+/// How [`AttemptError::WrongCa`] begins.
+const OTHER_AUTHORITY: &str =
+    "the server there does not belong to this mesh's certificate authority";
+/// How [`AttemptError::OtherServer`] begins.
+const OTHER_SERVER: &str = "what answers there is another server of this mesh";
+/// How [`AttemptError::NotTls`] begins.
+const NOT_TLS: &str = "what answers there does not speak TLS as a mesh server does";
 /// How a clock that is off reads, here and where a node compares its own with the coordinator's.
 pub const OWN_CLOCK: &str = "this machine's clock";
 
@@ -42,17 +55,21 @@ pub enum AttemptError {
     #[error("{}", NAME_UNKNOWN)]
     Name(#[source] io::Error),
     /// Nobody answers there.
-    #[error("nothing answers there")]
+    #[error("{NOBODY}")]
     Tcp(#[source] io::Error),
     /// No answer in time.
-    #[error("no answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("{NO_ANSWER} {} s", CONNECT_TIMEOUT.as_secs())]
     Timeout,
+    /// The connection ends as soon as it is there: of a server that is just starting or ending, or
+    /// of a proxy that has none behind it.
+    #[error("{BREAKS_OFF} (a proxy before a server that is down, or a wrong port?)")]
+    Broken(#[source] io::Error),
     /// The server is not part of this mesh: another CA, or a TLS-intercepting proxy in between.
-    #[error(
-        "the server there does not belong to this mesh's certificate authority (another \
-         installation, or a TLS-intercepting proxy in between)"
-    )]
+    #[error("{OTHER_AUTHORITY} (another installation, or a TLS-intercepting proxy in between)")]
     WrongCa(#[source] TlsError),
+    /// The server is part of this mesh, and not the one that was looked for.
+    #[error("{OTHER_SERVER} (wrong port?)")]
+    OtherServer(#[source] TlsError),
     /// The certificate is not valid now: one of the two clocks is off.
     #[error(
         "the server's certificate is not valid at this time: check {}",
@@ -62,8 +79,8 @@ pub enum AttemptError {
     /// The server refused this client's certificate.
     #[error("the server refused this client's certificate")]
     Refused(#[source] TlsError),
-    /// Something that does not speak TLS, or breaks off.
-    #[error("what answers there does not speak TLS as a mesh server does (wrong port?)")]
+    /// Something that does not speak TLS.
+    #[error("{NOT_TLS} (wrong port?)")]
     NotTls(#[source] io::Error),
 }
 
@@ -86,6 +103,15 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
+/// Whether the text of a [`ConnectError`] tells of addresses that lead elsewhere: something
+/// answers, and it is not what was looked for. Not so when an address may lead to a server that is
+/// only away.
+pub fn leads_elsewhere(text: &str) -> bool {
+    let tells = |word: &&str| text.contains(*word);
+    [OTHER_AUTHORITY, OTHER_SERVER, NOT_TLS].iter().any(tells)
+        && ![NOBODY, NO_ANSWER, BREAKS_OFF, NAME_UNKNOWN].iter().any(tells)
+}
+
 fn classify(error: io::Error) -> AttemptError {
     let tls = error
         .get_ref()
@@ -95,12 +121,26 @@ fn classify(error: io::Error) -> AttemptError {
         Some(tls @ TlsError::InvalidCertificate(_)) if is_validity(&tls) => {
             AttemptError::Clock(tls)
         }
+        Some(
+            tls @ TlsError::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ),
+        ) => AttemptError::OtherServer(tls),
         Some(tls @ TlsError::InvalidCertificate(_)) => AttemptError::WrongCa(tls),
         Some(tls @ TlsError::AlertReceived(alert)) if is_certificate_alert(alert) => {
             AttemptError::Refused(tls)
         }
+        None if is_end(error.kind()) => AttemptError::Broken(error),
         _ => AttemptError::NotTls(error),
     }
+}
+
+fn is_end(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        kind,
+        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe
+    )
 }
 
 /// Why `addr` leads nowhere: it is no address, or nobody knows its name.
@@ -264,6 +304,33 @@ impl Service<http::Uri> for Connector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_leads_elsewhere_is_told_apart_from_a_server_that_is_away() {
+        let eof = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let tls = |error| classify(io::Error::new(io::ErrorKind::InvalidData, error));
+        let unknown = TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
+        let name = TlsError::InvalidCertificate(CertificateError::NotValidForName);
+        let garbage = TlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        let refused = || AttemptError::Tcp(io::ErrorKind::ConnectionRefused.into());
+        for (attempts, elsewhere) in [
+            (vec![tls(unknown.clone())], true),
+            (vec![tls(name)], true),
+            (vec![tls(garbage)], true),
+            (vec![refused()], false),
+            (vec![AttemptError::Timeout], false),
+            // A published port of a container that is down.
+            (vec![classify(eof())], false),
+            // The one may be an old address, and the other only away.
+            (vec![tls(unknown), refused()], false),
+        ] {
+            let attempts = attempts.into_iter().map(|error| ("a:1".to_owned(), error));
+            let error = ConnectError {
+                attempts: attempts.collect(),
+            };
+            assert_eq!(leads_elsewhere(&error.to_string()), elsewhere, "{error}");
+        }
+    }
 
     #[test]
     fn a_name_that_nobody_knows_is_told_apart_from_no_address() {

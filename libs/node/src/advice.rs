@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK};
-use mesh_types::{Finding, NodeState, Timestamp};
+use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK, leads_elsewhere};
+use mesh_types::{Finding, NodeState, Role, Timestamp};
 
 use crate::control::{ControlState, TOOK_OVER};
 use crate::enrol::utc;
@@ -26,7 +26,7 @@ pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
         return vec![Finding::error(
             "node-removed",
             "an operator removed this node from its network; what it was is of no use any more",
-            "worker-agent leave, then join again with a token of 'mesh token create'",
+            join_anew(status),
         )];
     }
     let mut found = Vec::new();
@@ -41,6 +41,39 @@ pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
 }
 
 /// Between this node and its coordinator.
+/// What is wrong with a program that is a node in several networks, one status for each. With more
+/// than one, what is said begins with the network's name.
+pub fn advice_of_all(statuses: &[NodeStatus], now: Timestamp) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for status in statuses {
+        let mut of_one = advice(status, now);
+        if let Some(network) = &status.enrolled.network
+            && statuses.len() > 1
+        {
+            for finding in &mut of_one {
+                finding.what = format!("in network {network}: {}", finding.what);
+            }
+        }
+        found.extend(of_one);
+    }
+    found
+}
+
+/// How a program that lost its identity gets another one.
+fn join_anew(status: &NodeStatus) -> String {
+    let role = status.enrolled.role;
+    let network = status.enrolled.network.as_ref();
+    let network = network.map_or("default", |network| network.as_str());
+    match role {
+        Role::Gateway | Role::Deployer => format!(
+            "stop this program and remove network-{network} in its state directory; then {} join \
+             --token-file FILE, with a token of 'mesh token create --role {role}'",
+            role.program()
+        ),
+        _ => "worker-agent leave, then join again with a token of 'mesh token create'".to_owned(),
+    }
+}
+
 fn coordinator(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
     let control = &status.control;
     let error = control.last_error.as_deref();
@@ -56,7 +89,10 @@ fn coordinator(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
             return Some(Finding::error(
                 "identity-twice",
                 "another machine uses this node's identity: a copied state directory, a cloned disk",
-                "on the copy: remove its state directory, then worker-agent join with a new token",
+                format!(
+                    "on the copy: remove its state directory, then {} join with a new token",
+                    status.enrolled.role.program()
+                ),
             ));
         }
     }
@@ -91,6 +127,12 @@ fn away(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
             "resolvectl status (or: cat /etc/resolv.conf)".to_owned(),
         )
     } else {
+    } else if leads_elsewhere(error) {
+        let next = format!(
+            "is that the coordinator's address, here and there? Once it has moved for good: {}",
+            join_anew(status)
+        );
+        ("wrong-address", next)
         let addrs = status.enrolled.coordinators.join(" ");
         let next = format!(
             "where the coordinator runs ({addrs}): systemctl status mesh-coordinator; here: is its \

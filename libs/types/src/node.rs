@@ -45,6 +45,16 @@ impl Role {
             Self::Client => "client",
         }
     }
+
+    /// The program that nodes of this role run.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Gateway => "traffic-gateway",
+            Self::Deployer => "deploy-manager",
+            Self::Relay => "relay",
+            Self::Worker | Self::Router | Self::Client => "worker-agent",
+        }
+    }
 }
 
 impl fmt::Display for Role {

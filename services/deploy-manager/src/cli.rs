@@ -174,8 +174,7 @@ fn show(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
             println!("{line}");
         }
     }
-    let good = status.running && status.networks.iter().all(|network| network.up);
-    Ok(if good {
+    Ok(if status.is_good() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -40,6 +40,7 @@ pub use members::{Networks, Opened};
 use member::{Listening, Member};
 use members::Members;
 use metrics::ServiceMetrics;
+use status::StatusFile;
 
 /// How often new networks are looked for.
 const SCAN: Duration = Duration::from_millis(500);
@@ -162,6 +163,7 @@ impl App {
             grpc::serve(listener, members, metrics, &handles, draining).await
         });
         let _admin = admin.map(|admin| Task::spawn("admin", admin.run(shutdown.clone())));
+        let mut status_file = StatusFile::new(&state.config.state_dir);
         let mut tick = interval(SCAN);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -182,7 +184,7 @@ impl App {
                         serving.insert(network, serve(listening));
                     }
                     state.check_ready();
-                    status::write(&state.config.state_dir, grpc_addr, &state.members);
+                    status_file.update(grpc_addr, &state.members);
                 }
             }
         }

@@ -1,18 +1,21 @@
 //! What runs, for `deploy-manager status`: a small file beside the identities.
 
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_daemon::write_private;
-use mesh_node::StateDirError;
-use mesh_types::{NetworkName, NodeId};
+use mesh_node::advice::advice_of_all;
+use mesh_node::{NodeStatus, StateDirError};
+use mesh_types::{Finding, NetworkName, NodeId, OpenFiles, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::join::joined;
 use crate::members::Members;
 
 const FILE: &str = "running.json";
+/// How old what a finding says may become in the file, when only that changes.
+const TEXT_AGE: Duration = Duration::from_secs(15);
 /// Names the form of [`Status`].
 pub const SCHEMA: &str = "mesh.deploy-manager/1";
 
@@ -27,6 +30,10 @@ pub struct Status {
     pub grpc: Option<SocketAddr>,
     /// The networks joined.
     pub networks: Vec<NetworkStatus>,
+    /// What is wrong, network by network, the most far-reaching first; at most 15 s old. None are
+    /// known while nothing runs.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
 }
 
 /// One network.
@@ -46,31 +53,84 @@ pub struct NetworkStatus {
     pub control: Option<String>,
 }
 
-/// Writes the file when it says something else than before.
-pub(crate) fn write(state_dir: &Path, grpc: SocketAddr, members: &Members) {
-    let networks = members.all().into_iter().map(|member| NetworkStatus {
-        network: member.network.clone(),
-        node: Some(member.enrolled.node),
-        socks: Some(member.socks),
-        up: member.node.addrs().is_some(),
-        peers: member.netmap().map_or(0, |netmap| netmap.peers.len()),
-        control: Some(format!("{:?}", member.node.control().borrow().state).to_lowercase()),
-    });
-    let status = Status {
+/// The file of a running deploy-manager.
+#[derive(Debug)]
+pub(crate) struct StatusFile {
+    path: PathBuf,
+    /// What stands in it, and since when.
+    written: Option<(Status, Instant)>,
+}
+
+impl StatusFile {
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        Self {
+            path: state_dir.join(FILE),
+            written: None,
+        }
+    }
+
+    /// Writes what is so now, when it is something else than before.
+    pub(crate) fn update(&mut self, grpc: SocketAddr, members: &Members) {
+        let status = current(grpc, members, Timestamp::from(SystemTime::now()));
+        let now = Instant::now();
+        if !is_news(self.written.as_ref(), &status, now) {
+            return;
+        }
+        let written = serde_json::to_vec(&status)
+            .map_err(|error| error.to_string())
+            .and_then(|text| write_private(&self.path, &text).map_err(|error| error.to_string()));
+        match written {
+            Ok(()) => self.written = Some((status, now)),
+            Err(error) => tracing::debug!(error, "cannot write the status file"),
+        }
+    }
+}
+
+/// Whether `status` is worth a write. Findings tell how long something has been so: of those that
+/// are the same but for that, one write in [`TEXT_AGE`] is enough.
+fn is_news(written: Option<&(Status, Instant)>, status: &Status, now: Instant) -> bool {
+    let Some((before, at)) = written else {
+        return true;
+    };
+    if before == status {
+        return false;
+    }
+    let codes = |status: &Status| -> Vec<String> {
+        let found = status.findings.iter();
+        found.map(|finding| finding.code.clone()).collect()
+    };
+    let same = before.networks == status.networks
+        && before.grpc == status.grpc
+        && codes(before) == codes(status);
+    !same || now.duration_since(*at) >= TEXT_AGE
+}
+
+fn current(grpc: SocketAddr, members: &Members, now: Timestamp) -> Status {
+    let (networks, statuses): (Vec<NetworkStatus>, Vec<NodeStatus>) = members
+        .all()
+        .into_iter()
+        .map(|member| {
+            let status = member.node.status();
+            let shown = NetworkStatus {
+                network: member.network.clone(),
+                node: Some(member.enrolled.node),
+                socks: Some(member.socks),
+                up: status.addrs.is_some(),
+                peers: status.peers.len(),
+                control: Some(format!("{:?}", status.control.state).to_lowercase()),
+            };
+            (shown, status)
+        })
+        .unzip();
+    let (used, limit) = mesh_daemon::open_files();
+    let mut findings = advice_of_all(&statuses, now);
+    findings.extend(OpenFiles { used, limit }.finding("the deploy-manager", "mesh-deploy-manager"));
+    Status {
         schema: SCHEMA.to_owned(),
         running: true,
         grpc: Some(grpc),
-        networks: networks.collect(),
-    };
-    let path = state_dir.join(FILE);
-    let Ok(text) = serde_json::to_vec(&status) else {
-        return;
-    };
-    if std::fs::read(&path).is_ok_and(|before| before == text) {
-        return;
-    }
-    if let Err(error) = write_private(&path, &text) {
-        tracing::debug!(%error, "cannot write the status file");
+        networks,
+        findings,
     }
 }
 
@@ -111,10 +171,18 @@ pub fn read(state_dir: &Path) -> Result<Status, StateDirError> {
         running: false,
         grpc: None,
         networks: networks.collect(),
+        findings: Vec::new(),
     })
 }
 
 impl Status {
+    /// Whether it runs in every network that was joined, and nobody must act.
+    pub fn is_good(&self) -> bool {
+        self.running
+            && self.networks.iter().all(|network| network.up)
+            && !Finding::any_error(&self.findings)
+    }
+
     /// For people, with the next command when there is one.
     pub fn lines(&self, state_dir: &Path) -> Vec<String> {
         let mut lines = Vec::new();
@@ -140,6 +208,13 @@ impl Status {
         if self.networks.is_empty() {
             lines.push("no network joined: run: deploy-manager join --token-file FILE".to_owned());
         }
+        if self.running {
+            lines.push(String::new());
+            if self.findings.is_empty() && !self.networks.is_empty() {
+                lines.push("Nothing is wrong.".to_owned());
+            }
+            lines.extend(self.findings.iter().map(ToString::to_string));
+        }
         lines
     }
 }
@@ -157,6 +232,7 @@ mod tests {
             running: true,
             grpc: Some(listener.local_addr().unwrap()),
             networks: Vec::new(),
+            findings: Vec::new(),
         };
         std::fs::write(dir.path().join(FILE), serde_json::to_vec(&status).unwrap()).unwrap();
         assert_eq!(read(dir.path()).unwrap(), status);
@@ -168,5 +244,50 @@ mod tests {
             lines[0].contains("deploy-manager run") && lines[1].contains("join"),
             "{lines:?}"
         );
+    }
+
+    fn running(findings: Vec<Finding>) -> Status {
+        Status {
+            schema: SCHEMA.to_owned(),
+            running: true,
+            grpc: None,
+            networks: vec![NetworkStatus {
+                network: "default".parse().unwrap(),
+                node: None,
+                socks: None,
+                up: true,
+                peers: 1,
+                control: None,
+            }],
+            findings,
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_with_the_next_command_and_errors_decide_the_exit_code() {
+        let here = Path::new("/var/lib/mesh");
+        let last = |status: &Status| status.lines(here).pop().unwrap();
+        let well = running(Vec::new());
+        assert!(well.is_good() && last(&well) == "Nothing is wrong.");
+        let warned = running(vec![Finding::warning("a", "it is slow", "wait")]);
+        assert!(warned.is_good() && last(&warned).contains("next: wait"));
+        let bad = running(vec![Finding::error("a", "it is gone", "look")]);
+        assert!(!bad.is_good() && last(&bad).contains("it is gone"));
+    }
+
+    #[test]
+    fn a_text_that_counts_seconds_is_no_reason_to_write_each_time() {
+        let at = Instant::now();
+        let since = |secs: u64, after: &Status| {
+            let before = running(vec![Finding::warning("away", "for 1 s", "wait")]);
+            is_news(Some(&(before, at)), after, at + Duration::from_secs(secs))
+        };
+        let later = running(vec![Finding::warning("away", "for 2 s", "wait")]);
+        assert!(is_news(None, &later, at));
+        assert!(!since(1, &later), "only the text");
+        assert!(since(15, &later), "it would be too old");
+        assert!(since(1, &running(Vec::new())), "it is over");
+        let same = running(vec![Finding::warning("away", "for 1 s", "wait")]);
+        assert!(!since(60, &same));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK};
+use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK, leads_elsewhere};
 use mesh_api::model::enums;
 use mesh_api::pb;
 use mesh_types::heartbeat::MAX_SKEW_SECS;
@@ -75,6 +75,14 @@ pub(crate) fn unreachable(error: &str) -> Finding {
             "name-unknown",
             what,
             "resolvectl status (or: cat /etc/resolv.conf)",
+        );
+    }
+    if leads_elsewhere(error) {
+        return Finding::error(
+            "wrong-address",
+            what,
+            "mesh context list (is that the coordinator's address?); another mesh: mesh context \
+             use NAME; has it moved, on its machine: mesh login --coordinator-state DIR",
         );
     }
     Finding::error(
@@ -192,6 +200,7 @@ pub(crate) fn of_node(node: &pb::Node, events: &[pb::Event], now: Timestamp) -> 
         format!(" --network {}", node.network)
     };
     let mut found = Vec::new();
+    found.extend(twice(node, events, now));
     found.extend(refused(node, events, &at, now));
     found.extend(presence(node, &at, now));
     found.extend(certificate(node, now));
@@ -211,14 +220,42 @@ pub(crate) fn of_node(node: &pb::Node, events: &[pb::Event], now: Timestamp) -> 
     found
 }
 
-/// Its heartbeats are refused: often the very reason why it is not online.
-fn refused(node: &pb::Node, events: &[pb::Event], at: &str, now: Timestamp) -> Option<Finding> {
-    let latest = events.iter().rev().find(|event| {
-        event.kind == "heartbeat-refused"
+/// The latest event of one of these kinds of a node, when that was lately.
+fn latest<'a>(
+    node: &pb::Node,
+    events: &'a [pb::Event],
+    kinds: &[&str],
+    now: Timestamp,
+) -> Option<&'a pb::Event> {
+    events.iter().rev().find(|event| {
+        kinds.contains(&event.kind.as_str())
             && event.subject == node.name
             && event.network == node.network
             && now.since(Timestamp::from_micros(event.time)) < RECENT
-    })?;
+    })
+}
+
+/// Two machines take turns with its identity.
+fn twice(node: &pb::Node, events: &[pb::Event], now: Timestamp) -> Option<Finding> {
+    let event = latest(node, events, &["identity-twice"], now)?;
+    let program = enums::role(node.role).unwrap_or(Role::Worker).program();
+    Some(Finding::error(
+        "identity-twice",
+        format!("{}: {}", node.name, event.detail),
+        format!(
+            "find the copy (a cloned disk, a copied state directory); there: remove its state \
+             directory, then {program} join with a new token"
+        ),
+    ))
+}
+
+/// Its heartbeats are refused: often the very reason why it is not online.
+fn refused(node: &pb::Node, events: &[pb::Event], at: &str, now: Timestamp) -> Option<Finding> {
+    let kinds = ["heartbeat-refused", "heartbeat-accepted"];
+    let latest = latest(node, events, &kinds, now)?;
+    if latest.kind == "heartbeat-accepted" {
+        return None;
+    }
     let (code, next) = if latest.detail.starts_with("skew") {
         let next = format!("on {}: timedatectl set-ntp true", node.name);
         ("clock-skew", next)
@@ -239,12 +276,7 @@ fn presence(node: &pb::Node, at: &str, now: Timestamp) -> Option<Finding> {
     if state == NodeState::Online || !expected {
         return None;
     }
-    let program = match enums::role(node.role) {
-        Ok(Role::Gateway) => "traffic-gateway",
-        Ok(Role::Deployer) => "deploy-manager",
-        Ok(Role::Relay) => "relay",
-        Ok(Role::Worker | Role::Router | Role::Client) | Err(_) => "worker-agent",
-    };
+    let program = enums::role(node.role).unwrap_or(Role::Worker).program();
     let next = format!(
         "on that machine: systemctl status mesh-{program} (or: {program} run); gone for good: mesh \
          node remove {}{at}",

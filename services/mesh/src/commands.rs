@@ -36,7 +36,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         Verb::Up(up_args) => return up::run(*up_args, session.json).await,
         Verb::Status => return status::run(&session).await,
         Verb::Token(verb) => token::run(&session, verb).await?,
-        Verb::Node(verb) => node::run(&session, verb).await?,
+        Verb::Node(verb) => return node::run(&session, verb).await,
         Verb::Network(verb) => network::run(&session, verb).await?,
         Verb::Operator(verb) => operator::run(&session, verb).await?,
         Verb::Login(login) => login::run(&session, login).await?,

@@ -15,7 +15,7 @@ use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
 use mesh_daemon::{ServiceVerb, ShutdownTrigger, signals, telemetry};
 use mesh_node::{JOIN_PATIENCE, first_join};
-use mesh_types::JoinToken;
+use mesh_types::{Finding, JoinToken};
 
 use crate::control::{self, Request, Status};
 use crate::{App, Config, JoinError, JoinOptions, join, networks};
@@ -194,7 +194,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("read the token from {}", path.display()))
 }
 
-/// Prints the status; exit code 1 when no gateway runs.
+/// Prints the status; exit code 1 when no gateway runs, and when a person must act.
 async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let Ok(answer) = control::ask(state_dir, Request::Status).await else {
         let joined = networks(state_dir).context("read the state directory")?;
@@ -222,11 +222,15 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::FAILURE);
     };
+    let status: Status = serde_json::from_str(&answer).context("read the gateway's answer")?;
+    let code = match Finding::any_error(&status.findings) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    };
     if json {
         println!("{}", answer.trim_end());
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
-    let status: Status = serde_json::from_str(&answer).context("read the gateway's answer")?;
     println!(
         "traffic-gateway {} at {} (pid {})",
         status.gateway, status.url, status.pid
@@ -243,11 +247,15 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
             network.address.as_deref().unwrap_or("no address yet"),
             network.routes,
         );
-        if let Some(error) = &network.error {
-            println!("  {error}");
-        }
     }
-    Ok(ExitCode::SUCCESS)
+    println!();
+    if status.findings.is_empty() && !status.networks.is_empty() {
+        println!("Nothing is wrong.");
+    }
+    for finding in &status.findings {
+        println!("{finding}");
+    }
+    Ok(code)
 }
 
 #[cfg(test)]

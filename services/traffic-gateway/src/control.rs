@@ -7,8 +7,11 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use mesh_node::NodeStatus;
+use mesh_node::advice::advice_of_all;
+use mesh_types::{Finding, OpenFiles, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -58,6 +61,9 @@ pub struct Status {
     pub url: String,
     /// The networks it is in.
     pub networks: Vec<NetworkStatus>,
+    /// What is wrong, network by network, the most far-reaching first.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
 }
 
 /// One network of the gateway.
@@ -190,12 +196,12 @@ async fn answer(stream: UnixStream, networks: &Networks, url: String) -> io::Res
 fn status(networks: &Networks, url: String) -> Status {
     let table = networks.table().current();
     let routes = table.entries();
-    let networks = networks
+    let (networks, statuses): (Vec<NetworkStatus>, Vec<NodeStatus>) = networks
         .nodes()
         .into_iter()
         .map(|(network, node)| {
             let status = node.status();
-            NetworkStatus {
+            let shown = NetworkStatus {
                 name: status.name.to_string(),
                 address: status.addrs.map(|addrs| addrs.v4.to_string()),
                 control: word_of(&status.control.state),
@@ -205,9 +211,13 @@ fn status(networks: &Networks, url: String) -> Status {
                     .filter(|entry| entry.route.network == network)
                     .count(),
                 network: network.to_string(),
-            }
+            };
+            (shown, status)
         })
-        .collect();
+        .unzip();
+    let (used, limit) = mesh_daemon::open_files();
+    let mut findings = advice_of_all(&statuses, Timestamp::from(SystemTime::now()));
+    findings.extend(OpenFiles { used, limit }.finding("the gateway", "mesh-traffic-gateway"));
     Status {
         schema: SCHEMA.to_owned(),
         version: 1,
@@ -215,6 +225,7 @@ fn status(networks: &Networks, url: String) -> Status {
         pid: std::process::id(),
         url,
         networks,
+        findings,
     }
 }
 

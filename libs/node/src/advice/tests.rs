@@ -132,7 +132,18 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 18] = [
+    (
+        |status| {
+            let error = "cannot reach the server; mesh.example.org:8080: what answers there does \
+                         not speak TLS as a mesh server does (wrong port?)";
+            away(status, error);
+        },
+        "wrong-address",
+        Severity::Warning,
+        "does not speak TLS as a mesh server does (wrong port?); acting on the netmap",
+        "is that the coordinator's address",
+    ),
     (
         |status| {
             away(
@@ -338,6 +349,52 @@ fn paths_that_are_not_there_are_told() {
 
 #[test]
 fn what_is_only_starting_or_quiet_is_no_fault() {
+#[test]
+fn each_program_is_told_how_it_itself_joins_again() {
+    for (role, wanted) in [
+        (Role::Worker, "worker-agent leave"),
+        (
+            Role::Gateway,
+            "remove network-lab in its state directory; then traffic-gateway join",
+        ),
+        (
+            Role::Deployer,
+            "then deploy-manager join --token-file FILE, with a token of 'mesh token create --role deployer'",
+        ),
+    ] {
+        let mut status = healthy();
+        status.enrolled.role = role;
+        status.enrolled.network = Some("lab".parse().expect("a name"));
+        status.control.state = ControlState::Removed;
+        let next = &advice(&status, now())[0].next;
+        assert!(next.contains(wanted), "{role}: {next}");
+    }
+}
+
+#[test]
+fn of_several_networks_each_trouble_names_its_own() {
+    let in_network = |name: &str| {
+        let mut status = healthy();
+        status.enrolled.network = Some(name.parse().expect("a name"));
+        status
+    };
+    let (mut home, lab) = (in_network("default"), in_network("lab"));
+    home.netmap_unsaved = Some("no space left".into());
+    let of_one = advice_of_all(std::slice::from_ref(&home), now());
+    assert_eq!(of_one, advice(&home, now()), "there is only one to mean");
+    let found = advice_of_all(&[home, lab], now());
+    let [finding] = &found[..] else {
+        panic!("the lab is well: {found:?}");
+    };
+    assert_eq!(finding.code, "netmap-unsaved");
+    assert!(
+        finding
+            .what
+            .starts_with("in network default: the netmap cannot be stored"),
+        "{finding}"
+    );
+}
+
     let mut status = healthy();
     status.started = ago(5);
     status.relays[0].connected = false;

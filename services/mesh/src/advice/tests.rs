@@ -75,10 +75,14 @@ impl Mesh {
     }
 
     fn refused(&mut self, secs: u64, detail: &str) {
+        self.happened(secs, "heartbeat-refused", detail);
+    }
+
+    fn happened(&mut self, secs: u64, kind: &str, detail: &str) {
         self.events.push(pb::Event {
             time: ago(secs),
             network: "default".into(),
-            kind: "heartbeat-refused".into(),
+            kind: kind.into(),
             subject: "web".into(),
             detail: detail.into(),
         });
@@ -93,7 +97,14 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 18] = [
+const ROWS: [Row; 19] = [
+    (
+        |mesh| mesh.happened(60, "identity-twice", "its streams take turns"),
+        "identity-twice",
+        Severity::Error,
+        "web: its streams take turns",
+        "find the copy",
+    ),
     (
         |mesh| mesh.store_down("database or disk is full"),
         "store-down",
@@ -261,6 +272,17 @@ fn an_absence_that_is_expected_is_no_fault() {
 }
 
 #[test]
+fn a_heartbeat_that_counts_ends_what_was_wrong_with_those_before() {
+    let mut mesh = Mesh::healthy();
+    mesh.refused(120, "skew: its time is too far off");
+    assert!(Finding::any_error(&mesh.findings()));
+    mesh.happened(100, "heartbeat-accepted", "after skew");
+    assert_eq!(mesh.findings(), []);
+    mesh.refused(40, "skew: its time is too far off");
+    assert!(Finding::any_error(&mesh.findings()), "again");
+}
+
+#[test]
 fn a_refusal_of_another_node_or_time_says_nothing() {
     let mut mesh = Mesh::healthy();
     mesh.refused(181, "skew: long ago");
@@ -278,6 +300,13 @@ fn a_coordinator_that_does_not_answer_is_told_by_its_cause() {
             "cannot reach the server; a:1: nothing answers there".to_owned(),
             "coordinator-unreachable",
             "mesh up",
+        ),
+        (
+            "cannot reach the server; a:1: the server there does not belong to this mesh's \
+             certificate authority (another installation)"
+                .to_owned(),
+            "wrong-address",
+            "mesh context list",
         ),
         (
             format!("cannot reach the server; a:1: {NAME_UNKNOWN}"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use base64::Engine as _;
@@ -11,7 +12,7 @@ use mesh_api::model::enums;
 use mesh_api::pb;
 use mesh_api::pb::admin_service_client::AdminServiceClient;
 use mesh_types::{
-    Finding, Label, Labels, NodeId, OverlayAddrs, RelayId, Role, Service, UptimeClass,
+    Finding, Label, Labels, NodeId, OverlayAddrs, RelayId, Role, Selector, Service, UptimeClass,
 };
 use serde_json::json;
 use tonic::transport::Channel;
@@ -22,8 +23,11 @@ use crate::advice;
 use crate::args::{HostKeyVerb, NodeArg, NodeVerb};
 use crate::{output, text};
 
-pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
+/// Does what was typed; the exit code is 1 when `show` tells of something that should work and does
+/// not.
+pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<ExitCode> {
     let (context, mut admin) = session.admin().await?;
+    let at = |node: &NodeArg| Some(reference(&context, node));
     match verb {
         NodeVerb::List {
             network,
@@ -36,31 +40,26 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
                 network_or(&context, network)
             };
             let request = pb::ListNodesRequest { network };
-            let mut nodes = admin.list_nodes(request).await?.into_inner().nodes;
-            if let Some(selector) = &selector {
-                nodes.retain(|node| selector.matches(&labels(node)));
-                if nodes.is_empty() && !session.json {
-                    say!("No node has labels that match {selector}.");
-                    return Ok(());
-                }
-            }
-            list(session, &nodes)
+            let nodes = admin.list_nodes(request).await?.into_inner().nodes;
+            list_selected(session, nodes, selector.as_ref())?;
         }
         NodeVerb::Show(node) => {
-            let node = reference(&context, &node);
-            show_told(session, &mut admin, node).await
+            let findings = show_told(session, &mut admin, at(&node)).await?;
+            if Finding::any_error(&findings) {
+                return Ok(ExitCode::FAILURE);
+            }
         }
         NodeVerb::Rename { node, new_name } => {
             let request = pb::RenameNodeRequest {
-                node: Some(reference(&context, &node)),
+                node: at(&node),
                 new_name: new_name.into(),
             };
             let renamed = admin.rename_node(request).await?.into_inner();
             if session.json {
-                return output::print_json("mesh.node/1", "node", json_of(&renamed));
+                output::print_json("mesh.node/1", "node", json_of(&renamed))?;
+            } else {
+                say!("{} is now {}", node.node, renamed.name);
             }
-            say!("{} is now {}", node.node, renamed.name);
-            Ok(())
         }
         NodeVerb::Set {
             node,
@@ -70,52 +69,47 @@ pub(super) async fn run(session: &Session, verb: NodeVerb) -> Result<()> {
         } => {
             let uptime_class = uptime.map(pb::UptimeClass::from).unwrap_or_default();
             let request = pb::SetNodeRequest {
-                node: Some(reference(&context, &node)),
+                node: at(&node),
                 uptime_class: uptime_class.into(),
                 set_labels: label.into_iter().map(Label::into_pair).collect(),
                 remove_labels: unlabel,
             };
-            say_set(session, &admin.set_node(request).await?.into_inner())
+            say_set(session, &admin.set_node(request).await?.into_inner())?;
         }
         NodeVerb::Remove { node, yes } => {
             if !yes {
                 confirm(&format!("Remove {} and end its connections?", node.node))?;
             }
-            let request = pb::RemoveNodeRequest {
-                node: Some(reference(&context, &node)),
-            };
+            let request = pb::RemoveNodeRequest { node: at(&node) };
             admin.remove_node(request).await?;
-            session.done("node remove", &node.node, &format!("removed {}", node.node))
+            session.done("node remove", &node.node, &format!("removed {}", node.node))?;
         }
         NodeVerb::HostKey(HostKeyVerb::Accept(node)) => {
-            let request = pb::AcceptHostKeyRequest {
-                node: Some(reference(&context, &node)),
-            };
+            let request = pb::AcceptHostKeyRequest { node: at(&node) };
             let node = admin.accept_host_key(request).await?.into_inner();
             if session.json {
-                return output::print_json("mesh.node/1", "node", json_of(&node));
+                output::print_json("mesh.node/1", "node", json_of(&node))?;
+            } else {
+                say!(
+                    "{}: {} SSH host key(s) pinned",
+                    node.name,
+                    node.ssh_host_keys.len()
+                );
             }
-            say!(
-                "{}: {} SSH host key(s) pinned",
-                node.name,
-                node.ssh_host_keys.len()
-            );
-            Ok(())
         }
         NodeVerb::Permit(node) => {
-            let request = pb::PermitRejoinRequest {
-                node: Some(reference(&context, &node)),
-            };
+            let request = pb::PermitRejoinRequest { node: at(&node) };
             let permit = admin.permit_rejoin(request).await?.into_inner().permit;
             let permit = URL_SAFE_NO_PAD.encode(permit);
             if session.json {
-                return output::print_json("mesh.permit/1", "permit", permit);
+                output::print_json("mesh.permit/1", "permit", permit)?;
+            } else {
+                say!("{permit}");
+                eprintln!("For one enrolment: worker-agent join --token-file FILE --permit PERMIT");
             }
-            say!("{permit}");
-            eprintln!("For one enrolment: worker-agent join --token-file FILE --permit PERMIT");
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn reference(context: &Context, node: &NodeArg) -> pb::NodeRef {
@@ -138,6 +132,22 @@ fn confirm(question: &str) -> Result<()> {
     } else {
         bail!("nothing was changed")
     }
+}
+
+/// Lists the nodes whose labels match.
+fn list_selected(
+    session: &Session,
+    mut nodes: Vec<pb::Node>,
+    selector: Option<&Selector>,
+) -> Result<()> {
+    if let Some(selector) = selector {
+        nodes.retain(|node| selector.matches(&labels(node)));
+        if nodes.is_empty() && !session.json {
+            say!("No node has labels that match {selector}.");
+            return Ok(());
+        }
+    }
+    list(session, &nodes)
 }
 
 fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
@@ -174,18 +184,19 @@ fn list(session: &Session, nodes: &[pb::Node]) -> Result<()> {
     Ok(())
 }
 
-/// A node and what is wrong with it.
+/// Shows a node and what is wrong with it; gives the latter.
 async fn show_told(
     session: &Session,
     admin: &mut AdminServiceClient<Channel>,
-    node: pb::NodeRef,
-) -> Result<()> {
-    let request = pb::ShowNodeRequest { node: Some(node) };
+    node: Option<pb::NodeRef>,
+) -> Result<Vec<Finding>> {
+    let request = pb::ShowNodeRequest { node };
     let node = admin.show_node(request).await?.into_inner();
     let (events, unread) = events_or_why(admin).await;
     let mut findings = advice::of_node(&node, &events, text::now());
     findings.extend(unread);
-    show(session, &node, &findings)
+    show(session, &node, &findings)?;
+    Ok(findings)
 }
 
 fn show(session: &Session, node: &pb::Node, findings: &[Finding]) -> Result<()> {
