@@ -40,7 +40,6 @@ pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
     found
 }
 
-/// Between this node and its coordinator.
 /// What is wrong with a program that is a node in several networks, one status for each. With more
 /// than one, what is said begins with the network's name.
 pub fn advice_of_all(statuses: &[NodeStatus], now: Timestamp) -> Vec<Finding> {
@@ -74,6 +73,7 @@ fn join_anew(status: &NodeStatus) -> String {
     }
 }
 
+/// Between this node and its coordinator.
 fn coordinator(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
     let control = &status.control;
     let error = control.last_error.as_deref();
@@ -126,13 +126,13 @@ fn away(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
             "name-unknown",
             "resolvectl status (or: cat /etc/resolv.conf)".to_owned(),
         )
-    } else {
     } else if leads_elsewhere(error) {
         let next = format!(
             "is that the coordinator's address, here and there? Once it has moved for good: {}",
             join_anew(status)
         );
         ("wrong-address", next)
+    } else {
         let addrs = status.enrolled.coordinators.join(" ");
         let next = format!(
             "where the coordinator runs ({addrs}): systemctl status mesh-coordinator; here: is its \

@@ -650,10 +650,6 @@ pub struct RevokeOperatorRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RevokeOperatorResponse {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WatchEventsRequest {
-    /// empty: all
-    #[prost(string, tag = "1")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListAuditRequest {
     #[prost(uint32, tag = "1")]
@@ -687,6 +683,10 @@ pub struct AuditEntry {
     #[prost(string, tag = "7")]
     pub after: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchEventsRequest {
+    /// empty: all
+    #[prost(string, tag = "1")]
     pub network: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub follow: bool,
@@ -1053,10 +1053,6 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("mesh.v1.AdminService", "RevokeOperator"));
             self.inner.unary(req, path, codec).await
         }
-        /// What happened, oldest first; with `follow`, what happens from then on.
-        pub async fn watch_events(
-            &mut self,
-            request: impl tonic::IntoRequest<super::WatchEventsRequest>,
         /// Who did what: the newest entries of the audit chain, oldest first.
         pub async fn list_audit(
             &mut self,
@@ -1072,6 +1068,10 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("mesh.v1.AdminService", "ListAudit"));
             self.inner.unary(req, path, codec).await
         }
+        /// What happened, oldest first; with `follow`, what happens from then on.
+        pub async fn watch_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchEventsRequest>,
         ) -> std::result::Result<
             tonic::Response<tonic::codec::Streaming<super::Event>>,
             tonic::Status,
@@ -1172,15 +1172,15 @@ pub mod admin_service_server {
             &self,
             request: tonic::Request<super::RevokeOperatorRequest>,
         ) -> std::result::Result<tonic::Response<super::RevokeOperatorResponse>, tonic::Status>;
-        /// Server streaming response type for the WatchEvents method.
-        type WatchEventsStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::Event, tonic::Status>,
-            > + std::marker::Send
         /// Who did what: the newest entries of the audit chain, oldest first.
         async fn list_audit(
             &self,
             request: tonic::Request<super::ListAuditRequest>,
         ) -> std::result::Result<tonic::Response<super::ListAuditResponse>, tonic::Status>;
+        /// Server streaming response type for the WatchEvents method.
+        type WatchEventsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Event, tonic::Status>,
+            > + std::marker::Send
             + 'static;
         /// What happened, oldest first; with `follow`, what happens from then on.
         async fn watch_events(
@@ -1937,10 +1937,6 @@ pub mod admin_service_server {
                     };
                     Box::pin(fut)
                 }
-                "/mesh.v1.AdminService/WatchEvents" => {
-                    #[allow(non_camel_case_types)]
-                    struct WatchEventsSvc<T: AdminService>(pub Arc<T>);
-                }
                 "/mesh.v1.AdminService/ListAudit" => {
                     #[allow(non_camel_case_types)]
                     struct ListAuditSvc<T: AdminService>(pub Arc<T>);
@@ -1979,6 +1975,10 @@ pub mod admin_service_server {
                         Ok(res)
                     };
                     Box::pin(fut)
+                }
+                "/mesh.v1.AdminService/WatchEvents" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchEventsSvc<T: AdminService>(pub Arc<T>);
                     impl<T: AdminService>
                         tonic::server::ServerStreamingService<super::WatchEventsRequest>
                         for WatchEventsSvc<T>

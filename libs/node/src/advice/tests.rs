@@ -333,23 +333,6 @@ fn each_fault_has_its_word_what_is_wrong_and_the_next_command() {
 }
 
 #[test]
-fn paths_that_are_not_there_are_told() {
-    let mut status = healthy();
-    status.peers[0].path = PeerPath::None;
-    let codes = |status: &NodeStatus| -> Vec<String> {
-        let found = advice(status, now());
-        found.into_iter().map(|finding| finding.code).collect()
-    };
-    assert_eq!(codes(&status), ["peer-unreached"]);
-    status.relays.clear();
-    assert_eq!(codes(&status), ["no-relay"]);
-    status.peers[0].active = false;
-    assert_eq!(codes(&status), Vec::<String>::new());
-}
-
-#[test]
-fn what_is_only_starting_or_quiet_is_no_fault() {
-#[test]
 fn each_program_is_told_how_it_itself_joins_again() {
     for (role, wanted) in [
         (Role::Worker, "worker-agent leave"),
@@ -395,6 +378,23 @@ fn of_several_networks_each_trouble_names_its_own() {
     );
 }
 
+#[test]
+fn paths_that_are_not_there_are_told() {
+    let mut status = healthy();
+    status.peers[0].path = PeerPath::None;
+    let codes = |status: &NodeStatus| -> Vec<String> {
+        let found = advice(status, now());
+        found.into_iter().map(|finding| finding.code).collect()
+    };
+    assert_eq!(codes(&status), ["peer-unreached"]);
+    status.relays.clear();
+    assert_eq!(codes(&status), ["no-relay"]);
+    status.peers[0].active = false;
+    assert_eq!(codes(&status), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_only_starting_or_quiet_is_no_fault() {
     let mut status = healthy();
     status.started = ago(5);
     status.relays[0].connected = false;
