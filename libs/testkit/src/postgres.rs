@@ -26,6 +26,10 @@ pub const POSTGRES_PASSWORD: &str = "correct-horse-battery";
 const UNPRIVILEGED: &str = "nobody";
 const START: Duration = Duration::from_secs(60);
 const TOOL: Duration = Duration::from_secs(60);
+/// How often another port is tried when somebody took the one that was free a moment ago.
+const PORTS: usize = 5;
+/// What the server says then.
+const PORT_TAKEN: &str = "Address already in use";
 
 /// How the server is to run.
 #[derive(Debug, Clone, Default)]
@@ -135,8 +139,21 @@ impl Postgres {
             _caretaker: Some(caretaker(&data)?),
             dir,
         };
-        server.start_again()?;
+        server.start_anywhere()?;
         Ok(server)
+    }
+
+    /// Starts it at its port, or at another when somebody took that one meanwhile.
+    fn start_anywhere(&mut self) -> anyhow::Result<()> {
+        for _ in 1..PORTS {
+            match self.start_again() {
+                Err(error) if format!("{error:#}").contains(PORT_TAKEN) => {
+                    self.port = free_tcp_port();
+                }
+                outcome => return outcome,
+            }
+        }
+        self.start_again()
     }
 
     /// The server that all tests of this process share.
@@ -162,7 +179,12 @@ impl Postgres {
             .args(["-p", &self.port.to_string(), "-k"])
             .arg(self.dir.path())
             .spawn()?;
-        child.wait_for_line("ready to accept connections", START);
+        let is_ready = child.log().wait_for(START, |line| {
+            line.text
+                .contains("ready to accept connections")
+                .then_some(())
+        });
+        is_ready.with_context(|| format!("Postgres did not start:\n{}", child.log().tail(40)))?;
         self.child = Some(child);
         Ok(())
     }
@@ -341,6 +363,19 @@ fn write(path: &Path, text: &str, owner: Option<(u32, u32)>) -> anyhow::Result<(
 mod tests {
     use super::*;
     use crate::eventually::eventually;
+
+    #[test]
+    fn a_port_that_was_taken_meanwhile_is_no_failure() {
+        let mut server = Postgres::start().expect("starts");
+        server.stop().expect("stops");
+        let taken = server.port;
+        let _taken = std::net::TcpListener::bind(("127.0.0.1", taken)).expect("it is free");
+        let told = server.start_again().expect_err("the port is taken");
+        assert!(format!("{told:#}").contains(PORT_TAKEN), "{told:#}");
+        server.start_anywhere().expect("starts");
+        assert_ne!(server.port, taken);
+        assert_eq!(server.psql("postgres", "SELECT 1").expect("answers"), "1");
+    }
 
     #[test]
     fn it_serves_stops_freezes_and_leaves_nothing() {
