@@ -1,5 +1,6 @@
 //! Keeps the stored netmap fresh, so that a restart without the coordinator finds its peers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,8 +18,100 @@ const SETTLE: Duration = Duration::from_millis(500);
 const VOLATILE: Duration = Duration::from_secs(10);
 /// How often it is stored without a change: it says when it was last known to be current.
 const REFRESH: Duration = Duration::from_secs(300);
+/// How often it is looked whether there is traffic with somebody new.
+const LOOK: Duration = Duration::from_secs(2);
+/// For newcomers alone it is stored no more often than this.
+const NEWCOMERS: Duration = Duration::from_secs(5);
+/// Who was silent for this long is not greeted after a restart.
+const RECENT: Duration = Duration::from_secs(300);
 /// Peers to greet after a restart, at most.
-const MAX_ACTIVE: usize = 256;
+const MAX_GREETED: usize = 256;
+
+/// With whom there was traffic lately, and what is on disk; decides what is worth another write.
+#[derive(Debug)]
+struct Memory {
+    /// When there last was traffic with a peer.
+    recent: BTreeMap<NodeId, Instant>,
+    stored: Option<Stored>,
+}
+
+/// What is on disk.
+#[derive(Debug)]
+struct Stored {
+    at: Instant,
+    version: u64,
+    /// Whom a restart would greet.
+    greeted: BTreeSet<NodeId>,
+    /// It is not what it should be: endpoints and the like changed, or it could not be written.
+    is_old: bool,
+}
+
+impl Memory {
+    /// After a start from this file.
+    fn new(file: Option<&StoredNetmap>, now: Instant) -> Self {
+        let greeted = file.iter().flat_map(|file| file.active.iter().copied());
+        let greeted: BTreeSet<NodeId> = greeted.collect();
+        Self {
+            recent: greeted.iter().map(|peer| (*peer, now)).collect(),
+            stored: file.map(|file| Stored {
+                at: now,
+                version: file.netmap.cursor.version,
+                greeted,
+                is_old: false,
+            }),
+        }
+    }
+
+    /// There is traffic with these peers; `changed`: the netmap is another one.
+    fn look(&mut self, active: impl IntoIterator<Item = NodeId>, changed: bool, now: Instant) {
+        self.recent
+            .extend(active.into_iter().map(|peer| (peer, now)));
+        self.recent
+            .retain(|_, last| now.saturating_duration_since(*last) < RECENT);
+        if let Some(stored) = &mut self.stored {
+            stored.is_old |= changed;
+        }
+    }
+
+    /// Whom a restart should greet: those there was traffic with last.
+    fn greeted(&self) -> Vec<NodeId> {
+        let mut recent: Vec<_> = self.recent.iter().collect();
+        recent.sort_by_key(|(_, last)| std::cmp::Reverse(**last));
+        let peers = recent.into_iter().map(|(peer, _)| *peer);
+        peers.take(MAX_GREETED).collect()
+    }
+
+    /// Whether a netmap of this version is to be stored now.
+    fn is_due(&self, version: u64, now: Instant) -> bool {
+        let Some(stored) = &self.stored else {
+            return true;
+        };
+        let has_room = stored.greeted.len() < MAX_GREETED;
+        let mut recent = self.recent.keys();
+        let after = if version != stored.version {
+            Duration::ZERO
+        } else if stored.is_old {
+            VOLATILE
+        } else if has_room && recent.any(|peer| !stored.greeted.contains(peer)) {
+            NEWCOMERS
+        } else {
+            // One who went quiet is no reason at all: he is greeted once too often.
+            REFRESH
+        };
+        now.saturating_duration_since(stored.at) >= after
+    }
+
+    /// It was stored, or could not be.
+    fn wrote(&mut self, version: u64, greeted: Vec<NodeId>, failed: bool, now: Instant) {
+        self.stored = Some(Stored {
+            at: now,
+            version,
+            greeted: greeted.into_iter().collect(),
+            // A disk that is full may have room again soon.
+            is_old: failed,
+        });
+    }
+}
 
 /// Runs until the node stops or is removed, and stores (or removes) once more then.
 pub(crate) async fn run(
@@ -27,31 +120,27 @@ pub(crate) async fn run(
     mut netmap: watch::Receiver<Option<Arc<Netmap>>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut stored: Option<(u64, Instant)> = None;
-    let mut pending = false;
+    let mut memory = Memory::new(shared.control().stored(), Instant::now());
     loop {
-        let wait = if pending { VOLATILE } else { REFRESH };
-        let last = tokio::select! {
-            () = stopped(&mut stop) => true,
-            changed = netmap.changed() => changed.is_err(),
-            () = tokio::time::sleep(wait) => false,
+        let (mut last, changed) = tokio::select! {
+            () = stopped(&mut stop) => (true, false),
+            changed = netmap.changed() => (changed.is_err(), true),
+            () = tokio::time::sleep(LOOK) => (false, false),
         };
-        let last = last
-            || tokio::time::timeout(SETTLE, stopped(&mut stop))
-                .await
-                .is_ok();
+        if changed && !last {
+            let settled = tokio::time::timeout(SETTLE, stopped(&mut stop));
+            last = settled.await.is_ok();
+        }
         let current = netmap.borrow_and_update().clone();
         if let Some(current) = current {
-            let version = current.cursor.version;
-            let soon = stored.is_some_and(|(_, at)| at.elapsed() < VOLATILE);
-            pending = soon && !last && stored.is_some_and(|(known, _)| known == version);
-            if !pending {
+            let (version, now) = (current.cursor.version, Instant::now());
+            memory.look(shared.active_peers(), changed, now);
+            if last || memory.is_due(version, now) {
                 let status = shared.control().status().borrow().clone();
-                let failed = keep(status, active(&shared), &state, &current).await;
-                // A disk that is full may have room again soon.
-                pending = failed.is_some();
+                let greeted = memory.greeted();
+                let failed = keep(status, greeted.clone(), &state, &current).await;
+                memory.wrote(version, greeted, failed.is_some(), now);
                 note(&shared, failed);
-                stored = Some((version, Instant::now()));
             }
         }
         if last {
@@ -76,17 +165,6 @@ fn note(shared: &Shared, failed: Option<String>) {
         (Some(_), None) => tracing::info!("the netmap is stored again"),
         (None, None) | (Some(_), Some(_)) => {}
     }
-}
-
-fn active(shared: &Shared) -> Vec<NodeId> {
-    shared
-        .snapshot()
-        .peers
-        .values()
-        .filter(|stats| stats.active)
-        .map(|stats| stats.node)
-        .take(MAX_ACTIVE)
-        .collect()
 }
 
 /// Stores the netmap, or removes the stored one when this node was removed: after a restart
@@ -118,5 +196,123 @@ pub(crate) async fn keep(
         }
         // The runtime is stopping when there is no answer.
         Ok(Ok(())) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u16) -> NodeId {
+        NodeId::from_parts(u64::from(n), [0; 10])
+    }
+
+    /// A memory that has just been written at version 1 with these peers, and a clock.
+    fn written(peers: std::ops::Range<u16>) -> (Memory, impl Fn(u64) -> Instant) {
+        let start = Instant::now();
+        let mut memory = Memory::new(None, start);
+        memory.look(peers.map(peer), true, start);
+        assert!(memory.is_due(1, start), "there is none yet");
+        memory.wrote(1, memory.greeted(), false, start);
+        (memory, move |secs| start + Duration::from_secs(secs))
+    }
+
+    #[test]
+    fn somebody_new_to_greet_is_stored_within_seconds_and_not_at_each_packet() {
+        let (mut memory, at) = written(0..2);
+        for secs in 1..60 {
+            memory.look([peer(0), peer(1)], false, at(secs));
+            assert!(!memory.is_due(1, at(secs)), "nothing new at {secs} s");
+        }
+        // The last write was long ago.
+        memory.look([peer(2)], false, at(60));
+        assert!(memory.is_due(1, at(60)));
+        memory.wrote(1, memory.greeted(), false, at(60));
+        memory.look([peer(3)], false, at(62));
+        assert!(
+            !memory.is_due(1, at(62)),
+            "with those who come in the next seconds"
+        );
+        memory.look([peer(4)], false, at(65));
+        assert!(memory.is_due(1, at(65)));
+        assert_eq!(memory.greeted().len(), 5);
+    }
+
+    #[test]
+    fn whoever_is_silent_is_forgotten_without_a_write_of_its_own() {
+        let (mut memory, at) = written(0..2);
+        memory.look([peer(1)], false, at(200));
+        memory.look([], false, at(299));
+        assert!(!memory.is_due(1, at(299)));
+        memory.look([], false, at(300));
+        assert_eq!(memory.greeted(), [peer(1)]);
+        assert!(memory.is_due(1, at(300)), "it says when it was current");
+    }
+
+    #[test]
+    fn another_version_is_stored_at_once_and_endpoints_every_ten_seconds() {
+        let (mut memory, at) = written(0..1);
+        memory.look([], true, at(1));
+        assert!(memory.is_due(2, at(1)));
+        assert!(!memory.is_due(1, at(9)));
+        assert!(memory.is_due(1, at(10)));
+        memory.wrote(1, memory.greeted(), true, at(10));
+        memory.look([], false, at(19));
+        assert!(!memory.is_due(1, at(19)));
+        assert!(memory.is_due(1, at(20)), "what failed is tried again");
+    }
+
+    #[test]
+    fn those_with_traffic_last_are_greeted_and_more_than_fit_cause_no_write() {
+        let most = u16::try_from(MAX_GREETED).expect("fits");
+        let (mut memory, at) = written(0..most);
+        memory.look([peer(most)], false, at(100));
+        assert!(!memory.is_due(1, at(100)));
+        let greeted = memory.greeted();
+        assert_eq!((greeted.len(), greeted[0]), (MAX_GREETED, peer(most)));
+    }
+
+    #[test]
+    fn a_second_start_greets_those_of_the_first_one_too() {
+        let start = Instant::now();
+        let file = StoredNetmap {
+            saved: Timestamp::from_secs(1),
+            active: vec![peer(1), peer(2)],
+            netmap: netmap(),
+        };
+        let mut memory = Memory::new(Some(&file), start);
+        memory.look([], false, start + LOOK);
+        assert!(!memory.is_due(7, start + LOOK), "it is on disk");
+        memory.look([peer(3)], true, start + LOOK);
+        assert!(memory.is_due(8, start + LOOK));
+        assert_eq!(memory.greeted(), [peer(3), peer(1), peer(2)]);
+    }
+
+    fn netmap() -> Netmap {
+        use mesh_types::{
+            Cursor, NetworkId, NetworkName, OverlayAddrs, PacketFilter, Role, SelfNode,
+        };
+        Netmap {
+            cursor: Cursor {
+                version: 7,
+                ..Cursor::default()
+            },
+            node: SelfNode {
+                id: peer(9),
+                network: NetworkId::from_bytes([1; 16]),
+                network_name: NetworkName::default_network(),
+                name: "own".parse().expect("a name"),
+                role: Role::Worker,
+                addrs: OverlayAddrs {
+                    v4: [100, 64, 0, 9].into(),
+                    v6: [0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 9].into(),
+                },
+                console_prefix: String::new(),
+                ssh_ca: String::new(),
+            },
+            peers: BTreeMap::new(),
+            filter: PacketFilter::default(),
+            relays: Vec::new(),
+        }
     }
 }

@@ -94,6 +94,13 @@ impl Shared {
         snapshot.peers.get(&node).copied()
     }
 
+    /// The peers there was traffic with in the last moments.
+    pub(crate) fn active_peers(&self) -> Vec<NodeId> {
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        let active = snapshot.peers.values().filter(|stats| stats.active);
+        active.map(|stats| stats.node).collect()
+    }
+
     pub(crate) fn control(&self) -> &ControlSession {
         &self.control
     }
