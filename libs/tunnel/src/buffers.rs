@@ -285,6 +285,13 @@ impl Out {
         })
     }
 
+    /// The decrypted IP packet in this place of [`Out::packets`]; `None` past the last.
+    #[inline]
+    pub fn packet(&self, at: usize) -> Option<&[u8]> {
+        let Span { start, len } = self.packets.get(at)?.span;
+        Some(&self.inner.bytes[start..start + len])
+    }
+
     /// The decrypted IP packets to be changed in place, each with [`HEADROOM`] free bytes ahead.
     pub fn packets_with_headroom(&mut self, mut each: impl FnMut(NodeId, &mut [u8])) {
         for inner in &self.packets {

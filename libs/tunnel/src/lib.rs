@@ -20,6 +20,7 @@ pub mod event;
 pub mod filter;
 mod hash;
 mod nacl;
+pub mod offload;
 pub mod packet;
 mod path;
 mod peer;
