@@ -10,12 +10,18 @@ use anyhow::{Context as _, ensure};
 use integration::cli::USUAL;
 use integration::field::overlay_addr_of_role;
 use integration::{Field, Layout};
-use mesh_testkit::{Child, Finished, Host, Need, eventually, needs};
+use mesh_testkit::{Host, Need, eventually, needs};
 use serde_json::Value;
 
 mod machine;
+mod traffic;
+mod troubles;
 
 use machine::{assert_same, device, look, settled, without_device};
+use traffic::{
+    WHILE, assert_bytes_come_back, finish_iperf, lost, ping, serve_iperf, start_iperf, times,
+    wait_for_ping,
+};
 
 const NEEDED: [Need; 6] = [
     Need::Root,
@@ -29,7 +35,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// What the acceptance gives a worker that comes back.
 const BACK: Duration = Duration::from_secs(5);
 const DEVICE: &str = "mesh0";
-const IPERF_PORT: u16 = 5201;
+
 /// What may be done to a device behind the agent's back, each with the one line it may write.
 const HARM: [(&[&str], &str); 3] = [
     (&["link", "delete", DEVICE], "somebody removed it"),
@@ -49,95 +55,11 @@ fn addrs_of(field: &Field, worker: &str) -> [IpAddr; 2] {
     })
 }
 
-fn ping(host: &Host, to: IpAddr, args: &[&str]) -> Finished {
-    let spec = host.spec("ping").args(["-n", "-W", "2"]).args(args);
-    spec.arg(to.to_string()).run(USUAL).expect("ping runs")
-}
-
-fn wait_for_ping(host: &Host, to: IpAddr, within: Duration) -> Duration {
-    let begun = Instant::now();
-    eventually(&format!("{to} answers"), within, || {
-        let ran = ping(host, to, &["-c", "1", "-W", "1"]);
-        ensure!(ran.code == Some(0), "{}", ran.all());
-        Ok(())
-    });
-    begun.elapsed()
-}
-
 /// The index that the system gave the device; `None` while it has none.
 fn index_of(host: &Host) -> Option<u64> {
     let shown = host.spec("ip").args(["-j", "link", "show", DEVICE]);
     let links: Value = serde_json::from_str(&shown.run(USUAL).expect("ip runs").stdout).ok()?;
     links[0]["ifindex"].as_u64()
-}
-
-/// The last line of ping, which has the round-trip times.
-fn times(ran: &Finished) -> &str {
-    ran.stdout.lines().last().unwrap_or_default()
-}
-
-fn start_iperf(host: &Host, to: IpAddr, seconds: u32, extra: &[&str]) -> Child {
-    host.spec("iperf3")
-        .args([
-            "--client",
-            &to.to_string(),
-            "--port",
-            &IPERF_PORT.to_string(),
-        ])
-        .args(["--time", &seconds.to_string(), "--json"])
-        .args(extra)
-        .spawn()
-        .expect("starts")
-}
-
-/// How many of the pings were not answered.
-fn lost(ran: &Finished) -> u32 {
-    let told = ran
-        .stdout
-        .lines()
-        .find(|line| line.contains(" packets transmitted, "));
-    let told = told.unwrap_or_else(|| panic!("no figures: {}", ran.all()));
-    let mut numbers = told
-        .split(|c: char| !c.is_ascii_digit())
-        .filter(|n| !n.is_empty());
-    let mut number = || numbers.next().and_then(|n| n.parse::<u32>().ok());
-    let (sent, received) = (number().expect("sent"), number().expect("received"));
-    sent - received
-}
-
-/// Seconds of a connection that something happens to.
-const WHILE: u32 = 15;
-
-/// Mbit/s that arrived, over all and in the last three seconds.
-fn finish_iperf(mut client: Child) -> (f64, f64) {
-    let ran = client.finish(USUAL).expect("ends").expect_code(0);
-    let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    let mbits = |value: &Value| value.as_f64().expect("a rate") / 1e6;
-    let intervals = report["intervals"].as_array().expect("intervals");
-    let last = &intervals[intervals.len().saturating_sub(3)..];
-    assert!(!last.is_empty(), "no interval: {report}");
-    let sum: f64 = last
-        .iter()
-        .map(|one| mbits(&one["sum"]["bits_per_second"]))
-        .sum();
-    (
-        mbits(&report["end"]["sum_received"]["bits_per_second"]),
-        sum / last.len() as f64,
-    )
-}
-
-/// A server on all addresses of the machine, published so that the machine itself answers.
-fn serve_iperf(field: &Field, worker: &str) -> Child {
-    let port = IPERF_PORT.to_string();
-    let host = field.worker(worker).host();
-    let server = host
-        .spec("iperf3")
-        .args(["--server", "--forceflush", "--port", &port]);
-    let server = server.spawn().expect("starts");
-    server.wait_for_line("Server listening", SOON);
-    let words = ["iperf", &port, "--tcp", "--direct"];
-    field.worker(worker).run("publish", &words).expect_code(0);
-    server
 }
 
 fn stop(field: &mut Field, worker: &str, allowed: &[&str]) {
@@ -315,6 +237,7 @@ fn pings_and_connections_go_on_without_coordinator_and_over_a_move() {
             assert!(all > 1.0, "{all} Mbit/s to {to}");
         }
     }
+    assert_bytes_come_back(&field, one, to_two);
     assert_published_is_served(&field, one, to_two[0]);
 
     // The coordinator is killed; pings and a connection that runs notice nothing.

@@ -9,6 +9,7 @@ use mesh_types::{Finding, NodeState, Role, Timestamp};
 use crate::control::{ControlState, TOOK_OVER};
 use crate::enrol::utc;
 use crate::status::{NodeStatus, PeerPath, PeerStatus, ShellStatus};
+use crate::tun::MADE_WITHIN;
 
 /// A node starts, connects and finds its relay within this time: until then nothing is wrong.
 const STARTING: Duration = Duration::from_secs(15);
@@ -195,17 +196,25 @@ fn disk(status: &NodeStatus) -> Option<Finding> {
 fn device(status: &NodeStatus) -> Option<Finding> {
     let ShellStatus::Tun {
         device,
+        present,
         problem: Some(problem),
         ..
     } = &status.shell
     else {
         return None;
     };
-    Some(Finding::error(
-        "tun-trouble",
-        format!("the network device {device}: {problem}"),
-        format!("ip link show {device}; then this program's log"),
-    ))
+    let what = if *present {
+        format!("the network device {device}: {problem}; it is tried again each second")
+    } else {
+        format!(
+            "the network device {device} is gone ({problem}): programs of this machine reach no \
+             peer; it is made again by itself, tried every {} s at least, and what this program \
+             serves goes on",
+            MADE_WITHIN.as_secs()
+        )
+    };
+    let next = format!("ip link show {device}; then this program's log");
+    Some(Finding::error("tun-trouble", what, next))
 }
 
 fn relay(status: &NodeStatus, now: Timestamp) -> Option<Finding> {

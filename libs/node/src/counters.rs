@@ -42,6 +42,8 @@ counters! {
     overlay_tx_bytes,
     /// IP packets that the machine did not take through the TUN device.
     device_refused_packets,
+    /// Packets of the machine's that came out of the TUN device and could not be made out.
+    device_unreadable_packets,
     /// WireGuard sessions established or renewed.
     handshakes,
     /// Times that the path to a peer changed.

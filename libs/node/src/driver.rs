@@ -67,6 +67,8 @@ pub(crate) struct Driver {
     parts: Parts,
     out: Out,
     batch: Batch,
+    /// Which of the packets in `out` are the machine's, from the first to the last.
+    machines: Vec<usize>,
     buffers: ReadBuffers,
     inbox: Inbox,
     links: BTreeMap<RelayId, Link>,
@@ -102,6 +104,7 @@ impl Driver {
             parts,
             out: Out::new(),
             batch: Batch::new(),
+            machines: Vec::new(),
             buffers: ReadBuffers::new(),
             inbox: Inbox::default(),
             links: BTreeMap::new(),
@@ -163,6 +166,10 @@ impl Driver {
         }
         self.parts.stack.close();
         self.turn();
+        // The status is asked for still, of a node that was removed from its network above all.
+        if let Some(tun) = &mut self.parts.tun {
+            tun.close();
+        }
         self.snapshot(Instant::now());
     }
 
@@ -318,20 +325,23 @@ impl Driver {
                     bytes += packet.len();
                     !dropping
                 });
-            let mut refused = 0;
-            let tun = self.parts.tun.as_ref();
-            let mut kernel = |packet: &[u8]| {
-                let taken = tun.is_some_and(|tun| tun.write(packet));
-                refused += usize::from(!taken);
-            };
-            let kernel = tun
-                .is_some()
-                .then_some(&mut kernel as &mut dyn FnMut(&[u8]));
+            self.machines.clear();
+            let tun = self.parts.tun.as_mut();
+            let machines = tun.is_some().then_some(&mut self.machines);
             let stack = &self.parts.stack;
-            self.stack_deadline = stack.exchange_beside(&mut inbound, &mut self.batch, now, kernel);
+            self.stack_deadline =
+                stack.exchange_beside(&mut inbound, &mut self.batch, now, machines);
             drop(inbound);
-            add(&counters.device_refused_packets, refused);
-            let more = tun.is_some_and(|tun| tun.read(&mut self.batch));
+            let more = tun.is_some_and(|tun| {
+                // INVARIANT: `out` still holds what the stack was given, in the same places;
+                // `transmit` clears it. While packets are thrown away the stack is given none.
+                let out = &self.out;
+                let packets = self.machines.iter().filter_map(|at| out.packet(*at));
+                add(&counters.device_refused_packets, tun.write(packets));
+                let read = tun.read(&mut self.batch);
+                add(&counters.device_unreadable_packets, read.unreadable);
+                read.more
+            });
             if dropping {
                 add(&counters.deliberately_dropped, packets + self.batch.len());
                 self.batch.clear();

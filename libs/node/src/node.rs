@@ -120,7 +120,7 @@ impl Node {
             now,
         );
         let device_name = config.tun.as_deref();
-        let tun = device_name.map(|name| start_device(name, mtu, &control));
+        let tun = device_name.map(|name| start_device(name, mtu, &control, now));
         let tun = tun.transpose()?;
         let has_device = tun.is_some();
         let greet = control
@@ -440,8 +440,13 @@ impl Node {
 
 /// Makes the machine's device, with the node's addresses as far as they are known: those of the
 /// last netmap. The next one may have others.
-fn start_device(name: &str, mtu: u16, control: &ControlSession) -> Result<Tun, TunError> {
-    let mut tun = Tun::open(name, mtu)?;
+fn start_device(
+    name: &str,
+    mtu: u16,
+    control: &ControlSession,
+    now: Instant,
+) -> Result<Tun, TunError> {
+    let mut tun = Tun::open(name, mtu, now)?;
     let netmap = control.netmap().borrow().clone();
     let addrs = netmap.map(|netmap| netmap.node.addrs);
     if let Some(addrs) = addrs.or(control.enrolled().addrs) {

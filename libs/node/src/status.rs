@@ -72,6 +72,10 @@ pub enum ShellStatus {
     Tun {
         /// The device's name.
         device: String,
+        /// Whether it is there: one that somebody removed is made again, one of a node that has
+        /// stopped is not.
+        #[serde(default = "is_present")]
+        present: bool,
         /// Whether it has the IPv6 address too: not where the machine has no IPv6.
         ipv6: bool,
         /// Routes to peers through it.
@@ -79,6 +83,11 @@ pub enum ShellStatus {
         /// What is wrong with it.
         problem: Option<String>,
     },
+}
+
+/// What a status says that does not say it: a program of an earlier version wrote it.
+const fn is_present() -> bool {
+    true
 }
 
 /// A connection to a relay.

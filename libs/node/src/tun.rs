@@ -7,120 +7,41 @@
 //! stays where it was.
 //!
 //! The driver owns a [`Tun`] and gives it addresses and peers as the netmap has them. A device that
-//! somebody removes is made again; what cannot be set is tried again each second, and named in the
-//! status meanwhile.
+//! somebody removes is made again, ever later if that goes on ([`pace`]); what cannot be set is
+//! tried again each second. The status names either meanwhile.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use mesh_tunnel::Batch;
 use mesh_types::OverlayAddrs;
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::net::if_::if_nametoindex;
 
 use crate::status::ShellStatus;
 
+mod belongings;
 mod device;
+mod error;
+mod interface;
 mod netlink;
+mod pace;
 
-use device::TunDevice;
-use netlink::Netlink;
+pub use error::TunError;
+use error::chain;
+use interface::Interface;
+use pace::Pace;
 
 /// Longest name of a network device, in bytes (`IFNAMSIZ` less the ending zero).
 pub const NAME_MAX: usize = 15;
-/// Packets per call of [`Tun::read`].
+/// A device that is gone is made again after this long at the latest, once nothing is in the way.
+pub(crate) const MADE_WITHIN: Duration = pace::LONGEST;
+/// Reads, and packets roughly, per call of [`Tun::read`]: one read may bring dozens.
 const READS: usize = 64;
+const PACKETS: usize = 128;
 /// How often [`wait_until_free`] looks.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// A TUN device cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum TunError {
-    /// The kernel does not offer any.
-    #[error(
-        "there is no /dev/net/tun here: load it with 'modprobe tun'; give it to a container with \
-         'docker run --device /dev/net/tun --cap-add NET_ADMIN'; or do without, by \
-         'worker-agent run --net userspace'"
-    )]
-    Missing {
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// It may not be opened.
-    #[error(
-        "/dev/net/tun may not be opened: run as root; in a systemd unit set \
-         'DeviceAllow=/dev/net/tun rw', for a container '--device /dev/net/tun'; or do without, by \
-         'worker-agent run --net userspace'"
-    )]
-    Closed {
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The process may not make network devices.
-    #[error(
-        "making a network device needs root or the capability CAP_NET_ADMIN: run as root, or give \
-         it with 'sudo setcap cap_net_admin+ep {}', or do without, by 'worker-agent run --net \
-         userspace'", .program.display()
-    )]
-    NoRights {
-        /// This program.
-        program: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Another device has the name.
-    #[error(
-        "a network device {name} is there already and is not this agent's: choose another name with \
-         tun.device, or remove it with 'ip link delete {name}'"
-    )]
-    Taken {
-        /// The name.
-        name: String,
-    },
-    /// The device cannot be made or set up.
-    #[error("the network device {name} cannot be set up")]
-    Device {
-        /// The name.
-        name: String,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The device does not take an address.
-    #[error("the network device {name} does not take the address {ip}")]
-    Address {
-        /// The device.
-        name: String,
-        /// The node's overlay address.
-        ip: IpAddr,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Routes cannot be set.
-    #[error(
-        "{count} routes to peers cannot be set on {name}, the one to {ip} among them ('ip route get \
-         {ip}' shows what is in the way)"
-    )]
-    Routes {
-        /// The device.
-        name: String,
-        /// How many.
-        count: usize,
-        /// The first of them.
-        ip: IpAddr,
-        /// What the system said of it.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Whether a network device can have this name.
 pub fn is_device_name(name: &str) -> bool {
@@ -146,27 +67,25 @@ pub async fn wait_until_free(name: &str, limit: Duration) {
     }
 }
 
+/// How a call of [`Tun::read`] went.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Read {
+    /// There may be more.
+    pub(crate) more: bool,
+    /// Packets that could not be made out.
+    pub(crate) unreadable: usize,
+}
+
 /// The device with what is set on it.
 #[derive(Debug)]
 pub(crate) struct Tun {
     name: String,
     mtu: u16,
     interface: Option<Interface>,
+    pace: Pace,
     addrs: Option<OverlayAddrs>,
     peers: BTreeSet<IpAddr>,
     problem: Option<String>,
-}
-
-/// One device from its making to its end.
-#[derive(Debug)]
-struct Interface {
-    name: String,
-    device: TunDevice,
-    netlink: Netlink,
-    index: u32,
-    has_v6: bool,
-    addrs: Option<OverlayAddrs>,
-    routes: BTreeSet<IpAddr>,
 }
 
 impl Tun {
@@ -174,11 +93,12 @@ impl Tun {
     ///
     /// # Errors
     /// It cannot be had; the text says what to do.
-    pub(crate) fn open(name: &str, mtu: u16) -> Result<Self, TunError> {
+    pub(crate) fn open(name: &str, mtu: u16, now: Instant) -> Result<Self, TunError> {
         Ok(Self {
             name: name.to_owned(),
             mtu,
             interface: Some(Interface::create(name, mtu)?),
+            pace: Pace::new(now),
             addrs: None,
             peers: BTreeSet::new(),
             problem: None,
@@ -192,7 +112,7 @@ impl Tun {
     pub(crate) fn start(&mut self, addrs: OverlayAddrs) -> Result<(), TunError> {
         self.addrs = Some(addrs);
         match &mut self.interface {
-            Some(interface) => interface.set_addrs(addrs),
+            Some(interface) => interface.set(addrs, &self.peers),
             None => Ok(()),
         }
     }
@@ -200,9 +120,7 @@ impl Tun {
     /// Makes these the node's addresses and these its peers'. What cannot be set is told.
     pub(crate) fn set(&mut self, addrs: OverlayAddrs, peers: impl Iterator<Item = OverlayAddrs>) {
         self.addrs = Some(addrs);
-        self.peers = peers
-            .flat_map(|peer| [peer.v4.into(), peer.v6.into()])
-            .collect();
+        self.peers = peers.flat_map(|peer| peer.iter()).collect();
         self.apply();
     }
 
@@ -210,9 +128,7 @@ impl Tun {
         let (Some(interface), Some(addrs)) = (&mut self.interface, self.addrs) else {
             return;
         };
-        let set = interface
-            .set_addrs(addrs)
-            .and_then(|()| interface.set_routes(addrs, &self.peers));
+        let set = interface.set(addrs, &self.peers);
         let problem = set.err().map(|error| chain(&error));
         self.tell(problem);
     }
@@ -229,42 +145,69 @@ impl Tun {
         self.problem = problem;
     }
 
-    /// Looks after the device: makes it again when it is gone or changed, tries again what failed. To be
-    /// called about once a second.
-    pub(crate) fn look(&mut self) {
+    /// Looks after the device: makes it again when it is gone or changed, tries again what failed,
+    /// and whether the machine has IPv6 by now. To be called about once a second.
+    pub(crate) fn look(&mut self, now: Instant) {
         if let Some(harm) = self.interface.as_ref().and_then(Interface::harm) {
+            // What is left of it goes with its descriptor.
             self.interface = None;
+            self.pace.lost(now);
             self.tell(Some(harm.to_owned()));
         }
         if self.interface.is_none() {
+            if !self.pace.is_due(now) {
+                return;
+            }
             match Interface::create(&self.name, self.mtu) {
-                Ok(interface) => self.interface = Some(interface),
-                Err(error) => return self.tell(Some(chain(&error))),
+                Ok(interface) => {
+                    self.interface = Some(interface);
+                    self.pace.made(now);
+                }
+                Err(error) => {
+                    self.pace.lost(now);
+                    return self.tell(Some(chain(&error)));
+                }
             }
         }
-        if self.problem.is_some() {
+        let without_v6 = |tun: &Interface| tun.belongings().is_v6_off();
+        if self.problem.is_some() || self.interface.as_ref().is_some_and(without_v6) {
             self.apply();
         }
     }
 
-    /// Appends packets that the machine sends. `true`: there may be more.
-    pub(crate) fn read(&self, batch: &mut Batch) -> bool {
-        let Some(interface) = &self.interface else {
-            return false;
-        };
-        for _ in 0..READS {
-            // One that is gone is found by `look`.
-            if interface.device.read(batch, usize::from(self.mtu)).is_err() {
-                return false;
-            }
-        }
-        true
+    /// Gives the device up, with all that is on it: the node stops.
+    pub(crate) fn close(&mut self) {
+        self.interface = None;
+        self.problem = None;
     }
 
-    /// Gives the machine a packet; `false` when it does not take it.
-    pub(crate) fn write(&self, packet: &[u8]) -> bool {
-        let device = self.interface.as_ref().map(|interface| &interface.device);
-        device.is_some_and(|device| device.write(packet).is_ok())
+    /// Appends packets that the machine sends.
+    pub(crate) fn read(&mut self, batch: &mut Batch) -> Read {
+        let mut read = Read::default();
+        let Some(interface) = &mut self.interface else {
+            return read;
+        };
+        let enough = batch.len() + PACKETS;
+        for _ in 0..READS {
+            if batch.len() >= enough {
+                break;
+            }
+            match interface.device.read(batch, usize::from(self.mtu)) {
+                Ok(whole) => read.unreadable += usize::from(!whole),
+                // One that is gone is found by `look`.
+                Err(_) => return read,
+            }
+        }
+        read.more = true;
+        read
+    }
+
+    /// Gives the machine packets; how many it does not take.
+    pub(crate) fn write<'a>(&self, packets: impl Iterator<Item = &'a [u8]> + Clone) -> usize {
+        match &self.interface {
+            Some(interface) => interface.device.write(packets),
+            None => packets.count(),
+        }
     }
 
     /// Ready when the machine may have packets.
@@ -277,168 +220,19 @@ impl Tun {
 
     /// For people.
     pub(crate) fn status(&self) -> ShellStatus {
+        let belongings = self.interface.as_ref().map(Interface::belongings);
         ShellStatus::Tun {
             device: self.name.clone(),
-            ipv6: self.interface.as_ref().is_some_and(|tun| tun.has_v6),
-            routes: self.interface.as_ref().map_or(0, |tun| tun.routes.len()),
+            present: belongings.is_some(),
+            ipv6: belongings.is_some_and(|own| !own.is_v6_off()),
+            routes: belongings.map_or(0, |own| own.routes()),
             problem: self.problem.clone(),
         }
     }
 }
 
-impl Interface {
-    fn create(name: &str, mtu: u16) -> Result<Self, TunError> {
-        let fault = |source: io::Error| TunError::Device {
-            name: name.to_owned(),
-            source,
-        };
-        let device = TunDevice::create(name)?;
-        let index = if_nametoindex(name).map_err(|errno| fault(errno.into()))?;
-        let mut netlink = Netlink::open().map_err(fault)?;
-        netlink.prepare(index, mtu).map_err(fault)?;
-        netlink.up(index).map_err(fault)?;
-        tracing::info!(device = name, "TUN device");
-        Ok(Self {
-            name: name.to_owned(),
-            device,
-            netlink,
-            index,
-            has_v6: true,
-            addrs: None,
-            routes: BTreeSet::new(),
-        })
-    }
-
-    /// What somebody else did to the device, if anything. Routes go with either of these; one
-    /// that is taken away by itself is not noticed.
-    fn harm(&self) -> Option<&'static str> {
-        if if_nametoindex(self.name.as_str()) != Ok(self.index) {
-            return Some("somebody removed it");
-        }
-        // The system says nothing of the device only when it is out of memory or descriptors.
-        let list = getifaddrs().ok()?;
-        let mut is_up = false;
-        let mut missing: BTreeSet<IpAddr> = match self.addrs {
-            Some(addrs) => self.usable(addrs).collect(),
-            None => BTreeSet::new(),
-        };
-        for entry in list.filter(|entry| entry.interface_name == self.name) {
-            is_up |= entry.flags.contains(InterfaceFlags::IFF_UP);
-            let addr = entry.address.as_ref();
-            if let Some(v4) = addr.and_then(|addr| addr.as_sockaddr_in()) {
-                missing.remove(&v4.ip().into());
-            } else if let Some(v6) = addr.and_then(|addr| addr.as_sockaddr_in6()) {
-                missing.remove(&v6.ip().into());
-            }
-        }
-        if !is_up {
-            return Some("somebody set it down");
-        }
-        (!missing.is_empty()).then_some("somebody took an address from it")
-    }
-
-    /// The addresses that this machine can have: without IPv6, only the one.
-    fn usable(&self, addrs: OverlayAddrs) -> impl Iterator<Item = IpAddr> + use<> {
-        let v6 = self.has_v6.then_some(addrs.v6.into());
-        [Some(addrs.v4.into()), v6].into_iter().flatten()
-    }
-
-    fn set_addrs(&mut self, addrs: OverlayAddrs) -> Result<(), TunError> {
-        if self.addrs == Some(addrs) {
-            return Ok(());
-        }
-        let fault = |name: &str, ip: IpAddr, source: io::Error| TunError::Address {
-            name: name.to_owned(),
-            ip,
-            source,
-        };
-        if let Some(former) = self.addrs.take() {
-            for to in std::mem::take(&mut self.routes) {
-                // Goes with its source address at the latest.
-                let _gone = self.netlink.remove_route(self.index, to, from(former, to));
-            }
-            for ip in self.usable(former) {
-                let removed = self.netlink.remove_address(self.index, ip);
-                removed.map_err(|source| fault(&self.name, ip, source))?;
-            }
-        }
-        for ip in self.usable(addrs) {
-            match self.netlink.add_address(self.index, ip) {
-                Err(error) if ip.is_ipv6() && netlink::is_v6_off(&error) => {
-                    tracing::info!(device = self.name, "without IPv6, as this machine");
-                    self.has_v6 = false;
-                }
-                added => added.map_err(|source| fault(&self.name, ip, source))?,
-            }
-        }
-        self.addrs = Some(addrs);
-        Ok(())
-    }
-
-    fn set_routes(
-        &mut self,
-        addrs: OverlayAddrs,
-        peers: &BTreeSet<IpAddr>,
-    ) -> Result<(), TunError> {
-        let mut failed = Vec::new();
-        let stale: Vec<IpAddr> = self.routes.difference(peers).copied().collect();
-        for to in stale {
-            let removed = self.netlink.remove_route(self.index, to, from(addrs, to));
-            match removed {
-                Ok(()) => {
-                    self.routes.remove(&to);
-                }
-                Err(error) => failed.push((to, error)),
-            }
-        }
-        for to in peers {
-            if self.routes.contains(to) || (to.is_ipv6() && !self.has_v6) {
-                continue;
-            }
-            match self.netlink.add_route(self.index, *to, from(addrs, *to)) {
-                Ok(()) => {
-                    self.routes.insert(*to);
-                }
-                Err(error) => failed.push((*to, error)),
-            }
-        }
-        let count = failed.len();
-        match failed.into_iter().next() {
-            None => Ok(()),
-            Some((ip, source)) => Err(TunError::Routes {
-                name: self.name.clone(),
-                count,
-                ip,
-                source,
-            }),
-        }
-    }
-}
-
-/// Our address of the same family.
-fn from(addrs: OverlayAddrs, to: IpAddr) -> IpAddr {
-    if to.is_ipv4() {
-        addrs.v4.into()
-    } else {
-        addrs.v6.into()
-    }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use nix::errno::Errno;
-
     use super::*;
 
     #[test]
@@ -469,18 +263,5 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(4));
         // Every machine has it, and nobody removes it.
         wait_until_free("lo", Duration::from_millis(1)).await;
-    }
-
-    #[test]
-    fn the_causes_of_an_error_are_told() {
-        let error = TunError::Routes {
-            name: "mesh0".into(),
-            count: 2,
-            ip: IpAddr::from([100, 64, 0, 7]),
-            source: Errno::EEXIST.into(),
-        };
-        let text = chain(&error);
-        assert!(text.contains("ip route get 100.64.0.7"), "{text}");
-        assert!(text.contains("File exists"), "{text}");
     }
 }

@@ -141,14 +141,22 @@ fn shell(shell: &ShellStatus) -> String {
         ShellStatus::Userspace => "this program alone (userspace)".into(),
         ShellStatus::Tun {
             device,
+            present,
             ipv6,
             routes,
             problem,
         } => {
             let without = if *ipv6 { "" } else { ", without IPv6" };
-            match problem {
-                None => format!("the whole machine, by {device} ({routes} routes{without})"),
-                Some(problem) => format!("the whole machine, by {device}, but {problem}"),
+            match (present, problem) {
+                (true, None) => {
+                    format!("the whole machine, by {device} ({routes} routes{without})")
+                }
+                (true, Some(problem)) => format!("the whole machine, by {device}, but {problem}"),
+                (false, None) => format!("not on the mesh any more, {device} is gone"),
+                (false, Some(problem)) => format!(
+                    "{device} is gone, to be made again ({problem}); what this program serves \
+                     goes on"
+                ),
             }
         }
     }

@@ -132,7 +132,7 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 18] = [
+const ROWS: [Row; 19] = [
     (
         |status| {
             let error = "cannot reach the server; mesh.example.org:8080: what answers there does \
@@ -268,14 +268,31 @@ const ROWS: [Row; 18] = [
         |status| {
             status.shell = ShellStatus::Tun {
                 device: "mesh0".into(),
+                present: true,
                 ipv6: true,
                 routes: 1,
-                problem: Some("it is gone".into()),
+                problem: Some("it does not take an address".into()),
             };
         },
         "tun-trouble",
         Severity::Error,
-        "mesh0: it is gone",
+        "mesh0: it does not take an address; it is tried again",
+        "ip link show mesh0",
+    ),
+    (
+        |status| {
+            status.shell = ShellStatus::Tun {
+                device: "mesh0".into(),
+                present: false,
+                ipv6: false,
+                routes: 0,
+                problem: Some("somebody removed it".into()),
+            };
+        },
+        "tun-trouble",
+        Severity::Error,
+        "mesh0 is gone (somebody removed it): programs of this machine reach no peer; it is made \
+         again by itself, tried every 10 s",
         "ip link show mesh0",
     ),
     (

@@ -148,7 +148,7 @@ impl Driver {
         }
         self.housekeeping = now + HOUSEKEEPING;
         if let Some(tun) = &mut self.parts.tun {
-            tun.look();
+            tun.look(now);
         }
         if now >= self.interfaces {
             self.interfaces = now + INTERFACES;

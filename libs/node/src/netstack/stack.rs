@@ -359,22 +359,24 @@ impl Netstack {
 
     /// [`Netstack::exchange`] beside the machine's own TCP/IP stack, which has the same
     /// addresses: this one takes the packets of its own connections and what asks for a
-    /// connection to a port that is not left to the machine, the `kernel` all others.
+    /// connection to a port that is not left to the machine. The places in `inbound` of all others
+    /// are appended to `machines`, in order: whoever writes them to a device does it without
+    /// keeping the streams of this stack waiting for it.
     pub(crate) fn exchange_beside(
         &self,
         inbound: &mut dyn Iterator<Item = &[u8]>,
         outbound: &mut Batch,
         now: Instant,
-        mut kernel: Option<&mut dyn FnMut(&[u8])>,
+        mut machines: Option<&mut Vec<usize>>,
     ) -> Option<Instant> {
         let mut guard = self.shared.lock();
         let inner = &mut *guard;
         inner.now = now;
         let at = inner.clock(now);
-        for packet in inbound {
+        for (place, packet) in inbound.enumerate() {
             inner.silence.hear(packet, now);
-            match &mut kernel {
-                Some(kernel) if !inner.claims(packet) => kernel(packet),
+            match &mut machines {
+                Some(machines) if !inner.claims(packet) => machines.push(place),
                 _ => inner.ingress(packet, outbound, at),
             }
         }

@@ -1,12 +1,15 @@
-//! `/dev/net/tun`: one packet a read, one packet a write, nothing kept when it is closed.
+//! `/dev/net/tun`: a packet, or a stretch of a TCP connection, a read and a write
+//! ([`mesh_tunnel::offload`]); nothing kept when it is closed.
 
-use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::task::{Context, Poll};
 
 use mesh_tunnel::Batch;
+use mesh_tunnel::offload::{self, HEADER, MAX_MERGED, MAX_PACKET};
 use nix::errno::Errno;
 use nix::libc;
 use tokio::io::Interest;
@@ -25,10 +28,21 @@ struct Request {
     unused: [u8; 22],
 }
 
+/// What the kernel may leave to us: checksums, and segmentation of TCP.
+const OFFLOADS: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+
 /// A device of layer 3 that lives as long as this.
-#[derive(Debug)]
 pub(super) struct TunDevice {
-    file: AsyncFd<OwnedFd>,
+    file: AsyncFd<File>,
+    /// What one read may bring.
+    buffer: Box<[u8]>,
+}
+
+impl fmt::Debug for TunDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TunDevice").field(&self.file).finish()
+    }
 }
 
 impl TunDevice {
@@ -40,8 +54,7 @@ impl TunDevice {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(CLONE)
             .map_err(|source| opening(source, name))?;
-        let file = OwnedFd::from(file);
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | libc::IFF_VNET_HDR;
         let mut request = Request {
             name: [0; NAME_MAX + 1],
             flags: u16::try_from(flags).expect("the flags of a TUN device are 16 bits"),
@@ -57,18 +70,32 @@ impl TunDevice {
         if result != 0 {
             return Err(making(io::Error::last_os_error(), name));
         }
+        #[allow(unsafe_code, reason = "nix has no safe form of TUNSETOFFLOAD")]
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let result = unsafe {
+            let offloads = libc::c_ulong::from(OFFLOADS);
+            libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offloads)
+        };
+        if result != 0 {
+            // The header says so of each packet: then there is none to split.
+            let error = io::Error::last_os_error();
+            tracing::debug!(device = name, %error, "the kernel keeps segmentation to itself");
+        }
         #[allow(
             unsafe_code,
             reason = "the safe constructor is deprecated for types that may lie"
         )]
         // SAFETY: the descriptor is owned by the `AsyncFd` from here on: it stays open and the same
-        // until that is dropped, and an `OwnedFd` always names the descriptor that it owns.
+        // until that is dropped, and a `File` always names the descriptor that it owns.
         let file = unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) };
         let file = file.map_err(|error| TunError::Device {
             name: name.to_owned(),
             source: error.into(),
         })?;
-        Ok(Self { file })
+        Ok(Self {
+            file,
+            buffer: vec![0; HEADER + MAX_PACKET].into_boxed_slice(),
+        })
     }
 
     /// Ready when there may be a packet to read.
@@ -77,21 +104,38 @@ impl TunDevice {
         self.file.poll_read_ready(cx).map(|_| ())
     }
 
-    /// Appends the next packet of at most `most` bytes; `WouldBlock` when there is none.
-    pub(super) fn read(&self, batch: &mut Batch, most: usize) -> io::Result<usize> {
-        batch.push_up_to(most, |slot| {
-            self.file.try_io(Interest::READABLE, |file| {
-                nix::unistd::read(file, slot).map_err(io::Error::from)
-            })
-        })
+    /// Appends what one read brings, in packets of at most `mtu` bytes; `WouldBlock` when there is
+    /// nothing. What cannot be made packets of is dropped: `Ok(false)`.
+    pub(super) fn read(&mut self, batch: &mut Batch, mtu: usize) -> io::Result<bool> {
+        let buffer = &mut self.buffer;
+        let len = self
+            .file
+            .try_io(Interest::READABLE, |mut file| file.read(buffer))?;
+        let Some((header, packet)) = buffer[..len].split_first_chunk_mut::<HEADER>() else {
+            return Ok(false);
+        };
+        Ok(offload::split(*header, packet, mtu, batch).is_ok())
     }
 
-    /// Gives the machine one packet; it is dropped when the machine does not take it.
-    pub(super) fn write(&self, packet: &[u8]) -> io::Result<()> {
-        // Not through tokio: a device that takes nothing drops, it does not wait.
-        nix::unistd::write(self.file.get_ref(), packet)
-            .map(drop)
-            .map_err(io::Error::from)
+    /// Gives the machine packets, those of a TCP connection together where they follow each other.
+    /// How many it did not take: these are dropped.
+    pub(super) fn write<'a>(&self, packets: impl Iterator<Item = &'a [u8]> + Clone) -> usize {
+        let mut refused = 0;
+        let mut rest = packets;
+        while let Some(merged) = offload::merge(rest.clone()) {
+            let mut parts = [IoSlice::new(&[]); MAX_MERGED + 1];
+            parts[0] = IoSlice::new(merged.head());
+            let payloads = rest.by_ref().take(merged.count());
+            for (part, packet) in parts[1..].iter_mut().zip(payloads) {
+                *part = IoSlice::new(&packet[merged.payload()..]);
+            }
+            // Not through tokio: a device that takes nothing drops, it does not wait.
+            let mut file = self.file.get_ref();
+            if file.write_vectored(&parts[..=merged.count()]).is_err() {
+                refused += merged.count();
+            }
+        }
+        refused
     }
 }
 

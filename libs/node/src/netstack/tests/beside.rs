@@ -5,15 +5,17 @@ use super::*;
 /// Feeds one packet to a stack: whether it was the kernel's, and what the stack sends.
 fn feed(stack: &Netstack, packet: Option<&[u8]>) -> (bool, Vec<Vec<u8>>) {
     let mut batch = Batch::new();
-    let mut left = 0;
-    let mut kernel = |_: &[u8]| left += 1;
+    let mut machines = Vec::new();
     stack.exchange_beside(
         &mut packet.into_iter(),
         &mut batch,
         Instant::now(),
-        Some(&mut kernel),
+        Some(&mut machines),
     );
-    (left > 0, batch.iter().map(<[u8]>::to_vec).collect())
+    (
+        !machines.is_empty(),
+        batch.iter().map(<[u8]>::to_vec).collect(),
+    )
 }
 
 fn stack(n: u8) -> Netstack {
@@ -39,6 +41,15 @@ async fn request(to: SocketAddr) -> Vec<u8> {
     };
     dial.abort();
     packet
+}
+
+/// A peer's ping.
+fn echo() -> Vec<u8> {
+    let mut echo = vec![
+        0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 100, 64, 0, 2, 100, 64, 0, 1,
+    ];
+    echo.extend([8, 0, 0, 0, 0, 1, 0, 1]);
+    echo
 }
 
 /// Where the flags of TCP are in a packet without options of IP.
@@ -117,10 +128,7 @@ async fn an_answer_to_the_machines_own_connection_is_the_kernels_whatever_its_po
 #[tokio::test]
 async fn what_is_no_tcp_is_the_kernels_but_for_bound_udp_ports() {
     let own = stack(1);
-    let mut echo = vec![
-        0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 100, 64, 0, 2, 100, 64, 0, 1,
-    ];
-    echo.extend([8, 0, 0, 0, 0, 1, 0, 1]);
+    let echo = echo();
     let (kernels, answers) = feed(&own, Some(&echo));
     assert!(
         kernels && answers.is_empty(),
@@ -135,6 +143,29 @@ async fn what_is_no_tcp_is_the_kernels_but_for_bound_udp_ports() {
     assert!(!feed(&own, Some(&datagram)).0);
     drop(bound);
     assert!(feed(&own, Some(&datagram)).0);
+}
+
+/// What the driver relies on when it writes them to the device after the stack has let go.
+#[tokio::test]
+async fn the_machines_packets_are_told_by_their_places_in_order() {
+    let own = stack(1);
+    let _listener = own.listen(80).expect("free");
+    let mine = request(v4(1, 80)).await;
+    let machines = echo();
+    let (mut batch, mut places) = (Batch::new(), Vec::with_capacity(8));
+    let memory = places.as_ptr();
+    let orders: [(&[&Vec<u8>], &[usize]); 3] = [
+        (&[&machines, &mine, &machines, &mine, &machines], &[0, 2, 4]),
+        (&[&mine, &mine], &[]),
+        (&[&mine, &machines], &[1]),
+    ];
+    for (packets, expected) in orders {
+        places.clear();
+        let mut inbound = packets.iter().map(|packet| packet.as_slice());
+        own.exchange_beside(&mut inbound, &mut batch, Instant::now(), Some(&mut places));
+        assert_eq!(places, expected);
+    }
+    assert_eq!(places.as_ptr(), memory, "its memory is used again");
 }
 
 #[tokio::test]
