@@ -1,18 +1,16 @@
-//! A service ends in the middle of somebody's work: asked to, it lets the work finish; killed, it does
-//! not take along what goes on without it.
+//! A service that is asked to end in the middle of somebody's work lets the work finish. One that is
+//! killed: `coordinator_killed.rs`, `relay.rs`.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use integration::journeys::transfers::{download, wait_for_service};
-use integration::server::{sha256, write_noise};
-use integration::{Field, Layout, Server};
+use integration::{Field, Layout};
 use mesh_testkit::{Child, Curl, CurlReply, Host, Need, eventually, needs};
 
 const NEEDED: [Need; 3] = [Need::Root, Need::Program("ip"), Need::Program("curl")];
@@ -23,9 +21,6 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long its work goes on after that, at least.
 const WORK: Duration = Duration::from_secs(3);
 const LINE: &str = "the second half\n";
-/// The example of RFC 6455, section 1.3.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 #[derive(Debug, Default)]
 struct Held {
@@ -34,7 +29,7 @@ struct Held {
 }
 
 /// A server on a worker's loopback that begins each answer and finishes it when it is told to;
-/// `/late` not even begins. `/socket` is a WebSocket that says back what it hears.
+/// `/late` not even begins.
 #[derive(Debug)]
 struct Slow {
     addr: SocketAddr,
@@ -79,17 +74,6 @@ fn answer(mut stream: TcpStream, held: &(Mutex<Held>, Condvar)) -> std::io::Resu
     let mut head = String::new();
     while reader.read_line(&mut head)? > 2 {}
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    if path == "/socket" {
-        write!(
-            stream,
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
-        )?;
-        loop {
-            let said = read_frame(&mut reader)?;
-            write_frame(&mut stream, &said, None)?;
-        }
-    }
     let begin = |stream: &mut TcpStream| {
         let length = LINE.len() + 2;
         write!(
@@ -111,72 +95,6 @@ fn answer(mut stream: TcpStream, held: &(Mutex<Held>, Condvar)) -> std::io::Resu
         begin(&mut stream)?;
     }
     stream.write_all(LINE.as_bytes())
-}
-
-/// One short frame of RFC 6455, section 5.2, unmasked.
-fn read_frame(from: &mut impl std::io::Read) -> std::io::Result<Vec<u8>> {
-    let mut head = [0; 2];
-    from.read_exact(&mut head)?;
-    let mut mask = [0; 4];
-    if head[1] & 0x80 != 0 {
-        from.read_exact(&mut mask)?;
-    }
-    let mut payload = vec![0; usize::from(head[1] & 0x7f)];
-    from.read_exact(&mut payload)?;
-    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-    }
-    Ok(payload)
-}
-
-fn write_frame(
-    to: &mut impl std::io::Write,
-    payload: &[u8],
-    mask: Option<[u8; 4]>,
-) -> std::io::Result<()> {
-    let length = u8::try_from(payload.len()).expect("a short one");
-    let mut frame = vec![0x81, length | if mask.is_some() { 0x80 } else { 0 }];
-    frame.extend(mask.iter().flatten());
-    let mask = mask.unwrap_or_default();
-    let payload = payload.iter().zip(mask.iter().cycle());
-    frame.extend(payload.map(|(byte, mask)| byte ^ mask));
-    to.write_all(&frame)
-}
-
-/// A WebSocket through the gateway, from the clients' segment.
-struct Socket(TcpStream);
-
-impl Socket {
-    fn open(field: &Field) -> Self {
-        let mut stream = field
-            .client()
-            .enter(|| TcpStream::connect(field.gateway_addr()))
-            .expect("connects");
-        stream.set_read_timeout(Some(SOON)).expect("set");
-        write!(
-            stream,
-            "GET /{NODE}/s/slow/socket HTTP/1.1\r\nHost: gateway:8081\r\n\
-             Origin: http://gateway:8081\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-        )
-        .expect("written");
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).expect("an answer");
-            head.extend(byte);
-        }
-        let head = String::from_utf8_lossy(&head);
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        Self(stream)
-    }
-
-    /// Says something and hears it said back.
-    fn echo(&mut self, text: &str) {
-        write_frame(&mut self.0, text.as_bytes(), Some([7, 77, 177, 27])).expect("written");
-        let heard = read_frame(&mut self.0).expect("an answer");
-        assert_eq!(String::from_utf8_lossy(&heard), text);
-    }
 }
 
 struct Site {
@@ -317,64 +235,5 @@ fn a_deploy_manager_that_is_asked_to_end_lets_commands_finish() {
         assert_eq!(ran.stdout, "done\n", "{}", ran.all());
     }
     ended(manager);
-    site.field.assert_logs_clean(&[]);
-}
-
-#[test]
-fn what_is_open_goes_on_when_the_coordinator_is_killed() {
-    /// More than all buffers on the way together, so that most of it travels after the kill.
-    const FILE: usize = 64 << 20;
-    if !needs(&NEEDED) {
-        return;
-    }
-    let mut site = Site::start();
-    let source = write_noise(site.field.operator().work("noise"), FILE).expect("file");
-    let host = site.field.worker(NODE).host().clone();
-    let server = Server::start(Some(&host), NODE, Some(&source)).expect("server");
-    site.field.worker(NODE).publish("files", server.port());
-    wait_for_service(&site.field, "default", NODE, NODE, server.port());
-
-    let mut socket = Socket::open(&site.field);
-    socket.echo("before");
-    let mut command = site.command("exec", &[]);
-    let into = site.field.operator().work("copy");
-    let transfer = download(&site.field, server.port(), &into, "8M").name("transfer");
-    let mut transfer = transfer.spawn().expect("starts");
-    let arrived = || std::fs::metadata(&into).map_or(0, |file| file.len());
-    eventually("the transfer is under way", SOON, || {
-        ensure!(arrived() > 4 << 20, "{} bytes", arrived());
-        Ok(())
-    });
-    let connections = server.connections();
-
-    site.field
-        .take_service("coordinator")
-        .kill()
-        .expect("killed");
-    let at = arrived();
-    assert!(
-        at < u64::try_from(FILE / 2).expect("fits"),
-        "{at} bytes came before"
-    );
-    let token = site.field.operator().mesh(&["token", "create"]);
-    assert_eq!(token.code, Some(1), "there is none: {}", token.all());
-    socket.echo("while it is away");
-    transfer.finish(SOON).expect("ends").expect_code(0);
-    assert_eq!(server.connections(), connections, "in one go");
-    assert_eq!(sha256(&into).expect("sum"), sha256(&source).expect("sum"));
-    site.let_end("exec");
-    let ran = command.finish(SOON).expect("ends").expect_code(0);
-    assert_eq!(ran.stdout, "done\n", "{}", ran.all());
-    // What begins now finds its way too.
-    let console = site.field.curl(&format!("/{NODE}/")).expect("curl runs");
-    assert_eq!(console.status, 200, "{console:?}");
-    wait_for_service(&site.field, "default", NODE, NODE, server.port());
-    println!("{at} of {FILE} bytes had come when the coordinator was killed");
-
-    site.field.start_coordinator().expect("starts again");
-    eventually("changes are taken again", SOON, || {
-        site.field.operator().mesh(&["token", "create"]).success()
-    });
-    socket.echo("after");
     site.field.assert_logs_clean(&[]);
 }

@@ -57,6 +57,7 @@ pub(crate) struct Figures {
     pub(crate) heartbeats: Counter,
     pub(crate) heartbeat_refusals: Family<Refusal, Counter>,
     pub(crate) sync_streams: Gauge,
+    pub(crate) full_maps: Counter,
     pub(crate) nodes: Family<Presence, Gauge>,
     pub(crate) nodes_missing: Family<Uptime, Gauge>,
     pub(crate) relays: Family<State, Gauge>,
@@ -117,6 +118,11 @@ impl Figures {
                 of.heartbeat_refusals,
             );
             registry.register("sync_streams", "Open control streams", of.sync_streams);
+            registry.register(
+                "full_maps",
+                "Netmaps sent whole, to nodes that could not be told what changed instead",
+                of.full_maps,
+            );
             registry.register("nodes", "Nodes by state and uptime class", of.nodes);
             registry.register(
                 "nodes_missing",

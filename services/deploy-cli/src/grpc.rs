@@ -19,7 +19,7 @@ use crate::target::Chosen;
 
 mod coordinator;
 
-pub use coordinator::{issue, nodes};
+pub use coordinator::{Unavailable, issue, nodes};
 
 /// What to ask for.
 pub struct Ask<'a> {

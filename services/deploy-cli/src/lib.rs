@@ -3,8 +3,9 @@
 //!
 //! It speaks SSH itself, through the deploy-manager's SOCKS5 listener (`--via socks`), or leaves
 //! that to the deploy-manager (`--via grpc`). Targets, pinned host keys, users and certificates
-//! come from the coordinator of the context. It does not dial nodes directly and keeps nothing but
-//! what `ssh-config` writes for OpenSSH.
+//! come from the coordinator of the context; while it does not answer, targets and host keys are
+//! those that it told last, and logging in takes a key or a password. It does not dial nodes
+//! directly and keeps nothing but that list and what `ssh-config` writes for OpenSSH.
 
 #![allow(
     clippy::print_stdout,
@@ -34,6 +35,7 @@ use setting::Setting;
 mod args;
 mod cockpit;
 mod grpc;
+mod last_nodes;
 mod legacy;
 pub mod nc;
 mod output;

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use mesh_api::context::{Context, Contexts};
+use mesh_api::client::AttemptError;
+use mesh_api::context::{Context, ContextConnectError, Contexts};
 use mesh_ssh::{Credential, PrivateKey};
-use mesh_types::{NetworkName, NodeId};
+use mesh_types::{NetworkName, NodeId, Timestamp};
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::args::Options;
 use crate::grpc;
+use crate::last_nodes::{self, LastNodes};
+use crate::output::warn;
 use crate::socks::{Login, Proxy};
 use crate::target::Node;
 
@@ -60,6 +63,51 @@ impl Setting {
     pub async fn nodes(&self, coordinator: Channel) -> anyhow::Result<Vec<Node>> {
         grpc::nodes(coordinator, &self.network).await
     }
+
+    /// The nodes of the network and the coordinator that told them; while it does not answer, the
+    /// nodes that it told last, without it.
+    pub async fn nodes_even_without_coordinator(
+        &self,
+    ) -> anyhow::Result<(Option<Channel>, Vec<Node>)> {
+        let asked = async {
+            let coordinator = self.coordinator().await?;
+            let nodes = self.nodes(coordinator.clone()).await?;
+            anyhow::Ok((coordinator, nodes))
+        };
+        let file = last_nodes::file(&self.context.ca_der()?, &self.network);
+        match asked.await {
+            Ok((coordinator, nodes)) => {
+                // Where nothing can be kept, as in a container, it is missed only once the coordinator
+                // is; a word about it at each command would be in the way.
+                drop(file.and_then(|file| last_nodes::keep(&file, &nodes)));
+                Ok((Some(coordinator), nodes))
+            }
+            Err(error) if is_away(&error) => {
+                let last = file.ok().and_then(|file| last_nodes::read(&file));
+                let Some(LastNodes { told, nodes }) = last else {
+                    return Err(error.context("there is no earlier list of nodes to go by"));
+                };
+                let ago = Timestamp::from(SystemTime::now()).since(told).as_secs();
+                warn(&format!(
+                    "the coordinator does not answer ({error:#}); going by the nodes of {ago} s ago"
+                ));
+                Ok((None, nodes))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the coordinator did not answer at all; one that refuses, or is none of ours, did.
+fn is_away(error: &anyhow::Error) -> bool {
+    if let Some(ContextConnectError::Connect(error)) = error.downcast_ref() {
+        // What stands in front of it may break a connection off when nobody is behind: NotTls.
+        return error.attempts.iter().all(|(_, reason)| {
+            use AttemptError::{Name, NotTls, Tcp, Timeout};
+            matches!(reason, Name(_) | Tcp(_) | Timeout | NotTls(_))
+        });
+    }
+    error.is::<grpc::Unavailable>()
 }
 
 /// The SOCKS5 listener that the context names for the network.
@@ -121,7 +169,7 @@ impl Method {
             return Ok(Self::Password(read_secret(path)?));
         }
         if let Some(password) = &options.password {
-            crate::output::warn(
+            warn(
                 "a password on the command line can be read by every user of this machine; use --password-file",
             );
             return Ok(Self::Password(password.0.clone()));
@@ -137,10 +185,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// With `login`; `coordinator` signs the certificates.
-    pub fn new(login: Method, coordinator: Channel, network: &NetworkName) -> Self {
-        let issuer = matches!(login, Method::Certificate)
-            .then(|| Issuer::new(coordinator, network, PrivateKey::generate()));
+    /// With `login`; `coordinator`, if it answers, signs the certificates.
+    pub fn new(login: Method, coordinator: Option<Channel>, network: &NetworkName) -> Self {
+        let issuer = coordinator
+            .filter(|_| matches!(login, Method::Certificate))
+            .map(|coordinator| Issuer::new(coordinator, network, PrivateKey::generate()));
         Self { login, issuer }
     }
 
@@ -150,7 +199,10 @@ impl Credentials {
             (Method::Key(key), _) => Ok(Credential::Key(key.clone())),
             (Method::Password(password), _) => Ok(Credential::Password(password.clone())),
             (Method::Certificate, Some(issuer)) => issuer.of(user, targets).await,
-            (Method::Certificate, None) => anyhow::bail!("no certificate issuer"),
+            (Method::Certificate, None) => anyhow::bail!(
+                "only the coordinator gives out certificates, and it does not answer: log in with \
+                 --identity FILE or --password-file FILE"
+            ),
         }
     }
 }

@@ -288,6 +288,9 @@ impl Stream {
                     Taken::Step(step) => step,
                 },
                 news = next_after(&mut session, pending.part_at), if pending.part.is_none() => {
+                    if matches!(&news, Some(Output::Netmap(update)) if update.full && update.last) {
+                        self.core().figures.full_maps.inc();
+                    }
                     if matches!(&news, Some(Output::End(EndReason::Replaced))) {
                         self.core().taken_over(self.party);
                     }

@@ -33,6 +33,7 @@ async fn a_stream_begins_with_a_full_netmap_and_goes_on_with_changes() {
         map.node.ssh_ca
     );
     assert!(map.peers.is_empty());
+    assert_full_maps(&mesh, 1);
 
     // The same owner: they see each other.
     let other = mesh.joined(pb::Role::Worker, "other").await;
@@ -44,6 +45,14 @@ async fn a_stream_begins_with_a_full_netmap_and_goes_on_with_changes() {
     mesh.remove("", "other").await;
     let map = Netmap::apply(Some(map), stream.update().await).expect("a change");
     assert!(map.peers.is_empty());
+    assert_full_maps(&mesh, 1);
+}
+
+/// How many netmaps the coordinator says that it has sent whole since its start.
+fn assert_full_maps(mesh: &Mesh, count: u32) {
+    let metrics = mesh.handles.metrics.encode();
+    let told = format!("mesh_coordinator_full_maps_total {count}\n");
+    assert!(metrics.contains(&told), "not {told}: {metrics}");
 }
 
 #[tokio::test]
@@ -63,6 +72,7 @@ async fn a_cursor_resumes_without_a_full_map_also_after_a_restart() {
     assert!(!update.full);
     let names: Vec<_> = update.peers.iter().map(|peer| peer.name.as_str()).collect();
     assert_eq!(names, ["third"]);
+    assert_full_maps(&mesh, 0);
 }
 
 #[tokio::test]

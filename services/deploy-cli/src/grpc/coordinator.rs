@@ -45,10 +45,15 @@ pub async fn issue(
     Ok(answer.into_inner().certificate)
 }
 
+/// The coordinator is not there, or cannot do this now.
+#[derive(Debug, thiserror::Error)]
+#[error("the coordinator cannot do this now: {0}")]
+pub struct Unavailable(String);
+
 /// What a refused call says to people.
 fn refused(status: tonic::Status) -> anyhow::Error {
     if status.code() == tonic::Code::Unavailable {
-        anyhow::anyhow!("the coordinator cannot do this now: {}", status.message())
+        Unavailable(status.message().to_owned()).into()
     } else {
         anyhow::anyhow!("the coordinator refused: {}", status.message())
     }

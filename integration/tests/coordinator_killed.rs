@@ -1,0 +1,409 @@
+//! The coordinator is killed: what is open goes on, what begins finds its way, a worker that starts
+//! meanwhile is back at once; and when the coordinator is there again, everybody is, without a storm.
+
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use integration::field::overlay_addr;
+use integration::journeys::WORKERS;
+use integration::journeys::transfers::{download, through, wait_for_service};
+use integration::server::{sha256, write_noise};
+use integration::{Field, Layout, Server, metrics};
+use mesh_testkit::sshd::{SSHD, ssh_keygen};
+use mesh_testkit::{
+    Child, CurlReply, Finished, Host, Need, Sshd, SshdOptions, TestUser, eventually,
+};
+
+const NEEDED: [Need; 7] = [
+    Need::Root,
+    Need::Program("ip"),
+    Need::Program("curl"),
+    Need::Program("ping"),
+    Need::Program("useradd"),
+    Need::Program("ssh-keygen"),
+    Need::Program(SSHD),
+];
+/// With a real sshd, which lets somebody in by key, and the services.
+const NODE: &str = WORKERS[0];
+/// With a TUN device, from which its machine pings, and the agent's own SSH.
+const PINGER: &str = WORKERS[1];
+/// How commands get to a node.
+const WAYS: [&str; 2] = ["socks", "grpc"];
+const SOON: Duration = Duration::from_secs(30);
+/// What the acceptance gives a worker that comes back.
+const BACK: Duration = Duration::from_secs(5);
+/// And everybody, when the coordinator is back.
+const ALL_BACK: Duration = Duration::from_secs(10);
+/// More than all buffers on the way together, so that most of it travels after the kill.
+const FILE: usize = 64 << 20;
+/// The example of RFC 6455, section 1.3.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// Starts a WebSocket server on a host's loopback that says back what it hears; gives its port. It
+/// ends with the test's process.
+fn serve_socket(host: &Host) -> u16 {
+    let listener = host
+        .enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .expect("bound");
+    let port = listener.local_addr().expect("bound").port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // A client that goes away ends its own connection only.
+            thread::spawn(move || drop(say_back(stream)));
+        }
+    });
+    port
+}
+
+fn say_back(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut head = String::new();
+    while reader.read_line(&mut head)? > 2 {}
+    write!(
+        stream,
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+    )?;
+    loop {
+        let said = read_frame(&mut reader)?;
+        write_frame(&mut stream, &said, None)?;
+    }
+}
+
+/// One short frame of RFC 6455, section 5.2, unmasked.
+fn read_frame(from: &mut impl Read) -> std::io::Result<Vec<u8>> {
+    let mut head = [0; 2];
+    from.read_exact(&mut head)?;
+    let mut mask = [0; 4];
+    if head[1] & 0x80 != 0 {
+        from.read_exact(&mut mask)?;
+    }
+    let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+    from.read_exact(&mut payload)?;
+    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+    }
+    Ok(payload)
+}
+
+fn write_frame(to: &mut impl Write, payload: &[u8], mask: Option<[u8; 4]>) -> std::io::Result<()> {
+    let length = u8::try_from(payload.len()).expect("a short one");
+    let mut frame = vec![0x81, length | if mask.is_some() { 0x80 } else { 0 }];
+    frame.extend(mask.iter().flatten());
+    let mask = mask.unwrap_or_default();
+    let payload = payload.iter().zip(mask.iter().cycle());
+    frame.extend(payload.map(|(byte, mask)| byte ^ mask));
+    to.write_all(&frame)
+}
+
+/// A WebSocket through the gateway, from the clients' segment.
+struct Socket(TcpStream);
+
+impl Socket {
+    fn open(field: &Field) -> Self {
+        let mut stream = field
+            .client()
+            .enter(|| TcpStream::connect(field.gateway_addr()))
+            .expect("connects");
+        stream.set_read_timeout(Some(SOON)).expect("set");
+        write!(
+            stream,
+            "GET /{NODE}/s/socket/ HTTP/1.1\r\nHost: gateway:8081\r\n\
+             Origin: http://gateway:8081\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+        )
+        .expect("written");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("an answer");
+            head.extend(byte);
+        }
+        let head = String::from_utf8_lossy(&head);
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        Self(stream)
+    }
+
+    /// Says something and hears it said back.
+    fn echo(&mut self, text: &str) {
+        write_frame(&mut self.0, text.as_bytes(), Some([7, 77, 177, 27])).expect("written");
+        let heard = read_frame(&mut self.0).expect("an answer");
+        assert_eq!(String::from_utf8_lossy(&heard), text);
+    }
+}
+
+/// The installation, and what its people and services are.
+struct Site {
+    field: Field,
+    server: Server,
+    source: PathBuf,
+    user: TestUser,
+    key: PathBuf,
+    sshd: Sshd,
+    /// [`NODE`]'s overlay address.
+    addr: Ipv4Addr,
+}
+
+impl Site {
+    fn start() -> Self {
+        let mut field = Field::start(Layout::Spread, None);
+        let user = TestUser::create().expect("user");
+        let host = field.prepare_host(NODE).expect("host");
+        let key = field.operator().work("key");
+        ssh_keygen(&key).expect("key");
+        let public = std::fs::read_to_string(key.with_extension("pub")).expect("public key");
+        let addr = (Ipv4Addr::LOCALHOST, 22).into();
+        let options = SshdOptions::at(addr).authorize(&user, &public);
+        let sshd = Sshd::start(Some(&host), options).expect("sshd");
+        let host_key = sshd.host_key().with_extension("pub");
+        let sets = [
+            "ssh.mode=sshd".to_owned(),
+            format!("ssh.sshd_addr={addr}"),
+            format!("ssh.host_keys={}", host_key.display()),
+            format!("ssh.user={}", user.name()),
+        ];
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        field.add_worker(NODE, "default", &sets);
+        field.add_worker(PINGER, "default", &["net=tun"]);
+        let source = write_noise(field.operator().work("noise"), FILE).expect("file");
+        let server = Server::start(Some(&host), NODE, Some(&source)).expect("server");
+        field.worker(NODE).publish("files", server.port());
+        field.worker(NODE).publish("socket", serve_socket(&host));
+        wait_for_service(&field, "default", NODE, NODE, server.port());
+        eventually("the routes are there", SOON, || {
+            let page = field.curl("/")?.ok()?;
+            ensure!(page.contains("files") && page.contains("socket"), "{page}");
+            Ok(())
+        });
+        for name in WORKERS {
+            field.wait_for_console(&format!("/{name}/"), SOON);
+        }
+        let addr = overlay_addr(field.operator(), "default", NODE);
+        let site = Self {
+            addr,
+            field,
+            server,
+            source,
+            user,
+            key,
+            sshd,
+        };
+        eventually("the node has told its host key", SOON, || {
+            site.exec_by_key("socks").success()
+        });
+        site
+    }
+
+    /// A command that says something ten times a second on the node with the agent's own SSH, until
+    /// it is told to end.
+    fn command(&self, via: &str) -> Child {
+        let go = self.field.operator().work(&format!("{via}-go"));
+        let script = format!(
+            "n=0; until [ -e {} ]; do n=$((n+1)); echo at $n; sleep 0.1; done; echo done",
+            go.display()
+        );
+        let deploy = self.field.operator().product("deploy-cli").name(via);
+        let child = deploy.args(["--via", via, "exec", &script, PINGER]).spawn();
+        let child = child.expect("starts");
+        child.wait_for_line("at 2", SOON);
+        child
+    }
+
+    fn let_end(&self, via: &str) {
+        let go = self.field.operator().work(&format!("{via}-go"));
+        std::fs::write(go, "").expect("written");
+    }
+
+    fn exec_by_key(&self, via: &str) -> Finished {
+        let key = self.key.display().to_string();
+        let login = ["--via", via, "--user", self.user.name(), "--identity", &key];
+        let words = [&login[..], &["--timeout", "20s", "exec", "uname -n", NODE]].concat();
+        self.field.operator().deploy(&words)
+    }
+
+    fn by_socks(&self) -> anyhow::Result<String> {
+        let url = format!("http://{NODE}:{}/by-socks", self.server.port());
+        through(&self.field, "default").get(url)?.ok()
+    }
+
+    fn ping(&self, count: &str) -> Child {
+        let spec = self.field.host(PINGER).spec("ping");
+        let spec = spec.args(["-n", "-i", "0.1", "-W", "5", "-c", count]);
+        let spec = spec.arg(self.addr.to_string());
+        spec.spawn().expect("starts")
+    }
+
+    /// Everything once, each at the first try.
+    fn assert_new_things_work(&self) {
+        for name in WORKERS {
+            let page = self.field.curl(&format!("/{name}/")).expect("curl runs");
+            assert_eq!(page.status, 200, "{page:?}");
+        }
+        let body = self.by_socks().expect("SOCKS goes on");
+        assert!(body.contains("/by-socks"), "{body}");
+        for via in WAYS {
+            let ran = self.exec_by_key(via).expect_code(0);
+            assert_eq!(ran.stdout.trim(), NODE, "{}", ran.all());
+            let told = ran.stderr.contains("the coordinator does not answer");
+            assert!(told, "{}", ran.all());
+        }
+    }
+
+    /// How many of these the coordinator counts.
+    fn coordinator(&self, parts: &[&str]) -> anyhow::Result<u64> {
+        let text = self.field.metrics("coordinator")?;
+        ensure!(text.contains(parts[0]), "no {}: {text}", parts[0]);
+        Ok(metrics::count(&text, parts))
+    }
+
+    fn full_maps(&self) -> u64 {
+        self.coordinator(&["mesh_coordinator_full_maps_total"])
+            .expect("metrics")
+    }
+
+    /// Kills a worker's agent and starts it; it is used in every way within the time.
+    fn restart_worker(&mut self) {
+        let mut killed = self.field.worker_mut(NODE).take_child();
+        killed.kill().expect("killed");
+        let begun = Instant::now();
+        self.field.worker_mut(NODE).start();
+        let ready = begun.elapsed();
+        let since = Instant::now();
+        let mut pings = self.ping("1");
+        eventually("its console answers", BACK, || {
+            let curl = self.field.client_curl().within(Duration::from_secs(2));
+            curl.get(self.field.url(&format!("/{NODE}/")))
+                .and_then(CurlReply::ok)
+        });
+        let console = since.elapsed();
+        eventually("SOCKS leads to it", BACK, || self.by_socks());
+        eventually("commands run on it", BACK, || {
+            self.exec_by_key("socks").success()
+        });
+        println!(
+            "a worker was ready {ready:?} after its start; console after {console:?}, all after {:?}",
+            since.elapsed()
+        );
+        pings.finish(SOON).expect("ends").expect_code(0);
+        // Nobody told it anything since its start.
+        let status = self.field.worker(NODE).status().expect("a status");
+        assert!(status.to_string().contains("\"netmap-stored\""), "{status}");
+    }
+
+    /// Starts the coordinator and waits until it has heard from all of them; nobody was told everything
+    /// again.
+    fn coordinator_comes_back(&mut self) {
+        // Gateway, deploy-manager and two workers; and the relay, which has a stream too.
+        let (nodes, streams) = (4, 5);
+        self.field.start_coordinator().expect("starts again");
+        let since = Instant::now();
+        eventually("all are back", ALL_BACK, || {
+            let open = self.coordinator(&["mesh_coordinator_sync_streams"])?;
+            let online = self.coordinator(&["mesh_coordinator_nodes{", "\"online\""])?;
+            ensure!(
+                open == streams && online == nodes,
+                "{open} streams, {online} online"
+            );
+            Ok(())
+        });
+        let took = since.elapsed();
+        let relays = self.coordinator(&["mesh_coordinator_relays{", "\"online\""]);
+        assert_eq!(relays.expect("metrics"), 1);
+        let full = self.full_maps();
+        println!("all are back {took:?} after the coordinator was ready, by {full} full netmaps");
+        assert_eq!(full, 0, "they were told what they knew");
+        self.exec_is_possible_again();
+        // One that knows nothing is told everything: so it is counted.
+        self.field.add_worker("worker-node-3", "default", &[]);
+        self.field.wait_for_console("/worker-node-3/", SOON);
+        assert_eq!(self.full_maps(), 1);
+    }
+
+    /// With a certificate of the coordinator's.
+    fn exec_is_possible_again(&self) {
+        let ran = self.field.operator().deploy(&["exec", "uname -n", PINGER]);
+        assert_eq!(ran.expect_code(0).stdout.trim(), PINGER);
+    }
+}
+
+#[test]
+fn everything_goes_on_without_the_coordinator_and_it_comes_back_without_a_storm() {
+    if !mesh_testkit::needs(&NEEDED) {
+        return;
+    }
+    let mut site = Site::start();
+    // Each was told everything once, when it joined.
+    assert_eq!(site.full_maps(), 4);
+    let mut socket = Socket::open(&site.field);
+    socket.echo("before");
+    let mut commands = WAYS.map(|via| site.command(via));
+    let into = site.field.operator().work("copy");
+    let transfer = download(&site.field, site.server.port(), &into, "8M").name("transfer");
+    let mut transfer = transfer.spawn().expect("starts");
+    let arrived = || std::fs::metadata(&into).map_or(0, |file| file.len());
+    eventually("the transfer is under way", SOON, || {
+        ensure!(arrived() > 4 << 20, "{} bytes", arrived());
+        Ok(())
+    });
+    let connections = site.server.connections();
+    let mut pings = site.ping("60");
+    pings.wait_for_line("icmp_seq=3", SOON);
+
+    let mut killed = site.field.take_service("coordinator");
+    killed.kill().expect("killed");
+    killed.assert_log_clean(&[]);
+    let at = arrived();
+    assert!(at < (FILE / 2) as u64, "{at} bytes came before");
+    let said = commands
+        .each_ref()
+        .map(|command| command.log().lines().len());
+    let token = site.field.operator().mesh(&["token", "create"]);
+    assert_eq!(token.code, Some(1), "there is none: {}", token.all());
+
+    // What is open.
+    socket.echo("while it is away");
+    transfer.finish(SOON).expect("ends").expect_code(0);
+    assert_eq!(site.server.connections(), connections, "in one go");
+    assert_eq!(
+        sha256(&into).expect("sum"),
+        sha256(&site.source).expect("sum")
+    );
+    println!("{at} of {FILE} bytes had come when the coordinator was killed");
+    let ran = pings.finish(SOON).expect("ends").expect_code(0);
+    assert!(ran.stdout.contains(" 0% packet loss"), "{}", ran.stdout);
+    for ((via, command), said) in WAYS.iter().zip(&mut commands).zip(said) {
+        eventually("the command goes on", SOON, || {
+            let now = command.log().lines().len();
+            ensure!(now > said + 10, "{now} lines after {said}");
+            Ok(())
+        });
+        site.let_end(via);
+        let ran = command.finish(SOON).expect("ends").expect_code(0);
+        assert!(ran.stdout.ends_with("\ndone\n"), "{}", ran.all());
+    }
+
+    // What begins. Certificates are the coordinator's; a key is the person's own.
+    site.assert_new_things_work();
+    let refused = site.field.operator().deploy(&["exec", "true", PINGER]);
+    assert_eq!(refused.code, Some(255), "{}", refused.all());
+    assert!(refused.stderr.contains("--identity"), "{}", refused.all());
+
+    site.restart_worker();
+    site.assert_new_things_work();
+    socket = {
+        drop(socket);
+        Socket::open(&site.field)
+    };
+    socket.echo("to the one that was restarted");
+    site.coordinator_comes_back();
+    socket.echo("after");
+    site.field.assert_logs_clean(&[]);
+    site.sshd.child().assert_log_clean(&[]);
+}

@@ -1,0 +1,169 @@
+//! The nodes as the coordinator last told them: what to go by while it does not answer.
+//!
+//! One 0600 file for each mesh and network under `$XDG_DATA_HOME/mesh/nodes`. It holds what decides
+//! whom a command goes to and which host keys count, so it is as well kept as the context.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use mesh_api::tls::fingerprint;
+use mesh_types::{Labels, NetworkName, NodeId, OverlayAddrs, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::target::Node;
+
+/// Nodes, and when the coordinator told them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LastNodes {
+    pub told: Timestamp,
+    pub nodes: Vec<Node>,
+}
+
+/// Version of the file's form.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    told: Timestamp,
+    nodes: Vec<StoredNode>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredNode {
+    id: NodeId,
+    name: String,
+    addrs: OverlayAddrs,
+    is_worker: bool,
+    host_keys: Vec<String>,
+    user: String,
+    console_prefix: String,
+    labels: Labels,
+}
+
+/// The file for a network of the mesh that has this certificate authority (DER).
+pub fn file(ca: &[u8], network: &NetworkName) -> anyhow::Result<PathBuf> {
+    let mesh = fingerprint(ca).context("the context's certificate authority is damaged")?;
+    let mesh: String = mesh[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let data = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")))
+        .context("neither XDG_DATA_HOME nor HOME is set")?;
+    Ok(data.join(format!("mesh/nodes/{mesh}-{network}.json")))
+}
+
+/// Keeps what the coordinator told just now.
+pub fn keep(file: &Path, nodes: &[Node]) -> anyhow::Result<()> {
+    let stored = Stored {
+        version: VERSION,
+        told: SystemTime::now().into(),
+        nodes: nodes.iter().map(StoredNode::from).collect(),
+    };
+    if let Some(dir) = file.parent() {
+        mesh_daemon::private_dir(dir)?;
+    }
+    Ok(mesh_daemon::write_private(
+        file,
+        &serde_json::to_vec(&stored)?,
+    )?)
+}
+
+/// What was kept; `None` when nothing was, or not by this version.
+pub fn read(file: &Path) -> Option<LastNodes> {
+    let stored: Stored = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    (stored.version == VERSION).then(|| LastNodes {
+        told: stored.told,
+        nodes: stored.nodes.into_iter().map(Node::from).collect(),
+    })
+}
+
+impl From<&Node> for StoredNode {
+    fn from(node: &Node) -> Self {
+        let Node {
+            id,
+            name,
+            addrs,
+            is_worker,
+            host_keys,
+            user,
+            console_prefix,
+            labels,
+        } = node.clone();
+        Self {
+            id,
+            name,
+            addrs,
+            is_worker,
+            host_keys: host_keys.iter().map(ToString::to_string).collect(),
+            user,
+            console_prefix,
+            labels,
+        }
+    }
+}
+
+impl From<StoredNode> for Node {
+    fn from(stored: StoredNode) -> Self {
+        let keys = stored.host_keys.iter();
+        Self {
+            id: stored.id,
+            name: stored.name,
+            addrs: stored.addrs,
+            is_worker: stored.is_worker,
+            // As with those that the coordinator tells: an unknown kind is presented by nobody.
+            host_keys: keys.filter_map(|line| line.parse().ok()).collect(),
+            user: stored.user,
+            console_prefix: stored.console_prefix,
+            labels: stored.labels,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use mesh_ssh::PrivateKey;
+
+    use super::*;
+    use crate::target::tests::node;
+
+    #[test]
+    fn what_is_kept_is_read_again_and_private() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("nodes/mesh-default.json");
+        assert_eq!(read(&file), None, "nothing was kept");
+        let mut web = node(1, "web", true);
+        web.host_keys = vec![PrivateKey::generate().public_key()];
+        web.labels
+            .set("env=prod".parse().expect("a label"))
+            .expect("room");
+        let nodes = [web, node(2, "gateway", false)];
+        let before = Timestamp::from(SystemTime::now());
+        keep(&file, &nodes).expect("kept");
+        let last = read(&file).expect("there");
+        assert_eq!(last.nodes, nodes);
+        assert!(last.told >= before);
+        let mode = fs::metadata(&file).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn another_version_or_a_damaged_file_counts_as_absent() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("default.json");
+        keep(&file, &[node(1, "web", true)]).expect("kept");
+        let text = fs::read_to_string(&file).expect("there");
+        let newer = text.replacen("\"version\":1", "\"version\":2", 1);
+        assert_ne!(newer, text);
+        for other in [newer.as_str(), &text[..text.len() / 2], ""] {
+            fs::write(&file, other).expect("written");
+            assert_eq!(read(&file), None, "{other}");
+        }
+    }
+}
