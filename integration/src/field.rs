@@ -7,6 +7,7 @@
 //!  edge 10.91.0.2, client 10.91.0.9              the clients' segment 10.91.0.0/24
 //! ```
 
+mod router;
 mod services;
 mod worker;
 
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use crate::cli::{Cli, USUAL};
 
+pub use router::Router;
 pub use worker::Worker;
 
 /// How long a service may take to be ready, in any test.

@@ -1,8 +1,8 @@
 //! What fails around the mesh, and what a person may rely on then: a clear word about it, nothing
 //! lost, and all well again by itself when the cause is gone.
 //!
-//! Clocks that are off are in `bad_input.rs`, lost databases, buses and coordinators in `outage.rs`
-//! and `endings.rs`.
+//! Clocks that are off are in `bad_input.rs`, lost databases and buses in `outage.rs`, a lost
+//! coordinator in `coordinator_killed.rs`, a worker that moves in `worker_moves.rs`.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 

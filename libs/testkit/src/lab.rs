@@ -4,6 +4,8 @@
 //! may be subject to its firewall. Names are unique per process, nothing of the root namespace is
 //! touched, and all of it is removed when the [`Lab`] is dropped.
 
+mod conntrack;
+
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -259,6 +261,11 @@ impl Host {
             format!("meta l4proto udp ip saddr {other}"),
             format!("meta l4proto udp ip daddr {other}"),
         ])
+    }
+
+    /// Forgets every connection that passes here, as a NAT does that was switched off and on.
+    pub fn forget_connections(&self) -> anyhow::Result<()> {
+        self.enter(conntrack::flush)
     }
 
     /// Captures on one of its interfaces, `any` for all.

@@ -1,0 +1,191 @@
+//! A worker moves: it is killed and comes back at another address and port; or its NAT changes under
+//! it. It is used again within seconds, and what was open meanwhile stays open where it can.
+
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use integration::cli::USUAL;
+use integration::journeys::WORKERS;
+use integration::journeys::transfers::{download, wait_for_service};
+use integration::server::{sha256, write_noise};
+use integration::{Field, Layout, Server};
+use mesh_testkit::{Need, eventually, needs};
+use serde_json::Value;
+
+const NEEDED: [Need; 5] = [
+    Need::Root,
+    Need::Program("ip"),
+    Need::Program("nft"),
+    Need::Program("curl"),
+    Need::Program("sha256sum"),
+];
+/// It is behind a NAT, and serves a file.
+const INSIDE: &str = WORKERS[0];
+/// It has an address of its own, and gets another.
+const MOVER: &str = WORKERS[1];
+const SOON: Duration = Duration::from_secs(30);
+/// What the acceptance gives a worker that moved.
+const BACK: Duration = Duration::from_secs(5);
+/// More than all buffers on the way together.
+const FILE: usize = 96 << 20;
+/// Slow enough to be under way during all that happens to it.
+const RATE: &str = "6M";
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 200);
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 201);
+const PORTS: RangeInclusive<u16> = 30_000..=30_999;
+const OTHER_PORTS: RangeInclusive<u16> = 41_000..=41_999;
+
+/// Waits until console and commands, by both ways, work; says how long each took.
+#[track_caller]
+fn wait_until_used(field: &Field, worker: &str) {
+    let since = Instant::now();
+    // Each on its own: one that works does not lend its time to another.
+    let took = std::thread::scope(|scope| {
+        let console = scope.spawn(|| {
+            eventually("its console answers", BACK, || {
+                let curl = field.client_curl().within(Duration::from_secs(2));
+                curl.get(field.url(&format!("/{worker}/")))?.ok()
+            });
+            since.elapsed()
+        });
+        let execs = ["socks", "grpc"].map(|via| {
+            scope.spawn(move || {
+                eventually(&format!("commands run by {via}"), BACK, || {
+                    let words = ["--via", via, "--timeout", "2s", "exec", "uname -n", worker];
+                    let ran = field.operator().deploy(&words).success()?;
+                    ensure!(ran.stdout.trim() == worker, "{}", ran.all());
+                    Ok(())
+                });
+                since.elapsed()
+            })
+        });
+        let mut took = vec![console.join()];
+        took.extend(execs.map(|exec| exec.join()));
+        took.into_iter()
+            .map(|took| took.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect::<Vec<_>>()
+    });
+    println!("{worker}: console, command by SOCKS5 and by gRPC after {took:?}");
+}
+
+/// How the gateway reaches a worker.
+fn path_of(field: &Field, worker: &str) -> anyhow::Result<String> {
+    let page = field
+        .client_curl()
+        .args(["-H", "Accept: application/json"])
+        .get(field.url("/"))?;
+    let page: Value = serde_json::from_str(&page.ok()?)?;
+    let nodes = page["nodes"].as_array().context("nodes")?;
+    let node = nodes.iter().find(|node| node["name"] == worker);
+    let path = &node.context("the worker")?["path"];
+    Ok(path.as_str().unwrap_or_default().to_owned())
+}
+
+#[track_caller]
+fn wait_until_direct(field: &Field, worker: &str) {
+    eventually("the path is direct", SOON, || {
+        field.curl(&format!("/{worker}/"))?.ok()?;
+        let path = path_of(field, worker)?;
+        ensure!(path == "direct", "{path}");
+        Ok(())
+    });
+}
+
+/// Waits until a worker's file names those that use it, to be greeted after a start.
+#[track_caller]
+fn wait_until_remembered(field: &Field, worker: &str) {
+    let file = field.worker(worker).state_dir().join("netmap");
+    eventually("gateway and deploy-manager are remembered", SOON, || {
+        let text = std::fs::read_to_string(&file)?;
+        let (_, content) = text.split_once('\n').context("two parts")?;
+        let stored: Value = serde_json::from_str(content)?;
+        let greeted = stored["active"].as_array().map_or(0, Vec::len);
+        ensure!(greeted >= 2, "{greeted} are");
+        Ok(())
+    });
+}
+
+/// Killed, and started again with another address of its machine and another port.
+fn move_worker(field: &mut Field) {
+    let mut killed = field.worker_mut(MOVER).take_child();
+    killed.kill().expect("killed");
+    killed.assert_log_clean(&[]);
+    let former = format!("{}/24", field.addr(MOVER));
+    for words in [
+        ["addr", "del", &former, "dev", "eth0"],
+        ["addr", "add", "10.90.0.77/24", "dev", "eth0"],
+    ] {
+        let ran = field.host(MOVER).spec("ip").args(words).run(USUAL);
+        ran.expect("runs").expect_code(0);
+    }
+    let port = "wireguard.listen=0.0.0.0:41820".to_owned();
+    let worker = field.worker_mut(MOVER);
+    worker.add_settings(&[port]);
+    let begun = Instant::now();
+    worker.start();
+    println!("{MOVER} was ready {:?} after its start", begun.elapsed());
+}
+
+#[test]
+fn a_worker_that_moves_is_used_again_within_seconds() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let mut field = Field::start(Layout::Spread, None);
+    let host = field.prepare_host(INSIDE).expect("host");
+    let mut router = field.put_behind_router(&host, PORTS).expect("a router");
+    for worker in WORKERS {
+        field.add_worker(worker, "default", &[]);
+    }
+    let source = write_noise(field.operator().work("noise"), FILE).expect("file");
+    let server = Server::start(Some(&host), INSIDE, Some(&source)).expect("server");
+    field.worker(INSIDE).publish("files", server.port());
+    wait_for_service(&field, "default", INSIDE, INSIDE, server.port());
+    for worker in WORKERS {
+        wait_until_direct(&field, worker);
+        wait_until_used(&field, worker);
+    }
+
+    let into = field.operator().work("copy");
+    let transfer = download(&field, server.port(), &into, RATE).name("transfer");
+    let mut transfer = transfer.spawn().expect("starts");
+    let arrived = || std::fs::metadata(&into).map_or(0, |file| file.len());
+    let wait_for_more = || {
+        let before = arrived();
+        eventually("the transfer goes on", SOON, || {
+            let now = arrived();
+            ensure!(now > before + (4 << 20), "{now} bytes after {before}");
+            Ok(())
+        });
+    };
+    wait_for_more();
+    let connections = server.connections();
+
+    // Other ports at the same address, then another address.
+    for addr in [OUTSIDE, ELSEWHERE] {
+        router.map_to(addr, OTHER_PORTS).expect("rules");
+        println!("NAT changed to {addr}, {} bytes had come", arrived());
+        wait_until_used(&field, INSIDE);
+        wait_for_more();
+        assert!(
+            router.mapped().expect("counter") > 0,
+            "it still has its old mapping"
+        );
+        assert!(transfer.is_running(), "the transfer was over before");
+    }
+    wait_until_remembered(&field, MOVER);
+    move_worker(&mut field);
+    wait_until_used(&field, MOVER);
+
+    transfer.finish(USUAL).expect("ends").expect_code(0);
+    assert_eq!(server.connections(), connections, "in one go");
+    assert_eq!(sha256(&into).expect("sum"), sha256(&source).expect("sum"));
+    for worker in WORKERS {
+        wait_until_direct(&field, worker);
+    }
+    field.assert_logs_clean(&[]);
+}
