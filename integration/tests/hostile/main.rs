@@ -19,6 +19,7 @@ use mesh_types::WgPublicKey;
 mod guesses;
 mod idle;
 mod mute;
+mod slow;
 
 const MIB: u64 = 1 << 20;
 fn addr(text: &str) -> SocketAddr {
