@@ -102,7 +102,7 @@ pub(super) fn serve_iperf(field: &Field, worker: &str) -> Child {
 /// Bytes there and back by the machines' own TCP, each in its place: so it is, whatever is split
 /// and put together on the way, and no checksum of the kernel's vouches for what was put together.
 pub(super) fn assert_bytes_come_back(field: &Field, one: &Host, to_two: [IpAddr; 2]) {
-    const LEN: usize = 16 << 20;
+    const WORDS: u32 = 4 << 20;
     let listener = field
         .worker("two")
         .host()
@@ -119,7 +119,7 @@ pub(super) fn assert_bytes_come_back(field: &Field, one: &Host, to_two: [IpAddr;
         Ok(())
     });
     // No two stretches of it are the same.
-    let bytes: Vec<u8> = (0..LEN as u32 / 4)
+    let bytes: Vec<u8> = (0..WORDS)
         .flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_be_bytes())
         .collect();
     for ip in to_two {
@@ -127,7 +127,7 @@ pub(super) fn assert_bytes_come_back(field: &Field, one: &Host, to_two: [IpAddr;
             let connect = || TcpStream::connect_timeout(&(ip, port).into(), BACK);
             Ok(one.enter(connect)?)
         });
-        let mut back = Vec::with_capacity(LEN);
+        let mut back = Vec::with_capacity(bytes.len());
         thread::scope(|scope| {
             scope.spawn(|| {
                 (&stream).write_all(&bytes).expect("takes them");
@@ -138,7 +138,7 @@ pub(super) fn assert_bytes_come_back(field: &Field, one: &Host, to_two: [IpAddr;
         });
         assert!(
             back == bytes,
-            "{ip}: {} of {LEN} bytes, changed",
+            "{ip}: {} bytes came back, changed",
             back.len()
         );
     }
