@@ -80,7 +80,8 @@ pub struct Served {
     pub worst: Duration,
 }
 
-type Ask = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
+/// Something that somebody asks again and again.
+pub type Ask = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
 
 impl Others {
     /// They begin.
@@ -137,7 +138,8 @@ fn keep_asking(what: &'static str, mut ask: Ask, stop: &AtomicBool) -> anyhow::R
     Ok(served)
 }
 
-fn page(up: &MeshUp) -> Ask {
+/// A worker's page over a new connection.
+pub fn page(up: &MeshUp) -> Ask {
     let port = up.gateway_port();
     let addr = SocketAddr::from(([127, 0, 0, 1], port));
     Box::new(move || {
@@ -152,7 +154,11 @@ fn page(up: &MeshUp) -> Ask {
     })
 }
 
-fn coordinator(up: &MeshUp) -> anyhow::Result<Ask> {
+/// The coordinator's status over a new connection.
+///
+/// # Errors
+/// There is no context to ask it by.
+pub fn coordinator(up: &MeshUp) -> anyhow::Result<Ask> {
     let context = up.cli().context()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -169,7 +175,8 @@ fn coordinator(up: &MeshUp) -> anyhow::Result<Ask> {
     }))
 }
 
-fn through_socks(up: &MeshUp) -> Ask {
+/// A worker's console through SOCKS5, opened and left.
+pub fn through_socks(up: &MeshUp) -> Ask {
     let proxy = up.socks("default");
     Box::new(move || {
         let worker = Wanted::Name("worker-node-1".to_owned(), 9090);

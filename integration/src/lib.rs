@@ -21,8 +21,10 @@ pub mod metrics;
 pub mod overlay_echo;
 pub mod raw;
 pub mod server;
+pub mod soak;
 pub mod socks;
 pub mod terminal;
+pub mod websocket;
 pub mod wireguard;
 
 pub use agent::Agent;
@@ -34,3 +36,4 @@ pub use mesh_up::{MeshUp, MeshUpOptions, NodeReady, Ready};
 pub use overlay_echo::OverlayEcho;
 pub use server::Server;
 pub use terminal::{Names, Terminal};
+pub use websocket::WebSocket;

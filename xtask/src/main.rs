@@ -26,6 +26,7 @@ mod lint;
 mod process;
 mod setup;
 mod sim;
+mod soak;
 mod steps;
 mod systemd;
 mod test;
@@ -71,6 +72,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Simulate the whole system: a thousand seeds, or one again.
     Sim(sim::Args),
+    /// The real programs under load for ten minutes: memory, descriptors and threads stay flat.
+    Soak(soak::Args),
     /// Build the container images and print their sizes.
     Images(compose::ImagesArgs),
     /// `docker compose up` of a fresh clone, real clients, and down again.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Verb::FirstLight(args) => first_light::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Sim(args) => sim::run(&args),
+        Verb::Soak(args) => soak::run(&args),
         Verb::Images(args) => compose::images(&args),
         Verb::Compose(args) => compose::run(&args),
         Verb::Ci(args) => ci::run(&args),
