@@ -126,7 +126,10 @@ fn check(output: &Path, dir: &Path, manifest: &Value, stage: &mut Stage) -> anyh
     ensure!(!is_missing("coordinator/tokens.json"), "{missing:?}");
     let audit = std::fs::read_to_string(dir.join("coordinator/audit.jsonl"))?;
     let first: Value = serde_json::from_str(audit.lines().next().context("an entry")?)?;
-    ensure!(first["seq"] == 1 && first["action"] == "initialise", "{first}");
+    ensure!(
+        first["seq"] == 1 && first["action"] == "initialise",
+        "{first}"
+    );
     ensure!(audit.contains("token-create"), "{audit}");
     let mut listed = 2;
     for file in manifest["files"].as_array().context("a list")? {
