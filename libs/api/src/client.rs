@@ -109,7 +109,9 @@ impl std::error::Error for ConnectError {}
 pub fn leads_elsewhere(text: &str) -> bool {
     let tells = |word: &&str| text.contains(*word);
     [OTHER_AUTHORITY, OTHER_SERVER, NOT_TLS].iter().any(tells)
-        && ![NOBODY, NO_ANSWER, BREAKS_OFF, NAME_UNKNOWN].iter().any(tells)
+        && ![NOBODY, NO_ANSWER, BREAKS_OFF, NAME_UNKNOWN]
+            .iter()
+            .any(tells)
 }
 
 fn classify(error: io::Error) -> AttemptError {
