@@ -75,7 +75,12 @@ fn chunks(update: &NetmapUpdate, per_chunk: usize) -> Vec<pb::NetmapChunk> {
             full: update.full,
             last: at == last,
             node: update.node.clone().filter(|_| at == 0).map(Into::into),
-            peers: part(&update.peers, at, per_chunk).map(Into::into).collect(),
+            peers: part(&update.peers, at, per_chunk)
+                .map(|peer| pb::Peer {
+                    unreported: update.unreported.contains(&peer.id),
+                    ..peer.into()
+                })
+                .collect(),
             removed: part(&removed, at, per_chunk).collect(),
             patches: part(&update.patches, at, per_chunk)
                 .map(Into::into)
@@ -125,7 +130,13 @@ fn expected_peers(
         peers.retain(|id, _| !update.removed.contains(id));
     }
     for peer in &update.peers {
-        peers.insert(peer.id, peer.clone());
+        let mut peer = peer.clone();
+        let known = before.and_then(|before| before.peers.get(&peer.id));
+        if let Some(known) = known.filter(|_| update.unreported.contains(&peer.id)) {
+            peer.endpoints.clone_from(&known.endpoints);
+            peer.home_relay = known.home_relay;
+        }
+        peers.insert(peer.id, peer);
     }
     for patch in update.patches.iter().filter(|_| !update.full) {
         if let Some(peer) = peers.get_mut(&patch.id) {

@@ -15,7 +15,7 @@ use mesh_node::state_dir::StoredNetmap;
 use mesh_tunnel::{Device, DeviceConfig, derp};
 use mesh_types::key::SecretKey;
 use mesh_types::{
-    NetworkId, NodeId, OverlayAddrs, PacketFilter, Relay, RelayId, Service, Timestamp,
+    Endpoint, NetworkId, NodeId, OverlayAddrs, PacketFilter, Relay, RelayId, Service, Timestamp,
 };
 
 use crate::coordinator::wall;
@@ -67,6 +67,8 @@ pub(crate) struct Process {
     pub(crate) opened: BTreeMap<(IpAddr, u16, u16), Duration>,
     /// Those of them that were answered, by own port.
     pub(crate) answered: BTreeSet<u16>,
+    /// Where its peers were by its last netmap.
+    pub(crate) whereabouts: BTreeMap<NodeId, Vec<Endpoint>>,
     /// For planted faults: what the device got first, what came last.
     pub(crate) first_filter: Option<PacketFilter>,
     pub(crate) last_message: Option<Vec<u8>>,
@@ -149,6 +151,7 @@ impl Node {
             house_at: now + Duration::from_secs(1),
             opened: BTreeMap::new(),
             answered: BTreeSet::new(),
+            whereabouts: BTreeMap::new(),
             first_filter: None,
             last_message: None,
             names: BTreeMap::new(),

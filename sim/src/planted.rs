@@ -27,6 +27,8 @@ pub enum Bug {
     IgnoreRenames,
     /// A node keeps the tunnel to a peer that was removed.
     KeepRemovedPeer,
+    /// A node forgets where those were of whom a restarted coordinator has not heard yet.
+    ForgetWhereabouts,
     /// A node says that it knows more than it does when it comes back.
     ResumeTooNew,
     /// A restarted coordinator counts volatile facts as if it were the former one.
@@ -54,6 +56,7 @@ impl Bug {
         Self::RelayAcrossNetworks,
         Self::IgnoreRenames,
         Self::KeepRemovedPeer,
+        Self::ForgetWhereabouts,
         Self::ResumeTooNew,
         Self::SameEpoch,
         Self::LeakSessions,
@@ -80,6 +83,7 @@ impl Bug {
             Self::RelayAcrossNetworks => "relay-across-networks",
             Self::IgnoreRenames => "ignore-renames",
             Self::KeepRemovedPeer => "keep-removed-peer",
+            Self::ForgetWhereabouts => "forget-whereabouts",
             Self::ResumeTooNew => "resume-too-new",
             Self::SameEpoch => "same-epoch",
             Self::LeakSessions => "leak-sessions",

@@ -102,7 +102,10 @@ impl Node {
         if let Some(bytes) = &self.encoded {
             return bytes.clone();
         }
-        let bytes = encoder.peer(&self.peer());
+        let bytes = match self.reported {
+            true => encoder.peer(&self.peer()),
+            false => encoder.unreported_peer(&self.peer()),
+        };
         self.encoded = Some(bytes.clone());
         bytes
     }

@@ -15,6 +15,9 @@ use mesh_types::{
 pub trait PeerEncoder: Send {
     /// A whole peer, without any framing.
     fn peer(&self, peer: &Peer) -> Bytes;
+    /// The same of a node that has told nothing since the engine started: whoever remembers its
+    /// endpoints and home relay keeps them.
+    fn unreported_peer(&self, peer: &Peer) -> Bytes;
     /// New volatile facts of a peer, without any framing.
     fn patch(&self, patch: &PeerPatch) -> Bytes;
 }

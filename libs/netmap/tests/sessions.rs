@@ -26,6 +26,10 @@ impl PeerEncoder for Ids {
         peer.id.as_bytes().to_vec().into()
     }
 
+    fn unreported_peer(&self, peer: &Peer) -> Bytes {
+        self.peer(peer)
+    }
+
     fn patch(&self, patch: &PeerPatch) -> Bytes {
         patch.id.as_bytes().to_vec().into()
     }

@@ -120,12 +120,15 @@ pub struct Netmap {
 pub struct NetmapUpdate {
     /// Where the network stands after this step.
     pub cursor: Cursor,
-    /// Start from nothing: every peer not in `peers` is gone.
+    /// Start from nothing: every peer not in `peers` is gone. Only `unreported` looks back.
     pub full: bool,
     /// The node's own entry, when it changed; always there in a full update.
     pub node: Option<SelfNode>,
     /// Peers that are new or changed.
     pub peers: Vec<Peer>,
+    /// Those of `peers` that have not told endpoints and home relay since the coordinator started:
+    /// what is remembered of both is better than what it knows.
+    pub unreported: BTreeSet<NodeId>,
     /// Peers that are gone.
     pub removed: BTreeSet<NodeId>,
     /// New volatile facts of known peers; those of unknown peers are ignored.
@@ -150,17 +153,27 @@ pub enum InvalidUpdate {
 impl Netmap {
     /// The netmap after `update`, starting from `before` (`None` for a node that has none yet).
     ///
+    /// A full update takes from `before` only where its unreported peers were: a coordinator that
+    /// has just started has not heard of it, and the paths may work all the same.
+    ///
     /// Cost: proportional to the update, or to the whole map when it is a full one.
     pub fn apply(before: Option<Self>, update: NetmapUpdate) -> Result<Self, InvalidUpdate> {
+        let mut update = update;
+        if let Some(before) = &before {
+            let unreported = |peer: &&mut Peer| update.unreported.contains(&peer.id);
+            for peer in update.peers.iter_mut().filter(unreported) {
+                if let Some(known) = before.peers.get(&peer.id) {
+                    peer.endpoints.clone_from(&known.endpoints);
+                    peer.home_relay = known.home_relay;
+                }
+            }
+        }
+        let peers = update.peers.into_iter().map(|peer| (peer.id, peer));
         if update.full {
             return Ok(Self {
                 cursor: update.cursor,
                 node: update.node.ok_or(InvalidUpdate::Incomplete("own node"))?,
-                peers: update
-                    .peers
-                    .into_iter()
-                    .map(|peer| (peer.id, peer))
-                    .collect(),
+                peers: peers.collect(),
                 filter: update
                     .filter
                     .ok_or(InvalidUpdate::Incomplete("packet filter"))?,
@@ -175,8 +188,7 @@ impl Netmap {
         for id in &update.removed {
             map.peers.remove(id);
         }
-        map.peers
-            .extend(update.peers.into_iter().map(|peer| (peer.id, peer)));
+        map.peers.extend(peers);
         for patch in update.patches {
             if let Some(peer) = map.peers.get_mut(&patch.id) {
                 peer.apply(patch);
@@ -210,5 +222,125 @@ impl Peer {
         if let Some(state) = state {
             self.state = state;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u8, endpoints: &[&str], home_relay: Option<RelayId>) -> Peer {
+        let addr = |text: &&str| text.parse().expect("an address");
+        Peer {
+            id: NodeId::from_bytes([n; 16]),
+            name: format!("worker-{n}").parse().expect("a name"),
+            role: Role::Worker,
+            addrs: OverlayAddrs {
+                v4: [100, 64, 0, n].into(),
+                v6: [0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, n.into()].into(),
+            },
+            routes: Vec::new(),
+            wg_key: WgPublicKey::from_bytes([n; 32]),
+            disco_key: DiscoPublicKey::from_bytes([n; 32]),
+            services: Vec::new(),
+            ssh_host_keys: Vec::new(),
+            ssh_user: String::new(),
+            endpoints: endpoints.iter().map(addr).collect(),
+            home_relay,
+            state: NodeState::Online,
+        }
+    }
+
+    fn full(peers: Vec<Peer>) -> NetmapUpdate {
+        NetmapUpdate {
+            full: true,
+            node: Some(SelfNode {
+                id: NodeId::from_bytes([9; 16]),
+                network: NetworkId::from_bytes([1; 16]),
+                network_name: NetworkName::default_network(),
+                name: "own".parse().expect("a name"),
+                role: Role::Worker,
+                addrs: OverlayAddrs {
+                    v4: [100, 64, 0, 9].into(),
+                    v6: [0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 9].into(),
+                },
+                console_prefix: String::new(),
+                ssh_ca: String::new(),
+            }),
+            peers,
+            filter: Some(PacketFilter::default()),
+            relays: Some(Vec::new()),
+            ..NetmapUpdate::default()
+        }
+    }
+
+    fn whereabouts(map: &Netmap) -> Vec<(Vec<Endpoint>, Option<RelayId>)> {
+        let peers = map.peers.values();
+        peers
+            .map(|peer| (peer.endpoints.clone(), peer.home_relay))
+            .collect()
+    }
+
+    /// Also in a full netmap, and in a peer whose name has changed.
+    #[test]
+    fn what_a_fresh_coordinator_has_not_heard_yet_is_not_forgotten() {
+        let relay = RelayId::from_bytes([7; 16]);
+        let known = vec![
+            peer(1, &["192.0.2.1:51820"], Some(relay)),
+            peer(2, &["192.0.2.2:51820"], None),
+        ];
+        let map = Netmap::apply(None, full(known)).expect("whole");
+        let before = whereabouts(&map);
+
+        // The second has told that it is nowhere, and there is a third, of which nothing is known.
+        let fresh = vec![peer(1, &[], None), peer(2, &[], None), peer(3, &[], None)];
+        let unreported: BTreeSet<NodeId> = [fresh[0].id, fresh[2].id].into();
+        let again = NetmapUpdate {
+            unreported: unreported.clone(),
+            ..full(fresh)
+        };
+        let map = Netmap::apply(Some(map), again).expect("whole");
+        let nowhere = (Vec::new(), None);
+        let now = [before[0].clone(), nowhere.clone(), nowhere.clone()];
+        assert_eq!(whereabouts(&map), now);
+
+        let renamed = Peer {
+            name: "renamed".parse().expect("a name"),
+            ..peer(1, &[], None)
+        };
+        let delta = |unreported| NetmapUpdate {
+            peers: vec![renamed.clone()],
+            unreported,
+            ..NetmapUpdate::default()
+        };
+        let map = Netmap::apply(Some(map), delta(unreported)).expect("a change");
+        assert_eq!(whereabouts(&map), now);
+        assert_eq!(map.peers[&renamed.id].name, renamed.name);
+        let map = Netmap::apply(Some(map), delta(BTreeSet::new())).expect("a change");
+        assert_eq!(whereabouts(&map)[0], nowhere, "it has told so");
+    }
+
+    #[test]
+    fn who_is_not_in_a_full_netmap_is_gone_and_what_it_lacks_is_an_error() {
+        let both = vec![peer(1, &[], None), peer(2, &[], None)];
+        let map = Netmap::apply(None, full(both)).expect("whole");
+        let again = NetmapUpdate {
+            unreported: map.peers.keys().copied().collect(),
+            ..full(vec![peer(2, &[], None)])
+        };
+        let map = Netmap::apply(Some(map), again).expect("whole");
+        assert_eq!(map.peers.len(), 1);
+        let lacking = NetmapUpdate {
+            filter: None,
+            ..full(Vec::new())
+        };
+        assert_eq!(
+            Netmap::apply(Some(map), lacking),
+            Err(InvalidUpdate::Incomplete("packet filter"))
+        );
+        assert_eq!(
+            Netmap::apply(None, NetmapUpdate::default()),
+            Err(InvalidUpdate::DeltaFirst)
+        );
     }
 }

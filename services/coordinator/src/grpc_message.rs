@@ -135,6 +135,12 @@ impl PeerEncoder for ProtoEncoder {
         pb::Peer::from(peer.clone()).encode_to_vec().into()
     }
 
+    fn unreported_peer(&self, peer: &Peer) -> Bytes {
+        let mut peer = pb::Peer::from(peer.clone());
+        peer.unreported = true;
+        peer.encode_to_vec().into()
+    }
+
     fn patch(&self, patch: &PeerPatch) -> Bytes {
         pb::PeerPatch::from(patch.clone()).encode_to_vec().into()
     }
@@ -199,7 +205,10 @@ mod tests {
             full: true,
             last: true,
             node: None,
-            peers: vec![ProtoEncoder.peer(&peer())],
+            peers: vec![
+                ProtoEncoder.peer(&peer()),
+                ProtoEncoder.unreported_peer(&peer()),
+            ],
             removed: vec![NodeId::from_bytes([5; 16])],
             patches: vec![ProtoEncoder.patch(&patch)],
             filter: Some(filter.clone()),
@@ -210,9 +219,11 @@ mod tests {
         let Some(pb::sync_response::Message::Netmap(chunk)) = read.message else {
             panic!("not a netmap: {read:?}");
         };
-        assert_eq!(chunk.peers.len(), 1);
-        let read = Peer::try_from(chunk.peers[0].clone()).expect("a peer");
-        assert_eq!(read, peer());
+        assert_eq!(chunk.peers.len(), 2);
+        for (read, unreported) in chunk.peers.iter().zip([false, true]) {
+            assert_eq!(read.unreported, unreported);
+            assert_eq!(Peer::try_from(read.clone()), Ok(peer()));
+        }
         assert_eq!(PeerPatch::try_from(chunk.patches[0].clone()), Ok(patch));
         assert_eq!(chunk.filter, Some(filter.into()));
         assert_eq!(chunk.relays.expect("relays").relays, [relay.into()]);

@@ -29,6 +29,10 @@ impl World {
                 peer.name = first.or_insert(peer.name.clone()).clone();
             }
         }
+        if let (Some(Bug::ForgetWhereabouts), Incoming::Netmap(update)) = (self.bug, &mut incoming)
+        {
+            update.unreported.clear();
+        }
         if is_part
             && let Some(coordinator) = &mut self.coordinator.process
             && let Some(stream) = coordinator.streams.get_mut(&conn)

@@ -68,6 +68,14 @@ impl World {
         };
         let version = netmap.cursor.version;
         let first = process.version.is_none();
+        // Every node here has an address: who was somewhere is never nowhere.
+        let peers = netmap.peers.values();
+        let whereabouts = peers.map(|peer| (peer.id, peer.endpoints.clone()));
+        let before = std::mem::replace(&mut process.whereabouts, whereabouts.collect());
+        for (peer, now) in &process.whereabouts {
+            let known = before.get(peer).is_some_and(|known| !known.is_empty());
+            assert!(!known || !now.is_empty(), "node {n} forgot where {peer} is");
+        }
         let mut shown = netmap.clone();
         match bug {
             Some(Bug::SkipFilter) => {

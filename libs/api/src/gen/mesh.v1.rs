@@ -98,6 +98,10 @@ pub struct Peer {
     pub home_relay: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "NodeState", tag = "13")]
     pub state: i32,
+    /// It has not told endpoints and home relay since the coordinator started: whoever remembers them
+    /// keeps them.
+    #[prost(bool, tag = "14")]
+    pub unreported: bool,
 }
 /// New volatile facts of a known peer.
 #[derive(Clone, PartialEq, ::prost::Message)]

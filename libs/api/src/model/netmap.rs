@@ -131,6 +131,7 @@ impl From<Peer> for pb::Peer {
                 .map(|id| id.as_bytes().to_vec())
                 .unwrap_or_default(),
             state: pb::NodeState::from(state).into(),
+            unreported: false,
         }
     }
 }
@@ -153,6 +154,8 @@ impl TryFrom<pb::Peer> for Peer {
             endpoints,
             home_relay,
             state,
+            // Of the update, not of the peer.
+            unreported: _,
         } = peer;
         Ok(Self {
             id: from_bytes("peer.id", &id)?,
@@ -376,7 +379,14 @@ fn add(update: &mut NetmapUpdate, chunk: pb::NetmapChunk) -> Result<(), Protocol
         update.node = Some(node.try_into()?);
     }
     for peer in peers {
-        update.peers.push(peer.try_into()?);
+        let unreported = peer.unreported;
+        let peer = Peer::try_from(peer)?;
+        // The last word on a peer counts, as it does for the rest of it.
+        match unreported {
+            true => update.unreported.insert(peer.id),
+            false => update.unreported.remove(&peer.id),
+        };
+        update.peers.push(peer);
     }
     for id in removed {
         update.removed.insert(from_bytes("netmap.removed", &id)?);

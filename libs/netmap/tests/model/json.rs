@@ -16,11 +16,19 @@ struct WirePatch {
     state: Option<NodeState>,
 }
 
+fn write_peer(peer: &Peer, unreported: bool) -> Bytes {
+    serde_json::to_vec(&(peer, unreported))
+        .expect("a peer is plain data")
+        .into()
+}
+
 impl PeerEncoder for Json {
     fn peer(&self, peer: &Peer) -> Bytes {
-        serde_json::to_vec(peer)
-            .expect("a peer is plain data")
-            .into()
+        write_peer(peer, false)
+    }
+
+    fn unreported_peer(&self, peer: &Peer) -> Bytes {
+        write_peer(peer, true)
     }
 
     fn patch(&self, patch: &PeerPatch) -> Bytes {
@@ -38,8 +46,8 @@ impl PeerEncoder for Json {
     }
 }
 
-/// Reads what [`Json`] wrote.
-pub(crate) fn read_peer(bytes: &[u8]) -> Peer {
+/// Reads what [`Json`] wrote: the peer, and whether it has told nothing yet.
+pub(crate) fn read_peer(bytes: &[u8]) -> (Peer, bool) {
     serde_json::from_slice(bytes).expect("a peer")
 }
 

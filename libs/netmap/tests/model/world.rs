@@ -387,6 +387,12 @@ impl World {
     }
 
     fn take_part(&mut self, session: SessionId, part: mesh_netmap::Update) {
+        let unheard: BTreeSet<NodeId> = self
+            .machines
+            .iter()
+            .filter(|(_, machine)| !machine.reported)
+            .map(|(id, _)| *id)
+            .collect();
         let machine = self
             .machines
             .values_mut()
@@ -398,8 +404,12 @@ impl World {
         let whole = &mut machine.partial;
         whole.cursor = part.cursor;
         whole.full = part.full;
-        let peers = part.peers.iter().map(|bytes| read_peer(bytes));
-        whole.peers.extend(peers);
+        for (peer, unreported) in part.peers.iter().map(|bytes| read_peer(bytes)) {
+            if unreported {
+                whole.unreported.insert(peer.id);
+            }
+            whole.peers.push(peer);
+        }
         whole.removed.extend(part.removed);
         whole
             .patches
@@ -418,7 +428,19 @@ impl World {
                 .is_some_and(|map| map.peers.contains_key(&peer.id));
             assert!(known, "a patch for a peer that was never told");
         }
-        let map = Netmap::apply(machine.map.take(), update).expect("a whole update");
+        let before = machine.map.take();
+        let map = Netmap::apply(before.clone(), update).expect("a whole update");
+        // After a restart nobody knows better than what the machine remembers.
+        for known in before.iter().flat_map(|before| before.peers.values()) {
+            if let Some(peer) = map
+                .peers
+                .get(&known.id)
+                .filter(|_| unheard.contains(&known.id))
+            {
+                let was = (&known.endpoints, known.home_relay);
+                assert_eq!((&peer.endpoints, peer.home_relay), was, "{}", known.id);
+            }
+        }
         machine.map = Some(map);
     }
 

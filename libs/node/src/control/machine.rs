@@ -363,10 +363,10 @@ impl Machine {
             }
             Incoming::Partial => {}
             Incoming::Netmap(update) => {
-                // INVARIANT: a node acts only on its last good netmap. A full update starts from
-                // nothing, and a delta fails only when there is nothing to apply it to.
+                // INVARIANT: a node acts only on its last good netmap. A full update may fail, so it
+                // gets a copy; a delta fails only when there is nothing to apply it to.
                 let before = if update.full {
-                    None
+                    self.netmap.clone()
                 } else {
                     self.netmap.take()
                 };

@@ -1,4 +1,7 @@
-use mesh_types::{NetworkId, NetworkName, NodeId, OverlayAddrs, PacketFilter, Role, SelfNode};
+use mesh_types::{
+    DiscoPublicKey, NetworkId, NetworkName, NodeId, NodeState, OverlayAddrs, PacketFilter, Peer,
+    Role, SelfNode, WgPublicKey,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -277,6 +280,47 @@ fn netmaps_are_followed_and_the_cursor_moves() {
             cursor: Some(cursor)
         }]
     );
+}
+
+#[test]
+fn a_full_netmap_of_a_fresh_coordinator_keeps_where_peers_were() {
+    let peer = |endpoints: &[&str]| Peer {
+        id: NodeId::from_bytes([3; 16]),
+        name: "peer".parse().expect("a name"),
+        role: Role::Worker,
+        addrs: OverlayAddrs {
+            v4: "100.64.0.3".parse().expect("an address"),
+            v6: "fd7a:115c:a1e0::3".parse().expect("an address"),
+        },
+        routes: Vec::new(),
+        wg_key: WgPublicKey::from_bytes([3; 32]),
+        disco_key: DiscoPublicKey::from_bytes([3; 32]),
+        services: Vec::new(),
+        ssh_host_keys: Vec::new(),
+        ssh_user: String::new(),
+        endpoints: endpoints
+            .iter()
+            .map(|addr| addr.parse().expect("an address"))
+            .collect(),
+        home_relay: None,
+        state: NodeState::Online,
+    };
+    let mut bench = Bench::live();
+    bench.hear(Incoming::Netmap(NetmapUpdate {
+        peers: vec![peer(&["192.0.2.3:51820"])],
+        ..full(3)
+    }));
+    bench.hear(Incoming::Netmap(NetmapUpdate {
+        peers: vec![peer(&[])],
+        unreported: [peer(&[]).id].into(),
+        ..full(4)
+    }));
+    let netmap = bench.machine.netmap().expect("a netmap");
+    assert_eq!(netmap.cursor.version, 4);
+    let [known] = netmap.peers.values().collect::<Vec<_>>()[..] else {
+        panic!("one peer, not {:?}", netmap.peers);
+    };
+    assert_eq!(known, &peer(&["192.0.2.3:51820"]));
 }
 
 #[test]
