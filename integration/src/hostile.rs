@@ -186,7 +186,7 @@ pub fn through_socks(up: &MeshUp) -> Ask {
     })
 }
 
-/// Connections opened at a time: a listener lets 128 wait to be accepted.
+/// Connections opened at a time, before whoever accepts them gets a turn.
 const AT_ONCE: usize = 32;
 
 /// Connections that say nothing. As many as were let in within `within`, of `wanted`.
