@@ -61,6 +61,18 @@ const BENCHES: &[Bench] = &[
         programs: &["mesh", "worker-agent"],
         purpose: "join to first 200 through the gateway; joins per second",
     },
+    Bench {
+        name: "tun",
+        programs: &[
+            "coordinator",
+            "relay",
+            "traffic-gateway",
+            "deploy-manager",
+            "mesh",
+            "worker-agent",
+        ],
+        purpose: "two machines with a TUN device against wireguard-go and no tunnel at all",
+    },
 ];
 
 /// Runs the verb.

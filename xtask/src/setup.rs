@@ -135,6 +135,8 @@ const PACKAGES: &[Package] = &[
     package("haproxy", Program("haproxy"), "bench gateway"),
     package("caddy", Program("caddy"), "bench gateway"),
     package("wrk", Program("wrk"), "bench gateway"),
+    package("wireguard-go", Program("wireguard-go"), "bench tun"),
+    package("wireguard-tools", Program("wg"), "bench tun"),
 ];
 
 const fn package(name: &'static str, probe: Probe, purpose: &'static str) -> Package {
