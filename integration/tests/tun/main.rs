@@ -136,21 +136,7 @@ fn the_machine_is_as_it_was_after_a_stop_and_after_a_crash() {
     );
     wait_for_ping(&host, other[0], SOON);
 
-    // Whatever somebody does to it: it is made again, with what it had.
-    for (harm, told) in HARM {
-        let index = index_of(&host);
-        let done = host.spec("ip").args(harm);
-        done.run(USUAL).expect("runs").expect_code(0);
-        eventually("another device is there", SOON, || {
-            ensure!(index_of(&host) != index, "not made again: {told}");
-            Ok(())
-        });
-        println!(
-            "{told}: it is back and pings after {:?}",
-            wait_for_ping(&host, other[1], SOON)
-        );
-        wait_for_ping(&host, other[0], SOON);
-    }
+    assert_mended(&host, other);
     stop(&mut field, "one", &HARM.map(|(_, told)| told));
     assert_same("after SIGTERM", &before, &look(&host));
 
@@ -178,6 +164,33 @@ fn the_machine_is_as_it_was_after_a_stop_and_after_a_crash() {
     });
     println!("nothing is left {:?} after SIGKILL", begun.elapsed());
     field.assert_logs_clean(&[]);
+}
+
+/// Whatever somebody does to the device: it is made again, with what it had, or set back.
+fn assert_mended(host: &Host, other: [IpAddr; 2]) {
+    for (harm, told) in HARM {
+        let index = index_of(host);
+        let done = host.spec("ip").args(harm);
+        done.run(USUAL).expect("runs").expect_code(0);
+        eventually("another device is there", SOON, || {
+            let now = index_of(host);
+            ensure!(now.is_some() && now != index, "not made again: {told}");
+            Ok(())
+        });
+        println!(
+            "{told}: it is back and pings after {:?}",
+            wait_for_ping(host, other[1], SOON)
+        );
+        wait_for_ping(host, other[0], SOON);
+    }
+    let longer = ["link", "set", DEVICE, "mtu", "1500"];
+    let done = host.spec("ip").args(longer).run(USUAL);
+    done.expect("runs").expect_code(0);
+    eventually("the MTU is set back", SOON, || {
+        let (mtu, ..) = device(host)?;
+        ensure!(mtu == 1280, "{mtu}");
+        Ok(())
+    });
 }
 
 /// Without rights, without /dev/net/tun, with the name taken.

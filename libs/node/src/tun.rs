@@ -11,6 +11,7 @@
 //! tried again each second. The status names either meanwhile.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -86,6 +87,8 @@ pub(crate) struct Tun {
     addrs: Option<OverlayAddrs>,
     peers: BTreeSet<IpAddr>,
     problem: Option<String>,
+    /// Reading failed: not tried again before the next look, which finds out why.
+    is_deaf: bool,
 }
 
 impl Tun {
@@ -102,6 +105,7 @@ impl Tun {
             addrs: None,
             peers: BTreeSet::new(),
             problem: None,
+            is_deaf: false,
         })
     }
 
@@ -145,9 +149,10 @@ impl Tun {
         self.problem = problem;
     }
 
-    /// Looks after the device: makes it again when it is gone or changed, tries again what failed,
-    /// and whether the machine has IPv6 by now. To be called about once a second.
+    /// Looks after the device: makes it again when it is gone or changed, sets its MTU back, tries
+    /// again what failed, and whether the machine has IPv6 by now. To be called about once a second.
     pub(crate) fn look(&mut self, now: Instant) {
+        self.is_deaf = false;
         if let Some(harm) = self.interface.as_ref().and_then(Interface::harm) {
             // What is left of it goes with its descriptor.
             self.interface = None;
@@ -169,6 +174,9 @@ impl Tun {
                 }
             }
         }
+        if let Some(interface) = &mut self.interface {
+            interface.keep_mtu(self.mtu);
+        }
         let without_v6 = |tun: &Interface| tun.belongings().is_v6_off();
         if self.problem.is_some() || self.interface.as_ref().is_some_and(without_v6) {
             self.apply();
@@ -184,7 +192,7 @@ impl Tun {
     /// Appends packets that the machine sends.
     pub(crate) fn read(&mut self, batch: &mut Batch) -> Read {
         let mut read = Read::default();
-        let Some(interface) = &mut self.interface else {
+        let Some(interface) = self.interface.as_mut().filter(|_| !self.is_deaf) else {
             return read;
         };
         let enough = batch.len() + PACKETS;
@@ -194,8 +202,11 @@ impl Tun {
             }
             match interface.device.read(batch, usize::from(self.mtu)) {
                 Ok(whole) => read.unreadable += usize::from(!whole),
-                // One that is gone is found by `look`.
-                Err(_) => return read,
+                Err(error) => {
+                    // A device that is gone stays readable, and is found by `look`.
+                    self.is_deaf = error.kind() != io::ErrorKind::WouldBlock;
+                    return read;
+                }
             }
         }
         read.more = true;
@@ -213,8 +224,8 @@ impl Tun {
     /// Ready when the machine may have packets.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &self.interface {
-            Some(interface) => interface.device.poll_readable(cx),
-            None => Poll::Pending,
+            Some(interface) if !self.is_deaf => interface.device.poll_readable(cx),
+            _ => Poll::Pending,
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use mesh_types::OverlayAddrs;
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
@@ -74,10 +75,12 @@ impl Interface {
     /// What somebody else did to the device, if anything. Routes go with either of these; one
     /// that is taken away by itself is not noticed.
     pub(super) fn harm(&self) -> Option<&'static str> {
-        if if_nametoindex(self.name.as_str()) != Ok(self.index) {
-            return Some("somebody removed it");
+        match if_nametoindex(self.name.as_str()) {
+            Ok(index) if index == self.index => {}
+            Ok(_) | Err(Errno::ENODEV) => return Some("somebody removed it"),
+            // The system is out of memory or descriptors, which says nothing of the device.
+            Err(_) => return None,
         }
-        // The system says nothing of the device only when it is out of memory or descriptors.
         let list = getifaddrs().ok()?;
         let mut is_up = false;
         let mut there = BTreeSet::new();
@@ -95,6 +98,14 @@ impl Interface {
         }
         let complete = self.belongings.addrs().is_subset(&there);
         (!complete).then_some("somebody took an address from it")
+    }
+
+    /// Sets the MTU, should somebody have changed it: the kernel would send packets that are longer
+    /// than the mesh takes. Without effect on one that is right.
+    pub(super) fn keep_mtu(&mut self, mtu: u16) {
+        if let Err(error) = self.netlink.set_mtu(self.index, mtu) {
+            tracing::debug!(device = self.name, %error, "the MTU cannot be set");
+        }
     }
 
     /// Sets addresses and routes; see [`Belongings::become_as`].

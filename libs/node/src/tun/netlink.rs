@@ -182,9 +182,14 @@ impl Netlink {
         })
     }
 
+    /// Sets the MTU.
+    pub(super) fn set_mtu(&mut self, index: u32, mtu: u16) -> io::Result<()> {
+        self.ask(link(index, 0, 0).attribute(IFLA_MTU, &u32::from(mtu).to_ne_bytes()))
+    }
+
     /// Sets the MTU, and keeps the kernel from giving the link an address of its own.
     pub(super) fn prepare(&mut self, index: u32, mtu: u16) -> io::Result<()> {
-        self.ask(link(index, 0, 0).attribute(IFLA_MTU, &u32::from(mtu).to_ne_bytes()))?;
+        self.set_mtu(index, mtu)?;
         let quiet = link(index, 0, 0).nested(IFLA_AF_SPEC, |spec| {
             let family = u16::try_from(libc::AF_INET6).expect("address families are small");
             spec.nested(family, |inet6| {
