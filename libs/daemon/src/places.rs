@@ -219,6 +219,12 @@ impl Turn {
     /// The task that serves the connection. It is aborted when the connection gives its place up;
     /// without one a connection gives up nothing.
     pub fn served_by(&self, task: AbortHandle) {
+        // The place may have been kept for whoever would come since long before anybody came.
+        let came = |state: u64| (state < REQUEST).then(|| millis(self.0.began, now()));
+        let _before = self
+            .0
+            .state
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, came);
         // INVARIANT: a connection is served by one task.
         drop(self.0.task.set(task));
     }
@@ -393,6 +399,25 @@ mod tests {
         lab.tasks.abort_all();
         assert_eq!((lab.ended().await, lab.open(), lab.shed.get()), (2, 0, 0));
         assert!(lab.connect().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_before_anybody_came_is_not_theirs() {
+        let mut lab = Lab::new(2);
+        lab.connect().expect("a place").settle();
+        // Nobody comes for long.
+        let place = lab.places.take().expect("a place");
+        pass(GRACE * 10).await;
+        let turn = place.turn().clone();
+        turn.served_by(lab.tasks.spawn(async move {
+            let _place = place;
+            pending::<()>().await;
+        }));
+        assert!(lab.places.take().is_none(), "who came has only just come");
+        assert_eq!(lab.ended().await, 0);
+        pass(GRACE).await;
+        assert!(lab.places.take().is_some(), "and is old now");
+        assert_eq!(lab.ended().await, 1);
     }
 
     #[tokio::test(start_paused = true)]
