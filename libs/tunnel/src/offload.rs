@@ -2,7 +2,7 @@
 //! (`struct virtio_net_hdr`; virtio 1.2, 5.1.6).
 //!
 //! A kernel that may leave segmentation to us gives whole stretches of a TCP connection at once,
-//! and leaves out checksums: [`split`] makes packets of them. The other way round [`merge`] finds
+//! and leaves out checksums: [`split()`] makes packets of them. The other way round [`merge()`] finds
 //! packets of one connection that follow each other, so that the kernel takes them in one go and
 //! acknowledges them together. Either saves a system call, and a way through the kernel's own
 //! TCP/IP stack, for most packets of a fast connection.
