@@ -7,11 +7,13 @@
 //! none. A connection with a request under way keeps its place whatever comes.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -75,8 +77,16 @@ impl Places {
         self.take_at(now())
     }
 
+    /// The next client, with a place for it. Nobody makes room before it has come, so one client
+    /// at a time is let in and waits; it is disconnected when this is dropped. The others wait in
+    /// the kernel's queue.
+    pub async fn accept(&self, listener: &TcpListener) -> (TcpStream, SocketAddr, Place) {
+        let (stream, from) = crate::net::accept(listener).await;
+        (stream, from, self.next().await)
+    }
+
     /// Waits for a place as long as it takes. Cancel-safe.
-    pub async fn next(&self) -> Place {
+    async fn next(&self) -> Place {
         loop {
             let freed = self.0.freed.notified();
             if let Some(place) = self.take() {
@@ -447,6 +457,21 @@ mod tests {
         let ((), next) = tokio::join!(async move { drop(place) }, places.next());
         drop(next);
         assert_eq!(lab.open(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_makes_room_before_somebody_comes() {
+        let mut lab = Lab::new(1);
+        lab.connect().expect("a place");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let at = listener.local_addr().expect("bound");
+        let nobody = tokio::time::timeout(GRACE * 10, lab.places.accept(&listener)).await;
+        assert!(nobody.is_err(), "nobody has come");
+        assert_eq!((lab.shed.get(), lab.ended().await), (0, 0));
+        let client = std::net::TcpStream::connect(at).expect("connected");
+        let (_stream, from, _place) = lab.places.accept(&listener).await;
+        assert_eq!(Some(from), client.local_addr().ok());
+        assert_eq!((lab.shed.get(), lab.ended().await), (1, 1));
     }
 
     #[tokio::test(start_paused = true)]

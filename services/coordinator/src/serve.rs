@@ -67,12 +67,8 @@ impl Server {
         let places = Places::new(self.max_connections, GRACE, self.figures.shed.clone());
         let mut connections = Tasks::new();
         loop {
-            let next = async {
-                let place = places.next().await;
-                (place, mesh_daemon::accept(&self.listener).await)
-            };
-            let (place, (stream, addr)) = tokio::select! {
-                next = next => next,
+            let (stream, addr, place) = tokio::select! {
+                next = places.accept(&self.listener) => next,
                 () = shutdown.draining() => break,
             };
             let turn = place.turn().clone();

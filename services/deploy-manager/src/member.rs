@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_daemon::{Handles, Latch, Places, Shutdown, Task, Tasks, accept, bind_tcp};
+use mesh_daemon::{Handles, Latch, Places, Shutdown, Task, Tasks, bind_tcp};
 use mesh_node::{DialError, Enrolled, Node, NodeConfig, OverlayStream, OverlayUdp, StateDir};
 use mesh_ssh::PrivateKey;
 use mesh_types::{Netmap, NetworkName};
@@ -124,9 +124,8 @@ impl Listening {
         let mut clients = Tasks::new();
         let places = Places::new(MAX_CLIENTS, GRACE, server.metrics().shed());
         loop {
-            let next = async { (places.next().await, accept(&listener).await) };
-            let (place, (stream, client)) = tokio::select! {
-                next = next => next,
+            let (stream, client, place) = tokio::select! {
+                next = places.accept(&listener) => next,
                 () = shutdown.draining() => break,
             };
             let (server, guard) = (Arc::clone(&server), shutdown.guard());
