@@ -21,6 +21,9 @@ use tokio::task::AbortHandle;
 const PART: usize = 64;
 /// How often somebody who waits for a place looks again: those who keep theirs grow older.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long nobody looks again after a look in vain, which takes longest: so many who come while
+/// all are at work cost no more than one.
+const IN_VAIN: Duration = Duration::from_millis(10);
 
 /// A seat's state: how many requests are under way in the upper 16 bits, and below since when it
 /// waits, in milliseconds since its [`Places`] were made.
@@ -48,6 +51,8 @@ struct Shared {
 struct Seats {
     held: BTreeMap<u64, Arc<Seat>>,
     next: u64,
+    /// When nobody was found who could make room.
+    in_vain: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -100,7 +105,8 @@ impl Places {
     fn take_at(&self, now: Instant) -> Option<Place> {
         let shared = &self.0;
         let mut seats = shared.lock();
-        let shed = if seats.held.len() < shared.limit {
+        let in_vain = seats.in_vain.map(|at| now.saturating_duration_since(at));
+        let shed = if seats.held.len() < shared.limit || in_vain.is_some_and(|ago| ago < IN_VAIN) {
             Vec::new()
         } else {
             shared.shed(&mut seats, now)
@@ -138,7 +144,8 @@ impl Shared {
 
     /// Takes the places of those who have waited longest; their tasks are yet to be aborted.
     fn shed(&self, seats: &mut Seats, now: Instant) -> Vec<Arc<Seat>> {
-        let now = millis(self.began, now);
+        let at = now;
+        let now = millis(self.began, at);
         let grace = u64::try_from(self.grace.as_millis()).unwrap_or(SINCE);
         let mut waiting: Vec<(u64, u64)> = seats
             .held
@@ -148,6 +155,7 @@ impl Shared {
             .filter(|&(since, _)| now.saturating_sub(since) >= grace)
             .collect();
         let part = waiting.len().div_ceil(PART);
+        seats.in_vain = (part == 0).then_some(at);
         if part == 0 {
             return Vec::new();
         }
@@ -472,6 +480,20 @@ mod tests {
         let (_stream, from, _place) = lab.places.accept(&listener).await;
         assert_eq!(Some(from), client.local_addr().ok());
         assert_eq!((lab.shed.get(), lab.ended().await), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_looked_in_vain_does_not_look_again_at_once() {
+        let places = Places::new(1, Duration::ZERO, Counter::default());
+        let place = places.take().expect("a place");
+        let turn = place.turn().clone();
+        turn.served_by(tokio::spawn(pending::<()>()).abort_handle());
+        let request = turn.request().expect("there");
+        assert!(places.take().is_none(), "it is at work");
+        drop(request);
+        assert!(places.take().is_none(), "nobody was looked at");
+        pass(IN_VAIN).await;
+        assert!(places.take().is_some(), "it waits");
     }
 
     #[tokio::test(start_paused = true)]
