@@ -31,9 +31,9 @@ const SOON: Duration = Duration::from_secs(30);
 /// What the acceptance gives a worker that moved.
 const BACK: Duration = Duration::from_secs(5);
 /// More than all buffers on the way together.
-const FILE: usize = 96 << 20;
+const FILE: usize = 80 << 20;
 /// Slow enough to be under way during all that happens to it.
-const RATE: &str = "6M";
+const RATE: &str = "4M";
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 200);
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 201);
 const PORTS: RangeInclusive<u16> = 30_000..=30_999;
