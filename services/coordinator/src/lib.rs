@@ -401,13 +401,13 @@ impl WriteGuard {
 async fn watch_bus(core: Arc<Core>, latch: Latch) {
     let mut state = core.bus.state();
     let mut outages = Outages::default();
-    let kinds = (EventKind::BusDown, EventKind::BusUp);
+    let kinds = [EventKind::BusDown, EventKind::BusUp];
     loop {
         let problem = match &*state.borrow_and_update() {
             BusState::InProcess | BusState::Up => None,
             BusState::Down(reason) => Some(reason.clone()),
         };
-        core.note_outage(&mut outages, "bus", kinds, problem.as_deref());
+        core.note_outage(&mut outages, "bus", &kinds, problem.as_deref());
         match problem {
             None => latch.ready(),
             Some(reason) => {
@@ -426,14 +426,14 @@ async fn watch_bus(core: Arc<Core>, latch: Latch) {
 async fn watch_store(core: Arc<Core>, latch: Latch) {
     let mut watch = core.watch_store();
     let mut outages = Outages::default();
-    let kinds = (EventKind::StoreDown, EventKind::StoreUp);
+    let kinds = [EventKind::StoreDown, EventKind::StoreUp];
     core.examine_store().await;
     let reason = loop {
         if let Some(reason) = core.end_reason() {
             break reason;
         }
         let problem = core.write_problem();
-        core.note_outage(&mut outages, "store", kinds, problem.as_deref());
+        core.note_outage(&mut outages, "store", &kinds, problem.as_deref());
         match problem {
             None => latch.ready(),
             Some(problem) => latch.not_ready(&problem),

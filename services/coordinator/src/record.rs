@@ -116,18 +116,25 @@ pub(crate) struct EventRecord {
 macro_rules! event_kinds {
     ($($name:ident = $word:literal),* $(,)?) => {
         /// What kind of thing happened.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum EventKind { $($name),* }
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub(crate) enum EventKind {
+            $($name,)*
+            /// A newer program noted it, before this one came back: its word.
+            Other(Box<str>),
+        }
 
         impl EventKind {
             /// Its kebab-case word on the wire and in the store.
-            pub(crate) const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $word),* }
+            pub(crate) fn as_str(&self) -> &str {
+                match self {
+                    $(Self::$name => $word,)*
+                    Self::Other(word) => word,
+                }
             }
 
             /// The kind with this word.
-            pub(crate) fn from_word(word: &str) -> Option<Self> {
-                match word { $($word => Some(Self::$name),)* _ => None }
+            pub(crate) fn from_word(word: &str) -> Self {
+                match word { $($word => Self::$name,)* word => Self::Other(word.into()) }
             }
         }
     };

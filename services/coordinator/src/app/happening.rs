@@ -142,9 +142,9 @@ impl Core {
             subject: subject.to_string(),
             detail: detail.to_string(),
         };
-        if self.happened.try_send(record).is_err() {
+        if let Err(refused) = self.happened.try_send(record) {
             tracing::debug!(
-                kind = kind.as_str(),
+                kind = refused.into_inner().kind.as_str(),
                 "too much happens: an event is not told"
             );
         }
@@ -155,17 +155,17 @@ impl Core {
         &self,
         outages: &mut Outages,
         subject: &str,
-        (down, up): (EventKind, EventKind),
+        [down, up]: &[EventKind; 2],
         problem: Option<&str>,
     ) {
         match outages.note(problem.is_some(), self.now()) {
             Some(Turn::Began) => {
-                self.happened(None, down, subject, problem.unwrap_or_default());
+                self.happened(None, down.clone(), subject, problem.unwrap_or_default());
             }
             Some(Turn::Ended(after)) => {
                 self.happened(
                     None,
-                    up,
+                    up.clone(),
                     subject,
                     format!("it was away for {}", span(after)),
                 );

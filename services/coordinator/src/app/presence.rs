@@ -361,7 +361,7 @@ mod tests {
         for kind in [EventKind::RelayStale, EventKind::RelayOnline] {
             let told = tokio::time::timeout(Duration::from_secs(4), feed.recv()).await;
             let told = told.expect("told soon").expect("told");
-            assert_eq!((told.kind, told.time), (kind, testing::NOW));
+            assert_eq!((&told.kind, told.time), (&kind, testing::NOW));
         }
         drop(seen);
         recorder.await.expect("no panic").expect("ends well");

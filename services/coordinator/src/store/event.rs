@@ -27,7 +27,7 @@ impl TryFrom<event::Model> for EventRecord {
                 .network
                 .map(|name| at("network").text(&name))
                 .transpose()?,
-            kind: EventKind::from_word(&row.kind).ok_or_else(|| at("kind").corrupt())?,
+            kind: EventKind::from_word(&row.kind),
             subject: row.subject,
             detail: row.detail,
         })
@@ -40,7 +40,7 @@ impl Store {
         &self,
         kinds: &[EventKind],
     ) -> Result<Option<EventRecord>, StoreError> {
-        let words = kinds.iter().map(|kind| kind.as_str());
+        let words = kinds.iter().map(EventKind::as_str);
         let row = event::Entity::find()
             .filter(event::Column::Kind.is_in(words))
             .order_by_desc(event::Column::Id)

@@ -78,6 +78,7 @@ macro_rules! on_both_engines {
 }
 
 mod damaged;
+mod events;
 mod keeping;
 mod looking;
 mod writers;
@@ -90,7 +91,6 @@ on_both_engines! {
     an_update_replaces_host_keys_and_leaves_the_permit,
     a_token_remembers_whom_it_let_in,
     a_deleted_network_takes_its_nodes_and_tokens_along,
-    events_come_back_in_order_and_by_network,
     a_directory_of_a_newer_version_is_refused_untouched,
     a_migration_of_a_newer_version_is_refused_by_its_name,
 }
@@ -398,32 +398,6 @@ fn happened(kind: EventKind, network: Option<&str>) -> EventRecord {
         subject: "node-1".into(),
         detail: String::new(),
     }
-}
-
-async fn events_come_back_in_order_and_by_network(engine: Engine) {
-    let (_home, store) = open(engine).await;
-    let txn = store.write().await.expect("begins");
-    let mut ids = Vec::new();
-    for event in [
-        happened(EventKind::NodeJoined, Some("a")),
-        happened(EventKind::NodeJoined, Some("b")),
-        happened(EventKind::OperatorAdded, None),
-        happened(EventKind::NodeRemoved, Some("a")),
-    ] {
-        ids.push(txn.event_create(&event).await.expect("creates"));
-    }
-    txn.commit().await.expect("commits");
-    let of = async |network, after, limit| {
-        let events = store
-            .event_list(network, after, limit)
-            .await
-            .expect("lists");
-        events.into_iter().map(|event| event.id).collect::<Vec<_>>()
-    };
-    assert_eq!(of(None, 0, 100).await, ids);
-    assert_eq!(of(Some("a"), 0, 100).await, [ids[0], ids[3]]);
-    assert_eq!(of(None, 0, 2).await, ids[2..]);
-    assert_eq!(of(None, ids[1], 100).await, ids[2..]);
 }
 
 #[tokio::test]
