@@ -234,6 +234,18 @@ impl Store {
         &self.0.place
     }
 
+    /// That it is without authorities, although a coordinator has worked from `dir`.
+    pub(crate) fn emptied(&self, dir: &Path) -> StoreError {
+        let (place, dir) = (self.0.place.clone(), dir.to_path_buf());
+        match self.0.engine {
+            Engine::Sqlite => StoreError::Vanished {
+                path: place.into(),
+                dir,
+            },
+            Engine::Postgres(_) => StoreError::Emptied { place, dir },
+        }
+    }
+
     /// Follows whether the store takes changes.
     pub(crate) fn watch(&self) -> Watch {
         self.0.health.watch()

@@ -141,10 +141,7 @@ pub(super) async fn found(
         Opening::Beside => Box::pin(Store::open_beside(&config.store, dir)).await?,
     };
     if had_one && store.secret_show(CA_SECRET).await?.is_none() {
-        return Err(BootstrapError::Store(StoreError::Emptied {
-            place: store.place().to_owned(),
-            dir: dir.to_path_buf(),
-        }));
+        return Err(BootstrapError::Store(store.emptied(dir)));
     }
     let sealer = if config.master_key.is_empty() {
         Sealer::load(&dir.join(MASTER_KEY_FILE), !store.secret_any().await?)?
@@ -393,4 +390,33 @@ async fn load(
         }
     }
     Ok((members, snapshot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::StoreConfig;
+
+    #[tokio::test]
+    async fn a_sqlite_file_that_has_lost_its_authorities_is_spoken_of_as_a_file() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = home.path().join("state");
+        private_dir(&dir).expect("makes");
+        // Its tables are there, and nothing is in them.
+        let store = Store::open(&StoreConfig::default(), &dir).await;
+        store.expect("opens").close().await;
+        private_dir(operator_dir(&dir)).expect("makes");
+        let config = Config {
+            state_dir: dir,
+            ..Config::default()
+        };
+        let now = Timestamp::from_secs(1_800_000_000);
+        let refused = found(&config, Opening::Serving, now).await;
+        let text = mesh_daemon::report::chain(&refused.expect_err("emptied"));
+        assert!(text.contains("move coordinator.db, "), "{text}");
+        assert!(text.contains("--state-dir"), "{text}");
+        for of_postgres in ["store.url", "mesh db copy"] {
+            assert!(!text.contains(of_postgres), "{text}");
+        }
+    }
 }
