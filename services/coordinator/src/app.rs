@@ -94,6 +94,8 @@ pub(crate) struct Core {
     /// Set when the port is bound.
     advertised: OnceLock<Vec<String>>,
     started_at: Timestamp,
+    /// This start has made the authorities.
+    is_new: bool,
 }
 
 /// A change under way: dropped without [`Change::commit`] it changes nothing.

@@ -120,6 +120,8 @@ pub(super) struct Foundation {
     pub(super) store: Store,
     pub(super) sealer: Sealer,
     pub(super) ca: Ca,
+    /// The authorities were made just now.
+    pub(super) is_new: bool,
 }
 
 /// Opens the store and its authorities, and makes CA, default network and first operator when they
@@ -148,10 +150,11 @@ pub(super) async fn found(
     } else {
         Sealer::from_text(config.master_key.expose())?
     };
-    if store.secret_show(CA_SECRET).await?.is_none() {
+    let mut is_new = store.secret_show(CA_SECRET).await?.is_none();
+    if is_new {
         match first_start(&store, &sealer, now).await {
             // Another process made everything meanwhile.
-            Err(BootstrapError::Store(StoreError::Exists)) => {}
+            Err(BootstrapError::Store(StoreError::Exists)) => is_new = false,
             made => made?,
         }
     }
@@ -161,7 +164,12 @@ pub(super) async fn found(
         store.flush().await?;
     }
     keep_operator_files(&store, &sealer, &ca, dir, now).await?;
-    Ok(Foundation { store, sealer, ca })
+    Ok(Foundation {
+        store,
+        sealer,
+        ca,
+        is_new,
+    })
 }
 
 /// Opens everything in the state directory, and makes what is not there yet.
@@ -172,7 +180,12 @@ pub(crate) async fn open(
     metrics: &Metrics,
 ) -> Result<Opened<impl Future<Output = ()> + Send + use<>>, BootstrapError> {
     let now = clock.now();
-    let Foundation { store, sealer, ca } = found(config, Opening::Serving, now).await?;
+    let Foundation {
+        store,
+        sealer,
+        ca,
+        is_new,
+    } = found(config, Opening::Serving, now).await?;
     let epoch = u64::from_be_bytes(random()?);
     let bus = bus::open(config, ca.fingerprint(), epoch, metrics)?;
     let (members, snapshot) = load(&store, bus.as_ref(), now).await?;
@@ -210,6 +223,7 @@ pub(crate) async fn open(
         key_changes: Mutex::default(),
         advertised: OnceLock::new(),
         started_at: now,
+        is_new,
     };
     Ok(Opened {
         core: Arc::new(core),

@@ -188,7 +188,9 @@ impl Core {
                 let sign = seen.chain(newest).max().unwrap_or(last.time);
                 downtime(&last, sign, self.started_at)
             }
-            Ok(None) => "for the first time".to_owned(),
+            Ok(None) if self.is_new => "for the first time".to_owned(),
+            // The last start was one of a program that noted none, or is forgotten.
+            Ok(None) => String::new(),
             Err(error) => {
                 let error = mesh_daemon::report::chain(&error);
                 tracing::debug!(error, "when the coordinator ended is not known");
@@ -330,6 +332,7 @@ enum Whose {
 mod tests {
     use super::*;
     use crate::app::tests as testing;
+    use crate::store::Cutoffs;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -409,6 +412,27 @@ mod tests {
                 "coordinator-started"
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_start_is_the_first_only_when_it_made_the_mesh() {
+        let dir = tempfile::tempdir().expect("a directory");
+        run(&dir, 0, true).await;
+        let core = testing::core(&dir).await;
+        // So it looks too after an upgrade from a program that noted no starts.
+        let forgotten = Cutoffs {
+            events: at(3_600),
+            tokens: at(0),
+            tombstones: at(0),
+            audit: None,
+        };
+        let txn = core.store.write().await.expect("begins");
+        assert!(txn.prune(&forgotten).await.expect("forgets").events > 0);
+        txn.commit().await.expect("commits");
+        core.close(Duration::from_secs(3)).await;
+        drop(core);
+        assert_eq!(run(&dir, 90, true).await, "");
+        assert_eq!(run(&dir, 100, true).await, "it was stopped 10 s before");
     }
 
     #[tokio::test]
