@@ -63,8 +63,21 @@ pub(crate) enum BusState {
     InProcess,
     /// Redis answers.
     Up,
+    /// Redis was not tried yet; we do without.
+    NotTried,
     /// Redis does not answer, and why; we do without.
     Down(String),
+}
+
+impl BusState {
+    /// Why there is no bus now but this process, although there should be one.
+    pub(crate) fn problem(&self) -> Option<String> {
+        match self {
+            Self::InProcess | Self::Up => None,
+            Self::NotTried => Some("not connected yet".to_owned()),
+            Self::Down(reason) => Some(reason.clone()),
+        }
+    }
 }
 
 /// The bus.

@@ -21,6 +21,7 @@ mod error;
 mod grpc;
 pub mod grpc_message;
 mod http_pages;
+mod latches;
 mod members;
 mod metrics;
 mod netmap;
@@ -54,13 +55,12 @@ pub use crate::rate::RateConfig;
 
 use crate::app::Core;
 use crate::app::bootstrap::{Opened, open, operator_dir};
-use crate::app::happening::Outages;
 pub use crate::app::provision::{ProvisionOptions, Provisioned, ProvisionedToken};
-use crate::bus::BusState;
 use crate::grpc::Grpc;
 use crate::grpc::auth;
 use crate::grpc_message::ProtoEncoder;
-use crate::record::{EventKind, EventRecord};
+use crate::latches::{try_store, watch_bus, watch_store};
+use crate::record::EventRecord;
 use crate::serve::Server;
 
 /// How long writing down who was seen last may take at the end. With the drain and [`CLOSE`] it
@@ -68,10 +68,6 @@ use crate::serve::Server;
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// How long changes under way may take at the end.
 const CLOSE: Duration = Duration::from_secs(3);
-/// How often the store is tried, for readiness.
-const STORE_TRIAL: Duration = Duration::from_secs(5);
-/// How often it is tried while it takes no changes.
-const STORE_TRIAL_DOWN: Duration = Duration::from_secs(1);
 
 /// A built coordinator: everything is open and bound, nothing is served yet.
 #[derive(Debug)]
@@ -319,7 +315,8 @@ impl App {
         maintenance.spawn("bus-notices", async move {
             keeper.follow_bus().await;
         });
-        maintenance.spawn("bus-state", watch_bus(Arc::clone(&core), bus_latch));
+        let bus = core.bus.state();
+        maintenance.spawn("bus-state", watch_bus(Arc::clone(&core), bus, bus_latch));
         let keeper = Arc::clone(&core);
         let _started = Task::spawn("started", async move { keeper.note_start().await });
         let keeper = Arc::clone(&core);
@@ -394,71 +391,5 @@ impl WriteGuard {
     /// Lets changes through again.
     pub fn release(&self) {
         self.0.guard_writes(None);
-    }
-}
-
-/// Tells by the endpoint of health how the bus does, which nobody's work depends on; never returns.
-async fn watch_bus(core: Arc<Core>, latch: Latch) {
-    let mut state = core.bus.state();
-    let mut outages = Outages::default();
-    let kinds = [EventKind::BusDown, EventKind::BusUp];
-    loop {
-        let problem = match &*state.borrow_and_update() {
-            BusState::InProcess | BusState::Up => None,
-            BusState::Down(reason) => Some(reason.clone()),
-        };
-        core.note_outage(&mut outages, "bus", &kinds, problem.as_deref());
-        match problem {
-            None => latch.ready(),
-            Some(reason) => {
-                latch.degraded(&format!("Redis: {reason}; everything goes on without it"));
-            }
-        }
-        if state.changed().await.is_err() {
-            // INVARIANT: the bus lives as long as the core, and with it the sender.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// Keeps readiness true to whether the store takes changes. Returns when this process must end
-/// because the database is another coordinator's.
-async fn watch_store(core: Arc<Core>, latch: Latch) {
-    let mut watch = core.watch_store();
-    let mut outages = Outages::default();
-    let kinds = [EventKind::StoreDown, EventKind::StoreUp];
-    core.examine_store().await;
-    let reason = loop {
-        if let Some(reason) = core.end_reason() {
-            break reason;
-        }
-        let problem = core.write_problem();
-        core.note_outage(&mut outages, "store", &kinds, problem.as_deref());
-        match problem {
-            None => latch.ready(),
-            Some(problem) => latch.not_ready(&problem),
-        }
-        watch.changed().await;
-    };
-    latch.not_ready(&reason);
-}
-
-/// Tries the store now and then, and more often while it takes no changes, so that it heals without
-/// a hand. Returns like [`watch_store`], which never waits for a trial.
-async fn try_store(core: Arc<Core>) {
-    let mut watch = core.watch_store();
-    while core.end_reason().is_none() {
-        let pause = match core.write_problem() {
-            None => STORE_TRIAL,
-            Some(_) => STORE_TRIAL_DOWN,
-        };
-        tokio::select! {
-            () = watch.changed() => continue,
-            () = tokio::time::sleep(pause) => {}
-        }
-        core.examine_store().await;
-        if core.write_problem().is_none() {
-            core.write_deferred().await;
-        }
     }
 }

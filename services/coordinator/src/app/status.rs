@@ -6,7 +6,6 @@ use mesh_netmap::Counts;
 use mesh_types::{NetworkName, NodeState, Timestamp};
 
 use super::Core;
-use crate::bus::BusState;
 use crate::error::Error;
 use crate::record::RelayRecord;
 
@@ -75,10 +74,7 @@ impl Core {
             networks,
             relays,
             store_problem: self.store.refusal(),
-            bus_problem: match &*self.bus.state().borrow() {
-                BusState::InProcess | BusState::Up => None,
-                BusState::Down(reason) => Some(reason.clone()),
-            },
+            bus_problem: self.bus.state().borrow().problem(),
         })
     }
 

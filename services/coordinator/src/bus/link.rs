@@ -34,8 +34,6 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// The pause before the second try; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The state before the first try.
-const NOT_YET: &str = "not connected yet";
 /// How many commands go out at once.
 const BATCH: usize = 500;
 /// How many sightings wait at most; members are fewer.
@@ -159,7 +157,7 @@ impl Link {
             replica,
             figures,
             commands: watch::Sender::new(None),
-            state: watch::Sender::new(BusState::Down(NOT_YET.to_owned())),
+            state: watch::Sender::new(BusState::NotTried),
             news: broadcast::Sender::new(NEWS),
             outbox: Mutex::default(),
             changed: Notify::new(),
@@ -264,10 +262,7 @@ impl Link {
     fn down(&self, reason: Reason) {
         self.figures.up.set(0);
         self.commands.send_replace(None);
-        let is_known = match &*self.state.borrow() {
-            BusState::Down(before) => before != NOT_YET,
-            BusState::Up | BusState::InProcess => false,
-        };
+        let is_known = matches!(&*self.state.borrow(), BusState::Down(_));
         if !is_known {
             tracing::warn!(
                 redis = %self.target.place,

@@ -207,7 +207,7 @@ async fn with_tls_and_a_user_who_may_do_just_this() {
         password: Secret::new("another-long-password"),
         ..good.clone()
     };
-    let reason = is_down_after_a_try(&remote(&wrong, 4)).await;
+    let reason = is_down(&remote(&wrong, 4)).await;
     assert!(!reason.contains("another-long-password"), "{reason}");
 
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("another");
@@ -215,24 +215,15 @@ async fn with_tls_and_a_user_who_may_do_just_this() {
         ca: stranger.cert.pem(),
         ..good.clone()
     };
-    let reason = is_down_after_a_try(&remote(&strange, 5)).await;
+    let reason = is_down(&remote(&strange, 5)).await;
     assert!(reason.contains("certificate"), "{reason}");
 
     let renamed = BusConfig {
         redis_url: good.redis_url.replace("127.0.0.1", "localhost"),
         ..good
     };
-    let reason = is_down_after_a_try(&remote(&renamed, 6)).await;
+    let reason = is_down(&remote(&renamed, 6)).await;
     assert!(reason.contains("certificate"), "{reason}");
-}
-
-async fn is_down_after_a_try(bus: &dyn Bus) -> String {
-    let tried =
-        |state: &BusState| matches!(state, BusState::Down(text) if text != "not connected yet");
-    match state_is(bus, tried).await {
-        BusState::Down(reason) => reason,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// Takes a call and answers how long that took.
@@ -360,7 +351,7 @@ async fn a_redis_that_comes_later_is_taken_in() {
     server.kill().expect("ends");
     let bus = remote(&at(&server), 1);
     assert!(timed_take(&bus, 1).await < Duration::from_millis(50));
-    let reason = is_down_after_a_try(&bus).await;
+    let reason = is_down(&bus).await;
     assert!(reason.contains("cannot be reached"), "{reason}");
     assert_eq!(bus.seen(&[], NOW).await, HashMap::new());
     server.start_again().expect("starts");
