@@ -26,8 +26,9 @@ use crate::metrics::GatewayMetrics;
 
 /// Connections that may be on their way to a core; beyond that they stay where they were accepted.
 const ON_THE_WAY: usize = 128;
-/// How long a newcomer keeps its place without a request whoever else comes. Not at all: others
-/// would be refused meanwhile, and thousands must come after it before it is its turn.
+/// How long a newcomer keeps its place whoever else comes, once what it sent so far was read and is
+/// no request. Not at all: others would be refused meanwhile, and as a rule thousands must come
+/// after it before it is its turn.
 const GRACE: Duration = Duration::ZERO;
 
 /// A connection on its way from one core to another one.

@@ -351,10 +351,8 @@ async fn under_tls_cookies_are_secure_and_both_protocols_work() {
     );
 }
 
-#[tokio::test]
-async fn beyond_the_limit_connections_are_told_so_and_a_websocket_counts_until_its_end() {
-    let worker = Worker::start(cockpit).await;
-    let stage = Stage::small(&[("w", &worker)], 2).await;
+/// Opens a WebSocket, which is at work until its end.
+async fn websocket(stage: &Stage) -> tokio::net::TcpStream {
     let mut socket = stage
         .send(
             "GET /w/cockpit/socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
@@ -362,9 +360,24 @@ async fn beyond_the_limit_connections_are_told_so_and_a_websocket_counts_until_i
         )
         .await;
     assert_eq!(Reply::head(&mut socket).await.status, 101);
-    let ask = "GET /w/ HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let mut kept = stage.send(ask).await;
-    assert_eq!(Reply::read(&mut kept).await.status, 200);
+    socket
+}
+
+/// Asks again and again, over new connections, until the worker answers.
+async fn until_served(stage: &Stage) {
+    stage::within(async {
+        while stage.get("/w/").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn beyond_the_limit_connections_are_told_so_and_a_websocket_counts_until_its_end() {
+    let worker = Worker::start(cockpit).await;
+    let stage = Stage::small(&[("w", &worker)], 2).await;
+    let mut sockets = [websocket(&stage).await, websocket(&stage).await];
 
     // A third one is told, whatever it asks for, and closed.
     for path in ["/w/", "/health"] {
@@ -379,19 +392,60 @@ async fn beyond_the_limit_connections_are_told_so_and_a_websocket_counts_until_i
     }
 
     // Those that are in are served on.
-    kept.write_all(ask.as_bytes()).await.expect("written");
-    assert_eq!(Reply::read(&mut kept).await.status, 200);
-    socket.write_all(b"echo").await.expect("written");
-    stage::read_until(&mut socket, "echo").await;
+    for socket in &mut sockets {
+        socket.write_all(b"echo").await.expect("written");
+        stage::read_until(socket, "echo").await;
+    }
 
     // The WebSocket's place is free once it has ended.
-    drop(socket);
-    stage::within(async {
-        while stage.get("/w/").await.status != 200 {
-            tokio::task::yield_now().await;
+    let [_socket, ended] = sockets;
+    drop(ended);
+    until_served(&stage).await;
+}
+
+#[tokio::test]
+async fn who_asks_for_nothing_makes_room_for_who_asks() {
+    let worker = Worker::start(cockpit).await;
+    let stage = Stage::small(&[("w", &worker)], 2).await;
+    let mut socket = websocket(&stage).await;
+    for ask in ["GET /w/ HTTP/1.1\r\nHost: localhost\r\n\r\n", ""] {
+        let mut waits = stage.send(ask).await;
+        if !ask.is_empty() {
+            assert_eq!(Reply::read(&mut waits).await.status, 200);
         }
-    })
-    .await;
+        until_served(&stage).await;
+        let mut rest = String::new();
+        let end = stage::within(waits.read_to_string(&mut rest)).await;
+        assert!(end.is_err() || rest.is_empty(), "{rest}");
+    }
+    socket.write_all(b"echo").await.expect("written");
+    stage::read_until(&mut socket, "echo").await;
+}
+
+#[tokio::test]
+async fn of_a_burst_for_one_place_each_is_answered() {
+    // More than it accepts at a stretch, and fewer than it tells at a time that it is full.
+    const BURST: usize = 60;
+    let worker = Worker::start(cockpit).await;
+    let stage = Stage::small(&[("w", &worker)], 2).await;
+    let _socket = websocket(&stage).await;
+    // All of them have asked before the gateway, which is on this thread, gets a turn.
+    let asked = (0..BURST).map(|_| {
+        let mut stream = std::net::TcpStream::connect(stage.addr).expect("connected");
+        let ask = b"GET /w/ HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        std::io::Write::write_all(&mut stream, ask).expect("written");
+        stream.set_nonblocking(true).expect("set");
+        tokio::net::TcpStream::from_std(stream).expect("registered")
+    });
+    let asked: Vec<_> = asked.collect();
+    let mut served = 0;
+    for mut stream in asked {
+        match Reply::read(&mut stream).await.status {
+            200 => served += 1,
+            status => assert_eq!(status, 503),
+        }
+    }
+    assert!(served > 0, "there is one place");
 }
 
 #[tokio::test]

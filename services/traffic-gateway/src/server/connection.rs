@@ -49,8 +49,10 @@ impl<C: Connector<Target = Target>> Core<C> {
         place: Place,
     ) {
         let turn = place.turn().clone();
-        let connection = Arc::clone(self).connection(stream, peer, place);
-        turn.served_by(connections.spawn(connection));
+        let coming = turn.request();
+        // Boxed, since it would be twice as large as an argument that is pinned.
+        let connection = Box::pin(Arc::clone(self).connection(stream, peer, place));
+        turn.served_by(connections.spawn(keep_until_read(connection, coming)));
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
@@ -159,6 +161,20 @@ impl<C: Connector<Target = Target>> Core<C> {
                 .await,
         );
     }
+}
+
+/// Serves a connection that keeps its place until what its client has sent so far was read: of many
+/// that come at once each would else lose it to the next one, its request unread.
+async fn keep_until_read(mut connection: Pin<Box<impl Future>>, coming: Option<UnderWay>) {
+    // It asks for what has come, the runtime looks, and it asks once more.
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => return,
+        () = tokio::task::yield_now() => {}
+    }
+    // Whoever's request began meanwhile keeps its place by that.
+    drop(coming);
+    connection.await;
 }
 
 /// A request begins, unless the connection has given its place up.

@@ -4,6 +4,7 @@ use std::io;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2::SendRequest;
 use hyper_reverse_proxy::{Client, ConnectError, Limits, ReverseProxy};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::sync::CancellationToken;
 
@@ -215,4 +216,37 @@ async fn an_http2_client_with_a_request_under_way_stays() {
         .expect("it has a limit")
         .expect("no panic");
     drop(connection.await.expect("no panic"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_keeps_its_place_until_what_it_had_sent_was_read() {
+    for sent in [&b"a"[..], b""] {
+        let places = mesh_daemon::Places::new(1, Duration::ZERO, Counter::default());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let at = listener.local_addr().expect("bound");
+        let mut client = std::net::TcpStream::connect(at).expect("connected");
+        io::Write::write_all(&mut client, sent).expect("written");
+        // As handed over by another core: the runtime does not know yet that there is something.
+        let (stream, _) = listener.accept().expect("accepted");
+        stream.set_nonblocking(true).expect("set");
+        let mut stream = TcpStream::from_std(stream).expect("registered");
+        let place = places.take().expect("a place");
+        let turn = place.turn().clone();
+        let (coming, asks) = (turn.request(), turn.clone());
+        let connection = Box::pin(async move {
+            let _place = place;
+            stream.read_u8().await.expect("a byte");
+            let _under_way = begin(&asks).await;
+            std::future::pending::<()>().await;
+        });
+        let mut connections = JoinSet::new();
+        turn.served_by(connections.spawn(keep_until_read(connection, coming)));
+        let mut makes_room = false;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+            makes_room |= places.take().is_some();
+            tokio::time::advance(SHORT).await;
+        }
+        assert_eq!(makes_room, sent.is_empty());
+    }
 }
