@@ -17,11 +17,7 @@ const STORE_TRIAL: Duration = Duration::from_secs(5);
 const STORE_TRIAL_DOWN: Duration = Duration::from_secs(1);
 
 /// Tells by the endpoint of health how the bus does, which nobody's work depends on; never returns.
-pub(crate) async fn watch_bus(
-    core: Arc<Core>,
-    mut state: watch::Receiver<BusState>,
-    latch: Latch,
-) {
+pub(crate) async fn watch_bus(core: Arc<Core>, mut state: watch::Receiver<BusState>, latch: Latch) {
     let mut outages = Outages::default();
     let kinds = [EventKind::BusDown, EventKind::BusUp];
     loop {

@@ -63,7 +63,7 @@ use crate::latches::{try_store, watch_bus, watch_store};
 use crate::record::EventRecord;
 use crate::serve::Server;
 
-/// How long writing down who was seen last may take at the end. With the drain and [`CLOSE`] it
+/// How long each thing that is written down at the end may take. With the drain and [`CLOSE`] it
 /// stays below the 30 s that Kubernetes grants.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// How long changes under way may take at the end.
@@ -342,19 +342,7 @@ impl App {
         let left = || end.saturating_duration_since(tokio::time::Instant::now());
         grpc.finish(left()).await;
         serving_tasks.join_all(left()).await;
-        let write = async {
-            core.note_last_seen(mesh_types::Timestamp::default())
-                .await?;
-            core.note_stop().await
-        };
-        let problem = match tokio::time::timeout(LAST_WRITE, write).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(mesh_daemon::report::chain(&error)),
-            Err(_) => Some("the store does not answer".to_owned()),
-        };
-        if let Some(error) = problem {
-            tracing::info!(error, "last-seen times and the end were not written");
-        }
+        core.note_end(LAST_WRITE).await;
         end_maintenance(maintenance).await;
         core.close(CLOSE).await;
         drop(engine);

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mesh_types::{NetworkName, NodeState, Timestamp};
+use tokio::time::timeout;
 
 use super::{Core, Party};
 use crate::error::Error;
@@ -201,7 +202,7 @@ impl Core {
     }
 
     /// Tells that the coordinator is being stopped; to its end also when the caller is ended.
-    pub(crate) async fn note_stop(self: &Arc<Self>) -> Result<(), Error> {
+    async fn note_stop(self: &Arc<Self>) -> Result<(), Error> {
         let core = Arc::clone(self);
         let write = async move {
             core.again(|| async {
@@ -212,6 +213,22 @@ impl Core {
             .await
         };
         self.finish("stopped", write).await
+    }
+
+    /// Writes down who was seen last, and that the coordinator is being stopped; neither waits for
+    /// the other, and each may take `limit`.
+    pub(crate) async fn note_end(self: &Arc<Self>, limit: Duration) {
+        let seen = timeout(limit, self.note_last_seen(Timestamp::default()));
+        let stop = timeout(limit, self.note_stop());
+        let (seen, stop) = tokio::join!(seen, stop);
+        for (what, written) in [("last-seen times", seen), ("the end", stop)] {
+            let error = match written {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => mesh_daemon::report::chain(&error),
+                Err(_) => "the store does not answer".to_owned(),
+            };
+            tracing::info!(what, error, "something was not written at the end");
+        }
     }
 
     /// The stream of this member was ended by another one with its identity.
@@ -330,8 +347,14 @@ enum Whose {
 
 #[cfg(test)]
 mod tests {
+    use mesh_daemon::Metrics;
+
     use super::*;
+    use crate::app::bootstrap::{Opened, open};
     use crate::app::tests as testing;
+    use crate::clock::ManualClock;
+    use crate::config::Config;
+    use crate::grpc_message::ProtoEncoder;
     use crate::store::Cutoffs;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -433,6 +456,25 @@ mod tests {
         drop(core);
         assert_eq!(run(&dir, 90, true).await, "");
         assert_eq!(run(&dir, 100, true).await, "it was stopped 10 s before");
+    }
+
+    #[tokio::test]
+    async fn that_it_was_stopped_is_stored_whatever_becomes_of_the_last_seen_times() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = Config {
+            state_dir: dir.path().join("state"),
+            ..Config::default()
+        };
+        let (clock, metrics) = (Arc::new(ManualClock::new(NOW)), Metrics::default());
+        let opened = open(&config, clock, Box::new(ProtoEncoder), &metrics).await;
+        let Opened { core, owner, .. } = opened.expect("opens");
+        // Nobody tells who was seen.
+        drop(owner);
+        assert!(core.note_last_seen(NOW).await.is_err());
+        core.note_end(Duration::from_secs(15)).await;
+        let kinds = [EventKind::CoordinatorStopped];
+        let stopped = core.store.event_newest(&kinds).await.expect("reads");
+        assert!(stopped.is_some());
     }
 
     #[tokio::test]

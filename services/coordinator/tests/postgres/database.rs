@@ -9,7 +9,7 @@ use mesh_api::pb;
 use mesh_daemon::{Handles, Secret};
 use mesh_testkit::{POSTGRES_PASSWORD, Postgres};
 
-use crate::harness::{Mesh, START, config};
+use crate::harness::{Mesh, START, config, eventually};
 
 fn postgres() -> StoreConfig {
     StoreConfig {
@@ -42,7 +42,14 @@ async fn a_filled_sqlite_installation_moves_to_postgres_with_its_nodes() {
         members.push(mesh.joined_in(network, pb::Role::Worker, &host).await);
     }
     mesh.remove("default", "worker-1").await;
-    let (before, events) = (names(&mesh).await, mesh.events().await.len());
+    let before = names(&mesh).await;
+    // What happens of itself is stored a little later; nothing else of it is to come.
+    let events = eventually("that it was started is told", async || {
+        let events = mesh.events().await;
+        let started = |event: &pb::Event| event.kind == "coordinator-started";
+        events.iter().any(started).then_some(events.len())
+    })
+    .await;
 
     // Nothing of this is done beside a coordinator that runs.
     let refused = database::check(&config(&dir)).await.expect_err("it runs");
