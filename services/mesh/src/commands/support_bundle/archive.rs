@@ -39,6 +39,62 @@ pub(super) struct Missing {
 struct Entry {
     name: String,
     text: String,
+    cut: Option<Cut>,
+}
+
+impl Entry {
+    /// What the manifest says of it.
+    fn listed(&self) -> Value {
+        let mut listed = json!({
+            "name": self.name,
+            "bytes": self.text.len(),
+            "sha256": sha256(self.text.as_bytes()),
+        });
+        if let Some(cut) = &self.cut {
+            listed["cut"] = json!(cut);
+        }
+        listed
+    }
+}
+
+/// What is left out of a file that was too long.
+#[derive(Debug, Serialize)]
+struct Cut {
+    /// Which part of it is left out: `front` or `end`.
+    from: &'static str,
+    bytes: usize,
+}
+
+/// Keeps the part of a text of `longest` bytes that says most: of what has its newest lines last
+/// those, and of everything else the beginning.
+fn shortened(name: &str, text: &mut String, longest: usize) -> Option<Cut> {
+    if text.len() <= longest {
+        return None;
+    }
+    let is_list = name.ends_with(".jsonl");
+    if !is_list && !name.starts_with("logs/") {
+        let kept = text.floor_char_boundary(longest);
+        let bytes = text.len() - kept;
+        text.truncate(kept);
+        text.push_str(CUT);
+        return Some(Cut { from: "end", bytes });
+    }
+    // From the first line that is there whole.
+    let end = text.len() - longest;
+    let newline = text.bytes().skip(end - 1).position(|byte| byte == b'\n');
+    let bytes = newline.map_or(text.len(), |at| end + at);
+    let cut = Cut {
+        from: "front",
+        bytes,
+    };
+    // A list of documents stays one.
+    let note = if is_list {
+        format!("{}\n", json!({ "cut": cut }))
+    } else {
+        format!("[{bytes} bytes before this are not shown]\n")
+    };
+    text.replace_range(..bytes, &note);
+    Some(cut)
 }
 
 /// A bundle that is being gathered.
@@ -85,16 +141,13 @@ impl Bundle {
         let mut text = self.redacted(text);
         // After redacting: a secret that is cut in two would not be recognised.
         let (longest, most) = self.limits;
-        if text.len() > longest {
-            text.truncate(text.floor_char_boundary(longest));
-            text.push_str(CUT);
-        }
+        let cut = shortened(&name, &mut text, longest);
         if self.total + text.len() > most {
             let why = format!("the bundle would be larger than {most} bytes");
             return self.miss(&name, &why);
         }
         self.total += text.len();
-        self.entries.push(Entry { name, text });
+        self.entries.push(Entry { name, text, cut });
     }
 
     /// Adds a JSON document.
@@ -124,17 +177,7 @@ impl Bundle {
 
     /// The archive: everything in the directory `root`, readable by its owner only.
     pub(super) fn pack(self, root: &str, made: Timestamp) -> Result<Packed> {
-        let files: Vec<Value> = self
-            .entries
-            .iter()
-            .map(|entry| {
-                json!({
-                    "name": entry.name,
-                    "bytes": entry.text.len(),
-                    "sha256": sha256(entry.text.as_bytes()),
-                })
-            })
-            .collect();
+        let files: Vec<Value> = self.entries.iter().map(Entry::listed).collect();
         let manifest = json!({
             "schema": SCHEMA,
             "made_at": text::rfc3339(made.as_micros()),
@@ -246,5 +289,63 @@ mod tests {
         assert!(packed.listing.iter().all(|(_, bytes)| *bytes == cut));
         assert_eq!((packed.listing.len(), packed.missing.len()), (7, 2));
         assert!(packed.missing[0].why.contains("larger than 8000 bytes"));
+        let files = packed.manifest["files"].as_array().expect("a list");
+        let cut = json!({ "from": "end", "bytes": 1 });
+        assert!(files.iter().all(|file| file["cut"] == cut), "{files:?}");
+    }
+
+    #[test]
+    fn the_newest_lines_of_a_long_list_are_kept_whole_and_the_manifest_says_what_is_not() {
+        let mut bundle = bundle();
+        bundle.limits = (1000, 8000);
+        let list: String = (1..=40)
+            .map(|n| format!("{{\"n\":{n},\"say\":\"{}\"}}\n", "é".repeat(20)))
+            .collect();
+        bundle.add("events.jsonl", &list);
+        bundle.add("short.jsonl", "{\"n\":1}\n");
+        let packed = bundle.pack("root", Timestamp::from_secs(1)).expect("packs");
+        let files = unpacked(&packed);
+        let kept = &files["root/events.jsonl"];
+        let lines: Vec<Value> = kept
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("whole"))
+            .collect();
+        let numbers: Vec<_> = lines.iter().filter_map(|line| line["n"].as_u64()).collect();
+        let first = *numbers.first().expect("some are kept");
+        assert!(first > 1);
+        assert!(numbers.iter().copied().eq(first..=40), "{numbers:?}");
+        assert_eq!(lines.len(), numbers.len() + 1, "one says what was cut");
+        let cut = &packed.manifest["files"][0]["cut"];
+        assert_eq!(cut["from"], "front");
+        let before = |line: &&str| !line.starts_with(&format!("{{\"n\":{first},"));
+        let gone: usize = list
+            .split_inclusive('\n')
+            .take_while(before)
+            .map(str::len)
+            .sum();
+        assert_eq!(cut["bytes"], gone);
+        assert_eq!(lines[0]["cut"], *cut);
+        assert!(kept.len() > 900, "no more is cut than must be");
+        assert_eq!(packed.manifest["files"][1]["cut"], Value::Null);
+        assert_eq!(files["root/short.jsonl"], "{\"n\":1}\n");
+        for (text, newest) in [
+            (format!("{}\nnew\n", "x".repeat(996)), "new\n"),
+            ("x".repeat(1001), ""),
+        ] {
+            let mut log = text.clone();
+            let cut = shortened("logs/a.log", &mut log, 1000).expect("too long");
+            let gone = text.len() - newest.len();
+            assert_eq!(cut.bytes, gone);
+            assert_eq!(
+                log,
+                format!("[{gone} bytes before this are not shown]\n{newest}")
+            );
+        }
+        let mut exact = format!("a\n{}\n", "x".repeat(999));
+        shortened("logs/a.log", &mut exact, 1000).expect("too long");
+        assert!(
+            exact.contains("\nxxx"),
+            "a line that is there whole is kept"
+        );
     }
 }
