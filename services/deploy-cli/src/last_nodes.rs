@@ -4,6 +4,7 @@
 //! whom a command goes to and which host keys count, so it is as well kept as the context.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -73,9 +74,14 @@ pub fn keep(file: &Path, nodes: &[Node]) -> anyhow::Result<()> {
     )?)
 }
 
-/// What was kept; `None` when nothing was, or not by this version.
+/// What was kept; `None` when nothing was, or not by this version, and when somebody else could have
+/// written it: another user's file, or one whose mode lets others in, as with contexts.
 pub fn read(file: &Path) -> Option<LastNodes> {
-    let stored: Stored = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    if fs::metadata(file).ok()?.permissions().mode() & 0o077 != 0 {
+        return None;
+    }
+    let content = mesh_daemon::read_private(file).ok()??;
+    let stored: Stored = serde_json::from_slice(&content).ok()?;
     (stored.version == VERSION).then(|| LastNodes {
         told: stored.told,
         nodes: stored.nodes.into_iter().map(Node::from).collect(),
@@ -126,7 +132,7 @@ impl From<StoredNode> for Node {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::MetadataExt as _;
 
     use mesh_ssh::PrivateKey;
 
@@ -151,6 +157,24 @@ mod tests {
         assert!(last.told >= before);
         let mode = fs::metadata(&file).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_others_could_have_written_or_read_counts_as_absent() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("default.json");
+        keep(&file, &[node(1, "web", true)]).expect("kept");
+        for mode in [0o660, 0o602, 0o644] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("opened");
+            assert_eq!(read(&file), None, "{mode:o}");
+        }
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("closed");
+        assert!(read(&file).is_some());
+        // Only root can give a file away.
+        if fs::metadata(&file).expect("there").uid() == 0 {
+            std::os::unix::fs::chown(&file, Some(65_532), None).expect("given away");
+            assert_eq!(read(&file), None, "another user's");
+        }
     }
 
     #[test]

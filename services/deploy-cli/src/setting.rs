@@ -98,13 +98,14 @@ impl Setting {
     }
 }
 
-/// Whether the coordinator did not answer at all; one that refuses, or is none of ours, did.
+/// Whether the coordinator did not answer at all; one that refuses did, and so did whatever else is
+/// found at its address.
 fn is_away(error: &anyhow::Error) -> bool {
     if let Some(ContextConnectError::Connect(error)) = error.downcast_ref() {
-        // What stands in front of it may break a connection off when nobody is behind: NotTls.
+        // What stands in front of it breaks connections off when nobody is behind.
         return error.attempts.iter().all(|(_, reason)| {
-            use AttemptError::{Name, NotTls, Tcp, Timeout};
-            matches!(reason, Name(_) | Tcp(_) | Timeout | NotTls(_))
+            use AttemptError::{Broken, Name, Tcp, Timeout};
+            matches!(reason, Name(_) | Tcp(_) | Timeout | Broken(_))
         });
     }
     error.is::<grpc::Unavailable>()
@@ -247,5 +248,44 @@ impl Issuer {
     pub async fn issue(&self, user: &str, targets: &[NodeId]) -> anyhow::Result<String> {
         let key = self.key.public_key();
         grpc::issue(self.coordinator.clone(), &self.network, &key, user, targets).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use mesh_api::client::ConnectError;
+
+    use super::*;
+
+    fn unreached(attempts: Vec<AttemptError>) -> anyhow::Error {
+        let attempts = attempts.into_iter().map(|why| ("c:8080".to_owned(), why));
+        let attempts = attempts.collect();
+        ContextConnectError::Connect(ConnectError { attempts }).into()
+    }
+
+    #[test]
+    fn a_coordinator_is_away_when_nobody_answers_and_not_when_something_else_does() {
+        use AttemptError::{Address, Broken, Name, NotTls, Tcp, Timeout};
+
+        let io = |kind: ErrorKind| Error::from(kind);
+        let away = || Broken(io(ErrorKind::UnexpectedEof));
+        let elsewhere = || NotTls(io(ErrorKind::InvalidData));
+        for (attempts, expected) in [
+            (vec![Name(io(ErrorKind::NotFound))], true),
+            (vec![Tcp(io(ErrorKind::ConnectionRefused))], true),
+            (vec![Timeout], true),
+            // A proxy before a coordinator that is stopped.
+            (vec![away()], true),
+            (vec![Broken(io(ErrorKind::ConnectionReset)), Timeout], true),
+            (vec![elsewhere()], false),
+            (vec![Address(io(ErrorKind::InvalidInput))], false),
+            (vec![away(), elsewhere()], false),
+        ] {
+            let error = unreached(attempts);
+            assert_eq!(is_away(&error), expected, "{error:#}");
+        }
+        assert!(!is_away(&anyhow::anyhow!("refused")));
     }
 }
