@@ -74,8 +74,8 @@ pub fn keep(file: &Path, nodes: &[Node]) -> anyhow::Result<()> {
     )?)
 }
 
-/// What was kept; `None` when nothing was, or not by this version, and when somebody else could have
-/// written it: another user's file, or one whose mode lets others in, as with contexts.
+/// What was kept; `None` when nothing was, or not by this version, and when it is not ours alone:
+/// another user's file, or one whose mode lets others in, as with contexts.
 pub fn read(file: &Path) -> Option<LastNodes> {
     if fs::metadata(file).ok()?.permissions().mode() & 0o077 != 0 {
         return None;
