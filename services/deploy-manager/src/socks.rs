@@ -133,6 +133,7 @@ pub struct SocksServer<O> {
     overlay: O,
     access: Access,
     metrics: SocksMetrics,
+    kernel: owner::Kernel,
     /// Where the kernel cannot be asked for one, one look at the table of all connections at a time:
     /// many at once would leave no processor to anybody else.
     lookup: Semaphore,
@@ -161,6 +162,7 @@ impl<O: Overlay> SocksServer<O> {
             overlay,
             access,
             metrics,
+            kernel: owner::Kernel::default(),
             lookup: Semaphore::new(1),
         }
     }
@@ -231,7 +233,7 @@ impl<O: Overlay> SocksServer<O> {
 
     async fn owner_of(&self, stream: &TcpStream, client: SocketAddr) -> io::Result<Option<u32>> {
         let server = stream.local_addr()?;
-        let error = match owner::of(client, server) {
+        let error = match self.kernel.owner_of(client, server) {
             Ok(owner) => return Ok(owner),
             Err(error) => error,
         };

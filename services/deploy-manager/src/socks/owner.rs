@@ -1,27 +1,58 @@
 //! Which local user holds the other end of a loopback connection (Linux).
 //!
 //! The check is what keeps other users of the machine out of the network when no password is set.
-//! The kernel is asked for the one connection ([`of`]); where it does not answer such questions its
-//! table of all connections tells (`/proc/net/tcp{,6}`, [`in_tables`]).
+//! The kernel is asked for the one connection ([`Kernel`]); where it does not answer such questions
+//! its table of all connections tells (`/proc/net/tcp{,6}`, [`in_tables`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
 
 mod diag;
 
 /// The state of an established connection in the kernel's table.
 const ESTABLISHED: &str = "01";
 
-/// The user that holds the socket at `client`, which is connected to `server`, our own open end of
-/// the connection; `None` when no process of this network namespace holds it. Takes no time.
-///
-/// # Errors
-/// The kernel cannot be asked; [`in_tables`] tells.
-pub fn of(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
-    diag::of(client, server)
+/// Asks the kernel, until it turns out that it answers no such questions: each would make it look
+/// for a module that it does not have.
+#[derive(Debug, Default)]
+pub struct Kernel {
+    is_mute: AtomicBool,
 }
 
-/// The same as [`of`]. Reads the table of all connections of the machine, so it takes the longer
+impl Kernel {
+    /// The user that holds the socket at `client`, which is connected to `server`, our own end of
+    /// the connection; `None` when no process of this network namespace holds it. Takes no time.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked; [`in_tables`] tells.
+    pub fn owner_of(&self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
+        self.ask(|| diag::of(client, server))
+    }
+
+    fn ask<T>(&self, question: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if self.is_mute.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let answer = question();
+        if answer.as_ref().is_err_and(is_for_good) {
+            self.is_mute.store(true, Ordering::Relaxed);
+        }
+        answer
+    }
+}
+
+/// Whether it would be the same the next time: the kernel's part for this is missing, or a filter
+/// keeps us from asking.
+fn is_for_good(error: &io::Error) -> bool {
+    use Errno::{EACCES, EAFNOSUPPORT, EPERM, EPROTONOSUPPORT};
+    let error = error.raw_os_error().map(Errno::from_raw);
+    error.is_some_and(|error| [EPROTONOSUPPORT, EAFNOSUPPORT, EACCES, EPERM].contains(&error))
+}
+
+/// The same as [`Kernel::owner_of`]. Reads the table of all connections of the machine, so it takes the longer
 /// the more there are: no call for a thread that others wait for.
 pub fn in_tables(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
@@ -140,6 +171,28 @@ mod tests {
         }
         assert_eq!(lookup(HEAD), None);
         assert_eq!(lookup("garbage\nmore garbage here\n"), None);
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_answer_is_asked_once_and_one_that_did_not_again() {
+        let asked_twice = |errno: Errno| {
+            let kernel = Kernel::default();
+            let mut asked = 0;
+            for _ in 0..2 {
+                let answer: io::Result<()> = kernel.ask(|| {
+                    asked += 1;
+                    Err(errno.into())
+                });
+                assert!(answer.is_err());
+            }
+            asked == 2
+        };
+        for errno in [Errno::EPROTONOSUPPORT, Errno::EPERM] {
+            assert!(!asked_twice(errno), "{errno}");
+        }
+        for errno in [Errno::EAGAIN, Errno::ENOBUFS, Errno::EMFILE] {
+            assert!(asked_twice(errno), "{errno}");
+        }
     }
 
     #[test]
