@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ struct Seats {
 #[derive(Debug)]
 struct Seat {
     state: AtomicU64,
+    settled: AtomicBool,
     began: Instant,
     task: OnceLock<AbortHandle>,
 }
@@ -116,6 +117,7 @@ impl Places {
             seats.next += 1;
             let seat = Arc::new(Seat {
                 state: AtomicU64::new(millis(shared.began, now)),
+                settled: AtomicBool::new(false),
                 began: shared.began,
                 task: OnceLock::new(),
             });
@@ -227,6 +229,7 @@ impl Default for Turn {
     fn default() -> Self {
         Self(Arc::new(Seat {
             state: AtomicU64::new(0),
+            settled: AtomicBool::new(false),
             began: now(),
             task: OnceLock::new(),
         }))
@@ -254,9 +257,11 @@ impl Turn {
         self.begin().then(|| UnderWay(Arc::clone(&self.0)))
     }
 
-    /// From now on the connection keeps its place to its end.
+    /// From now on the connection keeps its place to its end, and is never idle. May be said again.
     pub fn settle(&self) {
-        self.begin();
+        if !self.0.settled.swap(true, Ordering::Relaxed) {
+            self.begin();
+        }
     }
 
     fn begin(&self) -> bool {
@@ -273,6 +278,9 @@ impl Turn {
         let mut rest = limit;
         loop {
             tokio::time::sleep(rest).await;
+            if self.0.settled.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
             rest = match self.0.waits_since() {
                 None => limit,
                 Some(since) => {
@@ -410,7 +418,12 @@ mod tests {
     async fn who_has_settled_stays_and_places_come_back() {
         let mut lab = Lab::new(2);
         for _ in 0..2 {
-            lab.connect().expect("a place").settle();
+            let turn = lab.connect().expect("a place");
+            // As often as a connection may have requests.
+            for _ in 0..100_000 {
+                turn.settle();
+            }
+            drop(turn.request().expect("still there"));
         }
         pass(GRACE * 100).await;
         assert!(lab.connect().is_none());
@@ -508,5 +521,8 @@ mod tests {
         let ((), ()) = tokio::join!(end, turn.idle_for(GRACE * 2));
         let idle = begun.elapsed();
         assert!(idle >= GRACE * 7 && idle <= GRACE * 9, "{idle:?}");
+        turn.settle();
+        let idle = tokio::time::timeout(GRACE * 100, turn.idle_for(GRACE)).await;
+        assert!(idle.is_err(), "who has settled is never idle");
     }
 }

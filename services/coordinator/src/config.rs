@@ -60,8 +60,9 @@ mesh_daemon::settings! {
         /// `host:port` under which nodes find this coordinator, written into join tokens; 1 to 8.
         /// Empty: the bound address, or for 0.0.0.0 the address of the default route.
         pub advertise: Vec<String>,
-        /// The most connections at once. When there are as many, those that show no certificate and
-        /// have waited longest without a call make room for further ones, which wait otherwise.
+        /// The most connections at once. When there are as many, those that no call has shown to be a
+        /// member's and that have waited longest without one make room for further ones, which wait
+        /// otherwise.
         pub max_connections: usize,
     }
 }

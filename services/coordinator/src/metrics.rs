@@ -91,7 +91,7 @@ impl Figures {
             registry.register("connections", "Open TLS connections", of.connections);
             registry.register(
                 "connections_shed",
-                "Connections without a certificate and a call that made room for others",
+                "Connections of no member, without a call, that made room for others",
                 of.shed,
             );
             registry.register(

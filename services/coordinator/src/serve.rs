@@ -9,7 +9,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use mesh_daemon::{Place, Places, Shutdown, Tasks};
+use mesh_daemon::{Place, Places, Shutdown, Tasks, Turn};
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
@@ -27,8 +27,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection keeps its place although others wait for one, before it has shown who it
 /// is and while it has nothing to ask for.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long somebody without a certificate may stay without a call, give or take as much again, and
-/// how long the goodbye may take: joining and renewing are a few calls one after the other.
+/// How long somebody may stay without a call before one has shown a member, give or take as much
+/// again, and how long the goodbye may take: joining and renewing are a few calls one after the
+/// other. A certificate alone shows nobody: it may be of a member that was removed.
 const STRANGER: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How often an idle connection is asked whether it is alive, and how long the answer may take.
@@ -48,6 +49,8 @@ pub(crate) struct PeerInfo {
     /// `None`: no certificate was shown.
     pub(crate) certificate: Option<Arc<PeerCertificate>>,
     pub(crate) share: Arc<ConnectionShare>,
+    /// The connection's; it is settled once a call was by a member.
+    pub(crate) turn: Turn,
 }
 
 /// The bound port.
@@ -113,11 +116,7 @@ impl Connection {
         // handshake needed would else be part of all that follows.
         let stream = Box::pin(self.handshake(stream)).await?;
         let peer = self.peer(&stream)?;
-        let is_stranger = peer.certificate.is_none();
         let turn = self.place.turn().clone();
-        if !is_stranger {
-            turn.settle();
-        }
         let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
@@ -132,16 +131,9 @@ impl Connection {
         });
         let builder = builder();
         let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
-        let idle = async {
-            if is_stranger {
-                self.place.turn().idle_for(STRANGER).await;
-            } else {
-                std::future::pending().await
-            }
-        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = idle => {
+            () = self.place.turn().idle_for(STRANGER) => {
                 connection.as_mut().graceful_shutdown();
                 let ended = tokio::time::timeout(GOODBYE, connection).await;
                 ended.map_err(|_| "a stranger without a call".to_owned())?
@@ -198,6 +190,7 @@ impl Connection {
             addr: self.addr,
             certificate,
             share: Arc::default(),
+            turn: self.place.turn().clone(),
         })
     }
 }

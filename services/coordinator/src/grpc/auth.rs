@@ -194,6 +194,9 @@ fn check(core: &Core, method: &Method, peer: &PeerInfo) -> Result<Caller, Error>
         return Ok(Caller::Anonymous);
     }
     let caller = Caller::identify(&core.members, peer.certificate.as_deref(), core.now())?;
+    if !matches!(caller, Caller::Anonymous) {
+        peer.turn.settle();
+    }
     if method.allows(caller.kind()) {
         Ok(caller)
     } else if matches!(caller, Caller::Anonymous) {

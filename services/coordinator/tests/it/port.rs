@@ -1,10 +1,12 @@
 //! The port itself: HTTPS, TLS, limits, and what a person is told when a start fails.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coordinator::{App, ManualClock};
 use mesh_api::identity::Identity;
 use mesh_api::pb;
+use mesh_api::pb::control_service_client::ControlServiceClient;
 use mesh_api::tls::COORDINATOR_NAME;
 use mesh_daemon::Handles;
 use mesh_types::JoinToken;
@@ -13,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::harness::{Machine, Mesh, START, config, send, word};
+use crate::harness::{Machine, Mesh, START, config, refused, send, word};
 
 async fn get(mesh: &Mesh, path: &str) -> String {
     let tls = mesh.tls(None, &[b"http/1.1"]);
@@ -135,6 +137,43 @@ async fn a_loop_of_guesses_meets_a_wall_that_names_itself_and_locks_nobody_else_
     let machine = Machine::new().join(&mesh, &token, "late").await;
     machine.expect("a token lets in whom it should");
     mesh.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_no_member_any_more_makes_room_and_a_member_does_not() {
+    let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+    let mut settings = config(&dir);
+    settings.server.max_connections = 2;
+    let mesh = Mesh::start_with(dir, Arc::new(ManualClock::new(START)), settings).await;
+    let gone = mesh.joined(pb::Role::Worker, "gone").await;
+    let token = mesh.token(pb::Role::Worker).await;
+    mesh.remove("default", "gone").await;
+    // The operator's connection is the older one, and says nothing from now on.
+    let wish = pb::WatchEventsRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let watching = mesh.admin().await.watch_events(wish).await;
+    let mut events = watching.expect("watches").into_inner();
+    let mut removed = ControlServiceClient::new(gone.channel(&mesh).await);
+    let refusal = removed.leave(pb::LeaveRequest {}).await;
+    assert_eq!(refused(refusal), "removed");
+    // Both stay. Each that comes now, one after the other, takes the place of the removed one.
+    let late = Machine::new().join(&mesh, &token, "late");
+    let late = tokio::time::timeout(Duration::from_secs(20), late).await;
+    late.expect("there is room").expect("joins");
+    let seen = async {
+        loop {
+            let event = events.message().await.expect("it watches on");
+            if event.expect("an event").subject == "late" {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), seen)
+        .await
+        .expect("the operator sees who joins");
+    drop(removed);
 }
 
 #[tokio::test]
