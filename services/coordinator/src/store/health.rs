@@ -314,7 +314,16 @@ pub(super) fn text(error: &DbErr) -> String {
 
 pub(super) fn driver_text(error: &sqlx::Error) -> String {
     match error {
-        sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Database(error) => {
+            let says = error.message();
+            // Its last words to a connection, which name nobody: admin_shutdown, crash_shutdown, …
+            let leaves = |code: &str| code.starts_with("57P") && code != "57P03";
+            if error.code().as_deref().is_some_and(leaves) {
+                format!("the database ended the connection: {says}")
+            } else {
+                says.to_owned()
+            }
+        }
         sqlx::Error::Io(error) => format!("the connection to the database failed: {error}"),
         sqlx::Error::PoolTimedOut => "the database cannot be reached".to_owned(),
         error => mesh_daemon::report::chain(error),

@@ -196,3 +196,17 @@ async fn who_looks_or_copies_sees_one_moment_whoever_writes_meanwhile() {
     let closing = tokio::time::timeout(Duration::from_secs(10), looking.close());
     closing.await.expect("the snapshot ends with its store");
 }
+
+#[tokio::test]
+async fn the_last_words_of_a_database_that_leaves_are_told_as_its_own() {
+    let (_home, store) = open(Engine::Postgres).await;
+    let writer = store.pools().writer;
+    let leave = "SELECT pg_terminate_backend(pg_backend_pid())";
+    let error = writer.execute_unprepared(leave).await;
+    let error = StoreError::writing(error.expect_err("the connection has ended"));
+    let text = error.to_string();
+    assert!(
+        text.contains("the database ended the connection: "),
+        "{text}"
+    );
+}
