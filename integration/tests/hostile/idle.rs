@@ -18,6 +18,11 @@ const EACH: u64 = 32 << 10;
 const RESTING: u128 = 50;
 /// Those who wait longest make room, each time one of so many.
 const PART: usize = 64;
+/// What says nothing is closed after as long at the coordinator, a relay and SOCKS5.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long opening them may take, however busy the machine is: less than they have at the gateway,
+/// 75 s.
+const WITHIN: Duration = Duration::from_secs(60);
 /// What they say who are not quite silent.
 const SLOW_HEAD: &[u8] = b"GET /worker-node-1/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
 
@@ -30,8 +35,6 @@ struct Crowd {
     slow: usize,
     /// How many there may be at a time; the others make room.
     room: usize,
-    /// How long opening them may take: at last the first ones are closed anyway.
-    within: Duration,
 }
 
 impl Crowd {
@@ -42,11 +45,11 @@ impl Crowd {
         let before = resident(pid).expect("memory");
         let others = Others::of(up).expect("people");
         let begun = Instant::now();
-        let mut streams = silent(self.to, self.slow, self.within).expect("connected");
+        let mut streams = silent(self.to, self.slow, WITHIN).expect("connected");
         let mut said = 0;
         while streams.len() < self.count {
             let some = (self.count - streams.len()).min(500);
-            let left = self.within.saturating_sub(begun.elapsed());
+            let left = WITHIN.saturating_sub(begun.elapsed());
             streams.extend(silent(self.to, some, left).expect("connected"));
             assert!(!left.is_zero(), "{what}: only {} came in", streams.len());
             say(&streams[..self.slow], said);
@@ -55,8 +58,10 @@ impl Crowd {
         let opened = begun.elapsed();
         let beyond = self.count.saturating_sub(self.room);
         let at_once = resident(pid).expect("memory");
-        if beyond == 0 {
-            assert_eq!(closed(&streams), 0, "{what}: what was closed costs nothing");
+        let closed_early = closed(&streams);
+        // On a machine that was slow until here the first have had their time.
+        if beyond == 0 && begun.elapsed() < SILENCE {
+            assert_eq!(closed_early, 0, "{what}: what was closed costs nothing");
         }
         // While nobody comes any more but those who want something.
         for _ in 0..20 {
@@ -116,7 +121,6 @@ fn ten_thousand_idle_connections_cost_little_and_stop_nobody() {
             count: 10_000,
             slow: 2_000,
             room: 8_192,
-            within: Duration::from_secs(60),
         },
         // The rest close what says nothing after 10 s.
         Crowd {
@@ -125,7 +129,6 @@ fn ten_thousand_idle_connections_cost_little_and_stop_nobody() {
             count: 2_000,
             slow: 0,
             room: 20_000,
-            within: Duration::from_secs(9),
         },
         Crowd {
             what: "relay",
@@ -133,7 +136,6 @@ fn ten_thousand_idle_connections_cost_little_and_stop_nobody() {
             count: 2_000,
             slow: 0,
             room: 65_536,
-            within: Duration::from_secs(9),
         },
         Crowd {
             what: "SOCKS5",
@@ -141,7 +143,6 @@ fn ten_thousand_idle_connections_cost_little_and_stop_nobody() {
             count: 2_000,
             slow: 0,
             room: 1_024,
-            within: Duration::from_secs(9),
         },
     ];
     // Those that were closed are gone from the program's table before the next ones come.
