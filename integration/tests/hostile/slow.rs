@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use integration::hostile::{Others, load, resident};
+use integration::hostile::{Others, closed, load, resident};
 use integration::{Cli, MeshUp};
 use mesh_testkit::eventually;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// both in this process.
 const EACH_READER: u64 = 128 << 10;
 const EACH_WRITER: u64 = 768 << 10;
+/// What each reader hears first, though not each of them listens.
+const SERVED: &[u8] = b"HTTP/1.1 200 ";
 /// What they all may take of a core once no more is taken from anybody, in percent.
 const BUSY: u128 = 50;
 
@@ -56,6 +58,14 @@ fn send_slowly(to: SocketAddr, host: &str) -> TcpStream {
     stream
 }
 
+/// Whether a page is on its way to a reader that has read nothing yet.
+fn is_served(reader: &TcpStream) -> bool {
+    let mut begin = [0; SERVED.len()];
+    reader
+        .peek(&mut begin)
+        .is_ok_and(|length| &begin[..length] == SERVED)
+}
+
 #[test]
 fn slow_readers_and_writers_hold_little_and_stop_nobody() {
     let cli = Cli::new().expect("folders");
@@ -83,6 +93,14 @@ fn slow_readers_and_writers_hold_little_and_stop_nobody() {
         held = held.max(resident(pid).expect("memory").saturating_sub(before));
         std::thread::park_timeout(PAUSE);
     }
+    // Who says something now and then is not cut off, and workers were asked.
+    assert_eq!(closed(&writers), 0, "of those that hardly write");
+    eventually("pages are on their way", Duration::from_secs(30), || {
+        let mute = readers.iter().skip(1).step_by(2);
+        let served = mute.filter(|reader| is_served(reader)).count();
+        ensure!(served > 0, "none");
+        Ok(())
+    });
     tell("slow clients", others);
     // What fits into the buffers of their sockets is answered first.
     let mut busy = 0;
