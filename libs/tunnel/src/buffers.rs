@@ -3,8 +3,7 @@
 //!
 //! Both are arenas that keep their memory when they are cleared, so a shell that reuses a few of
 //! them allocates nothing per packet. [`Out`] lays datagrams for one destination side by side, so
-//! that a run of them is one UDP send with segmentation offload, and keeps [`HEADROOM`] bytes
-//! ahead of each decrypted packet for what a device may want to put there.
+//! that a run of them is one UDP send with segmentation offload.
 
 use std::net::SocketAddr;
 
@@ -12,8 +11,6 @@ use mesh_types::{NodeId, RelayId, WgPublicKey};
 
 use crate::derp::PACKET_HEADER;
 
-/// Free bytes ahead of each decrypted packet.
-pub const HEADROOM: usize = 32;
 /// Bytes that WireGuard adds to a packet: header 16, authenticator 16.
 pub const WG_OVERHEAD: usize = 32;
 /// WireGuard pads inner packets to a multiple of this.
@@ -292,17 +289,6 @@ impl Out {
         Some(&self.inner.bytes[start..start + len])
     }
 
-    /// The decrypted IP packets to be changed in place, each with [`HEADROOM`] free bytes ahead.
-    pub fn packets_with_headroom(&mut self, mut each: impl FnMut(NodeId, &mut [u8])) {
-        for inner in &self.packets {
-            let Span { start, len } = inner.span;
-            each(
-                inner.peer,
-                &mut self.inner.bytes[start - HEADROOM..start + len],
-            );
-        }
-    }
-
     /// Room for a datagram of up to `len` bytes; kept by `commit_direct`.
     #[inline]
     pub(crate) fn reserve_direct(&mut self, len: usize) -> &mut [u8] {
@@ -361,7 +347,7 @@ impl Out {
     /// Room for a decrypted packet of up to `len` bytes; kept by `commit_inner`.
     #[inline]
     pub(crate) fn reserve_inner(&mut self, len: usize) -> &mut [u8] {
-        &mut self.inner.reserve(HEADROOM + len)[HEADROOM..]
+        self.inner.reserve(len)
     }
 
     /// Keeps the first `len` bytes of what was reserved as a packet from `peer`.
@@ -370,11 +356,11 @@ impl Out {
         self.packets.push(Inner {
             peer,
             span: Span {
-                start: self.inner.used + HEADROOM,
+                start: self.inner.used,
                 len,
             },
         });
-        self.inner.commit(HEADROOM + len);
+        self.inner.commit(len);
     }
 }
 
