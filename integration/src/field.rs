@@ -263,6 +263,22 @@ impl Field {
         Curl::new().on(Some(self.host(host))).get(url)?.ok()
     }
 
+    /// How the gateway reaches a worker, as its page for programs tells it: `direct` or `relay`.
+    ///
+    /// # Errors
+    /// The gateway does not answer, or does not know the worker.
+    pub fn path_to(&self, worker: &str) -> anyhow::Result<String> {
+        let page = self
+            .client_curl()
+            .args(["-H", "Accept: application/json"])
+            .get(self.url("/"))?;
+        let page: Value = serde_json::from_str(&page.ok()?)?;
+        let nodes = page["nodes"].as_array().context("nodes")?;
+        let node = nodes.iter().find(|node| node["name"] == worker);
+        let path = &node.context("the worker")?["path"];
+        Ok(path.as_str().unwrap_or_default().to_owned())
+    }
+
     /// Waits until a console answers 200 through the gateway.
     #[track_caller]
     pub fn wait_for_console(&self, path: &str, within: Duration) {

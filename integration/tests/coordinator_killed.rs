@@ -3,10 +3,8 @@
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
-use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -14,11 +12,10 @@ use integration::field::overlay_addr;
 use integration::journeys::WORKERS;
 use integration::journeys::transfers::{download, through, wait_for_service};
 use integration::server::{sha256, write_noise};
-use integration::{Field, Layout, Server, metrics};
+use integration::websocket::serve_echo;
+use integration::{Field, Layout, Server, WebSocket, metrics};
 use mesh_testkit::sshd::{SSHD, ssh_keygen};
-use mesh_testkit::{
-    Child, CurlReply, Finished, Host, Need, Sshd, SshdOptions, TestUser, eventually,
-};
+use mesh_testkit::{Child, CurlReply, Finished, Need, Sshd, SshdOptions, TestUser, eventually};
 
 const NEEDED: [Need; 7] = [
     Need::Root,
@@ -42,101 +39,12 @@ const BACK: Duration = Duration::from_secs(5);
 const ALL_BACK: Duration = Duration::from_secs(10);
 /// More than all buffers on the way together, so that most of it travels after the kill.
 const FILE: usize = 64 << 20;
-/// The example of RFC 6455, section 1.3.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
-
-/// Starts a WebSocket server on a host's loopback that says back what it hears; gives its port. It
-/// ends with the test's process.
-fn serve_socket(host: &Host) -> u16 {
-    let listener = host
-        .enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .expect("bound");
-    let port = listener.local_addr().expect("bound").port();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            // A client that goes away ends its own connection only.
-            thread::spawn(move || drop(say_back(stream)));
-        }
-    });
-    port
-}
-
-fn say_back(mut stream: TcpStream) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut head = String::new();
-    while reader.read_line(&mut head)? > 2 {}
-    write!(
-        stream,
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
-    )?;
-    loop {
-        let said = read_frame(&mut reader)?;
-        write_frame(&mut stream, &said, None)?;
-    }
-}
-
-/// One short frame of RFC 6455, section 5.2, unmasked.
-fn read_frame(from: &mut impl Read) -> std::io::Result<Vec<u8>> {
-    let mut head = [0; 2];
-    from.read_exact(&mut head)?;
-    let mut mask = [0; 4];
-    if head[1] & 0x80 != 0 {
-        from.read_exact(&mut mask)?;
-    }
-    let mut payload = vec![0; usize::from(head[1] & 0x7f)];
-    from.read_exact(&mut payload)?;
-    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-    }
-    Ok(payload)
-}
-
-fn write_frame(to: &mut impl Write, payload: &[u8], mask: Option<[u8; 4]>) -> std::io::Result<()> {
-    let length = u8::try_from(payload.len()).expect("a short one");
-    let mut frame = vec![0x81, length | if mask.is_some() { 0x80 } else { 0 }];
-    frame.extend(mask.iter().flatten());
-    let mask = mask.unwrap_or_default();
-    let payload = payload.iter().zip(mask.iter().cycle());
-    frame.extend(payload.map(|(byte, mask)| byte ^ mask));
-    to.write_all(&frame)
-}
 
 /// A WebSocket through the gateway, from the clients' segment.
-struct Socket(TcpStream);
-
-impl Socket {
-    fn open(field: &Field) -> Self {
-        let mut stream = field
-            .client()
-            .enter(|| TcpStream::connect(field.gateway_addr()))
-            .expect("connects");
-        stream.set_read_timeout(Some(SOON)).expect("set");
-        write!(
-            stream,
-            "GET /{NODE}/s/socket/ HTTP/1.1\r\nHost: gateway:8081\r\n\
-             Origin: http://gateway:8081\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-        )
-        .expect("written");
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).expect("an answer");
-            head.extend(byte);
-        }
-        let head = String::from_utf8_lossy(&head);
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        Self(stream)
-    }
-
-    /// Says something and hears it said back.
-    fn echo(&mut self, text: &str) {
-        write_frame(&mut self.0, text.as_bytes(), Some([7, 77, 177, 27])).expect("written");
-        let heard = read_frame(&mut self.0).expect("an answer");
-        assert_eq!(String::from_utf8_lossy(&heard), text);
-    }
+fn open_socket(field: &Field) -> WebSocket {
+    let (addr, path) = (field.gateway_addr(), format!("/{NODE}/s/socket/"));
+    let open = || WebSocket::open(addr, "gateway:8081", &path, SOON);
+    field.client().enter(open).expect("opens")
 }
 
 /// The installation, and what its people and services are.
@@ -175,7 +83,9 @@ impl Site {
         let source = write_noise(field.operator().work("noise"), FILE).expect("file");
         let server = Server::start(Some(&host), NODE, Some(&source)).expect("server");
         field.worker(NODE).publish("files", server.port());
-        field.worker(NODE).publish("socket", serve_socket(&host));
+        field
+            .worker(NODE)
+            .publish("socket", serve_echo(Some(&host)).expect("serves"));
         wait_for_service(&field, "default", NODE, NODE, server.port());
         eventually("the routes are there", SOON, || {
             let page = field.curl("/")?.ok()?;
@@ -342,8 +252,8 @@ fn everything_goes_on_without_the_coordinator_and_it_comes_back_without_a_storm(
     let mut site = Site::start();
     // Each was told everything once, when it joined.
     assert_eq!(site.full_maps(), 4);
-    let mut socket = Socket::open(&site.field);
-    socket.echo("before");
+    let mut socket = open_socket(&site.field);
+    socket.echo("before").expect("an echo");
     let mut commands = WAYS.map(|via| site.command(via));
     let into = site.field.operator().work("copy");
     let transfer = download(&site.field, site.server.port(), &into, "8M").name("transfer");
@@ -369,7 +279,7 @@ fn everything_goes_on_without_the_coordinator_and_it_comes_back_without_a_storm(
     assert_eq!(token.code, Some(1), "there is none: {}", token.all());
 
     // What is open.
-    socket.echo("while it is away");
+    socket.echo("while it is away").expect("an echo");
     transfer.finish(SOON).expect("ends").expect_code(0);
     assert_eq!(site.server.connections(), connections, "in one go");
     assert_eq!(
@@ -403,11 +313,13 @@ fn everything_goes_on_without_the_coordinator_and_it_comes_back_without_a_storm(
     site.assert_new_things_work();
     socket = {
         drop(socket);
-        Socket::open(&site.field)
+        open_socket(&site.field)
     };
-    socket.echo("to the one that was restarted");
+    socket
+        .echo("to the one that was restarted")
+        .expect("an echo");
     site.coordinator_comes_back();
-    socket.echo("after");
+    socket.echo("after").expect("an echo");
     site.field.assert_logs_clean(&[]);
     site.sshd.child().assert_log_clean(&[]);
 }

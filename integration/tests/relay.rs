@@ -57,21 +57,6 @@ fn relayed(field: &mut Field, what: &str, journey: impl FnOnce(&mut Field) -> u6
     );
 }
 
-/// How the gateway reaches a worker, as its page for programs tells it.
-fn path_of(field: &Field, worker: &str) -> anyhow::Result<String> {
-    let page = field
-        .client_curl()
-        .args(["-H", "Accept: application/json"])
-        .get(field.url("/"))?;
-    let page: Value = serde_json::from_str(&page.ok()?)?;
-    let nodes = page["nodes"].as_array().context("nodes")?;
-    let node = nodes
-        .iter()
-        .find(|node| node["name"] == worker)
-        .context("the worker")?;
-    Ok(node["path"].as_str().unwrap_or_default().to_owned())
-}
-
 /// How a worker reaches its peer of that role, and what it counts of it.
 fn peer_of(field: &Field, worker: &str, role: &str) -> anyhow::Result<Value> {
     let status = field.worker(worker).status()?;
@@ -84,7 +69,7 @@ fn peer_of(field: &Field, worker: &str, role: &str) -> anyhow::Result<Value> {
 /// Every byte between the workers and those that use them went over the relay.
 fn assert_relayed_only(field: &Field) {
     for name in WORKERS {
-        assert_eq!(path_of(field, name).expect("a path"), "relay", "{name}");
+        assert_eq!(field.path_to(name).expect("a path"), "relay", "{name}");
         for role in ["gateway", "deployer"] {
             let peer = peer_of(field, name, role).expect("a peer");
             assert_eq!(peer["path"]["kind"], "relay", "{name}: {peer}");
@@ -104,7 +89,7 @@ fn wait_until_direct(field: &Field) {
         field.operator().deploy(&words).success()?;
         for name in WORKERS {
             field.curl(&format!("/{name}/ping"))?.ok()?;
-            let path = path_of(field, name)?;
+            let path = field.path_to(name)?;
             ensure!(path == "direct", "{name} and the gateway: {path}");
             let deployer = peer_of(field, name, "deployer")?;
             let kind = &deployer["path"]["kind"];
@@ -242,7 +227,7 @@ fn turn_direct_during_a_transfer(field: &mut Field, rules: Vec<Blocked>) {
     relay.assert_log_clean(&[]);
     assert_all_works_at_once(field, server.port());
     for name in WORKERS {
-        assert_eq!(path_of(field, name).expect("a path"), "direct", "{name}");
+        assert_eq!(field.path_to(name).expect("a path"), "direct", "{name}");
     }
     transfer
         .finish(Duration::from_secs(60))

@@ -72,24 +72,11 @@ fn wait_until_used(field: &Field, worker: &str) {
     println!("{worker}: console, command by SOCKS5 and by gRPC after {took:?}");
 }
 
-/// How the gateway reaches a worker.
-fn path_of(field: &Field, worker: &str) -> anyhow::Result<String> {
-    let page = field
-        .client_curl()
-        .args(["-H", "Accept: application/json"])
-        .get(field.url("/"))?;
-    let page: Value = serde_json::from_str(&page.ok()?)?;
-    let nodes = page["nodes"].as_array().context("nodes")?;
-    let node = nodes.iter().find(|node| node["name"] == worker);
-    let path = &node.context("the worker")?["path"];
-    Ok(path.as_str().unwrap_or_default().to_owned())
-}
-
 #[track_caller]
 fn wait_until_direct(field: &Field, worker: &str) {
     eventually("the path is direct", SOON, || {
         field.curl(&format!("/{worker}/"))?.ok()?;
-        let path = path_of(field, worker)?;
+        let path = field.path_to(worker)?;
         ensure!(path == "direct", "{path}");
         Ok(())
     });
