@@ -36,6 +36,14 @@ fn prefix() -> impl Strategy<Value = IpNet> {
         .prop_map(|(ip, len)| IpNet::new(Ipv4Addr::from(ip).into(), len).expect("in range"))
 }
 
+/// A number below 2^254, so one that has no other spelling.
+fn public_key() -> impl Strategy<Value = [u8; 32]> {
+    any::<[u8; 32]>().prop_map(|mut key| {
+        key[31] &= 0x3f;
+        key
+    })
+}
+
 fn role() -> impl Strategy<Value = Role> {
     proptest::sample::select(Role::ALL.to_vec())
 }
@@ -79,7 +87,7 @@ fn peer() -> impl Strategy<Value = Peer> {
         addrs(),
         vec(prefix(), 0..3),
     );
-    let keys = (any::<[u8; 32]>(), any::<[u8; 32]>(), vec(service(), 0..4));
+    let keys = (public_key(), public_key(), vec(service(), 0..4));
     let volatile = (vec(endpoint(), 0..4), relay(), state());
     (
         identity,

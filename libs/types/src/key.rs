@@ -15,6 +15,14 @@ pub struct InvalidKey {
     kind: &'static str,
 }
 
+/// Whether these bytes, little-endian, are a number below X25519's prime 2^255 - 19.
+fn is_canonical(key: &[u8; 32]) -> bool {
+    let [first, middle @ .., last] = key;
+    let at_least_the_prime =
+        *last == 0x7f && middle.iter().all(|byte| *byte == 0xff) && *first >= 0xed;
+    *last <= 0x7f && !at_least_the_prime
+}
+
 macro_rules! public_key {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
@@ -25,9 +33,16 @@ macro_rules! public_key {
         pub struct $name([u8; 32]);
 
         impl $name {
-            /// The key with exactly these bytes.
+            /// The key with exactly these bytes, of which the caller knows that they are a key;
+            /// bytes from outside go through `TryFrom`.
             pub const fn from_bytes(bytes: [u8; 32]) -> Self {
                 Self(bytes)
+            }
+
+            /// Whether this is how the key's owner writes it. X25519 takes other spellings of a
+            /// key for the same one (RFC 7748, 5); taken as names, they are somebody else's.
+            pub fn is_canonical(&self) -> bool {
+                is_canonical(&self.0)
             }
 
             /// The 32 bytes, as they travel.
@@ -45,7 +60,8 @@ macro_rules! public_key {
             type Error = InvalidKey;
 
             fn try_from(bytes: &[u8]) -> Result<Self, InvalidKey> {
-                bytes.try_into().map(Self).map_err(|_| InvalidKey { kind: $kind })
+                let key = bytes.try_into().map(Self).ok().filter(Self::is_canonical);
+                key.ok_or(InvalidKey { kind: $kind })
             }
         }
 
@@ -166,6 +182,26 @@ mod tests {
         let key = WgPublicKey::from_bytes([9; 32]);
         assert_eq!(key.to_string().parse(), Ok(key));
         assert_eq!(key.to_string().len(), 44);
+    }
+
+    #[test]
+    fn a_key_has_one_spelling() {
+        let mut key = [9; 32];
+        assert!(WgPublicKey::try_from(&key[..]).is_ok());
+        key[31] |= 0x80;
+        assert!(WgPublicKey::try_from(&key[..]).is_err(), "the unused bit");
+
+        let mut prime = [0xff; 32];
+        (prime[0], prime[31]) = (0xed, 0x7f);
+        let mut below = prime;
+        below[0] = 0xec;
+        let mut above = prime;
+        above[0] = 0xee;
+        assert!(DiscoPublicKey::try_from(&below[..]).is_ok());
+        assert!(DiscoPublicKey::try_from(&prime[..]).is_err(), "zero again");
+        assert!(DiscoPublicKey::try_from(&above[..]).is_err(), "one again");
+        let text = STANDARD.encode(above);
+        assert!(text.parse::<DiscoPublicKey>().is_err());
     }
 
     #[test]

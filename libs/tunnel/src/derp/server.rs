@@ -83,6 +83,10 @@ impl Server {
             match (&self.state, frame) {
                 (_, Frame::Ping(data)) => Frame::Pong(data).encode(&mut self.output),
                 (_, Frame::KeepAlive | Frame::Other(_)) => {}
+                // Another spelling of a key would be proven too, and is nobody's name.
+                (State::AwaitsClientInfo, Frame::ClientInfo { key, .. }) if !key.is_canonical() => {
+                    return Err(DerpError::Unauthentic);
+                }
                 (State::AwaitsClientInfo, Frame::ClientInfo { key, sealed }) => {
                     let shared =
                         SharedBox::new(&self.key, key.as_bytes()).ok_or(DerpError::Unauthentic)?;
@@ -227,6 +231,27 @@ mod tests {
         let mut stream = Vec::new();
         Frame::ClientInfo {
             key: wg_public_key(&SecretKey::from_bytes([5; 32])),
+            sealed: &sealed,
+        }
+        .encode(&mut stream);
+        server.handle_bytes(&stream);
+        assert_eq!(server.poll(), Err(DerpError::Unauthentic));
+    }
+
+    #[test]
+    fn another_spelling_of_ones_own_key_is_refused() {
+        let relay = SecretKey::from_bytes([6; 32]);
+        let mut server = Server::new(&relay, [2; 32]);
+        let own = SecretKey::from_bytes([5; 32]);
+        let mut alias = *wg_public_key(&own).as_bytes();
+        alias[31] |= 0x80;
+        let shared = SharedBox::new(&own, wg_public_key(&relay).as_bytes()).expect("honest");
+        let mut sealed = Vec::new();
+        shared.seal([0; NONCE], br#"{"version":2}"#, &mut sealed);
+        let mut stream = Vec::new();
+        let key = WgPublicKey::from_bytes(alias);
+        Frame::ClientInfo {
+            key,
             sealed: &sealed,
         }
         .encode(&mut stream);
