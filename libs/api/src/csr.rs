@@ -3,9 +3,13 @@
 //! [`crate::identity::Identity::csr_der`] writes them.
 
 use mesh_types::IdentityPublicKey;
-use rcgen::{CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+use rcgen::CertificateSigningRequestParams;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer as _;
+
+const AUTHORITY: &str = "the rights of a certificate authority";
 
 /// Why a certificate request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,40 +29,47 @@ pub enum CsrError {
 /// # Errors
 /// It is no such request, or asks for more.
 pub fn key_of_request(der: &[u8]) -> Result<IdentityPublicKey, CsrError> {
-    let request =
-        CertificateSigningRequestParams::from_der(&der.into()).map_err(|error| match error {
-            rcgen::Error::UnsupportedExtension => CsrError::Rights("extensions"),
-            rcgen::Error::InvalidCertificationRequestSignature => {
-                CsrError::Invalid("its signature was made by another key")
-            }
-            _ => CsrError::Invalid("it cannot be read as PKCS#10"),
-        })?;
-    let params = &request.params;
-    if matches!(params.is_ca, IsCa::Ca(_))
-        || params.key_usages.contains(&KeyUsagePurpose::KeyCertSign)
-    {
-        return Err(CsrError::Rights("the rights of a certificate authority"));
-    }
-    let client = ExtendedKeyUsagePurpose::ClientAuth;
-    if params
-        .extended_key_usages
-        .iter()
-        .any(|usage| *usage != client)
-    {
-        return Err(CsrError::Rights("the rights of a server"));
-    }
-    if !params.subject_alt_names.is_empty() {
-        return Err(CsrError::Rights("names of its own"));
-    }
+    // It checks the signature; what is asked for it tells only in part (of two extensions of one
+    // kind the last).
+    CertificateSigningRequestParams::from_der(&der.into()).map_err(|error| match error {
+        rcgen::Error::UnsupportedExtension => CsrError::Rights("extensions"),
+        rcgen::Error::InvalidCertificationRequestSignature => {
+            CsrError::Invalid("its signature was made by another key")
+        }
+        _ => CsrError::Invalid("it cannot be read as PKCS#10"),
+    })?;
     let (_, parsed) = X509CertificationRequest::from_der(der)
         .map_err(|_| CsrError::Invalid("it cannot be read as PKCS#10"))?;
-    IdentityPublicKey::from_spki_der(parsed.certification_request_info.subject_pki.raw)
+    let info = &parsed.certification_request_info;
+    if let Some(attribute) = info.iter_attributes().next() {
+        return Err(CsrError::Rights(asked(attribute.parsed_attribute())));
+    }
+    IdentityPublicKey::from_spki_der(info.subject_pki.raw)
         .map_err(|_| CsrError::Invalid("its key is not ECDSA P-256"))
+}
+
+/// What an attribute asks for.
+fn asked(attribute: &ParsedCriAttribute<'_>) -> &'static str {
+    let ParsedCriAttribute::ExtensionRequest(request) = attribute else {
+        return "attributes";
+    };
+    let mut extensions = request.extensions.iter();
+    let named = extensions.find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::BasicConstraints(limits) if limits.ca => Some(AUTHORITY),
+        ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => Some(AUTHORITY),
+        ParsedExtension::ExtendedKeyUsage(_) => Some("the rights of a server"),
+        ParsedExtension::SubjectAlternativeName(_) => Some("names of its own"),
+        _ => None,
+    });
+    named.unwrap_or("extensions")
 }
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, KeyPair, SanType};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa,
+        KeyPair, KeyUsagePurpose, SanType,
+    };
 
     use super::*;
     use crate::identity::Identity;
@@ -98,6 +109,20 @@ mod tests {
                 p.subject_alt_names = vec![SanType::DnsName(name)];
             }),
             Err(CsrError::Rights("names of its own"))
+        );
+        assert_eq!(
+            refused(|p| {
+                let id_ce_key_usage = [2, 5, 29, 15];
+                let sign_messages = vec![3, 2, 7, 0x80];
+                let twice = CustomExtension::from_oid_content(&id_ce_key_usage, sign_messages);
+                p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+                p.custom_extensions = vec![twice];
+            }),
+            Err(CsrError::Rights("the rights of a certificate authority"))
+        );
+        assert_eq!(
+            refused(|p| p.key_usages = vec![KeyUsagePurpose::DigitalSignature]),
+            Err(CsrError::Rights("extensions"))
         );
     }
 
