@@ -14,6 +14,14 @@ use super::{Settings, default_path, env_prefix, production};
 
 type Table = serde_json::Map<String, Json>;
 
+const NO_INDEX: &str = "an index is no key: write the whole list, items separated by commas";
+
+/// The `config` crate takes `a[9]` for an item of a list, and makes room for all that come before
+/// it, be they more than there is memory.
+fn is_plain(key: &str) -> bool {
+    !key.contains('[')
+}
+
 pub(super) fn run<T: Settings>(
     service: &str,
     args: &ConfigArgs,
@@ -141,6 +149,13 @@ fn file_values(service: &str, args: &ConfigArgs, faults: &mut Faults) -> Option<
             return None;
         }
     };
+    // A file that is no TOML is told of below.
+    for key in text.parse::<toml::Table>().unwrap_or_default().keys() {
+        if !is_plain(key) {
+            faults.push_at(key, &origin, NO_INDEX);
+            return None;
+        }
+    }
     let parsed = Config::builder()
         .add_source(File::from_str(&text, FileFormat::Toml))
         .build()
@@ -155,6 +170,13 @@ fn file_values(service: &str, args: &ConfigArgs, faults: &mut Faults) -> Option<
 }
 
 fn env_values(service: &str, environment: Map<String, String>, faults: &mut Faults) -> Table {
+    let prefix = format!("{}__", env_prefix(service));
+    let (environment, indexed): (Map<_, _>, Map<_, _>) = environment
+        .into_iter()
+        .partition(|(name, _)| is_plain(name) || !name.starts_with(&prefix));
+    for name in indexed.into_keys() {
+        faults.push_at(&name, "environment", NO_INDEX);
+    }
     // Values stay texts here: guessing would turn the password 0123 into the number 123. The
     // merged configuration reads numbers from texts where the settings want numbers.
     let source = Environment::with_prefix(&env_prefix(service))
@@ -176,6 +198,7 @@ fn flag_values(args: &ConfigArgs, overrides: Overrides, faults: &mut Faults) -> 
     let mut values = Vec::new();
     for text in &args.set {
         match text.split_once('=') {
+            Some((key, _)) if !is_plain(key) => faults.push_at(key.trim(), "flag", NO_INDEX),
             Some((key, value)) => values.push((key.trim().to_owned(), value.to_owned())),
             None => faults.push_at("", "flag", format!("--set {text}: write KEY=VALUE")),
         }

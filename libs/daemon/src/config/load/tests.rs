@@ -111,6 +111,19 @@ fn every_fault_is_reported_at_once() {
 }
 
 #[test]
+fn no_key_names_an_item_of_a_list() {
+    let faults = given("'peers[9223372036854775807]' = 'a'")
+        .env("MESH_MY_EXAMPLE__PEERS[9223372036854775807]", "b")
+        .env("MESH_OTHER__PEERS[9223372036854775807]", "not ours")
+        .set("peers[9223372036854775807]=c")
+        .load()
+        .expect_err("faults");
+    assert_eq!(faults.count(), 3, "{faults}");
+    let text = faults.to_string();
+    assert_eq!(text.matches("write the whole list").count(), 3, "{text}");
+}
+
+#[test]
 fn validation_adds_all_its_faults_and_dev_lifts_the_unsafe_ones() {
     let file = "[server]\nworkers = 0\nlisten = '0.0.0.0:80'";
     let faults = given(file).load().expect_err("faults");
