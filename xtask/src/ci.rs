@@ -118,6 +118,12 @@ fn finish(args: &Args, stages: &[Stage], total: Duration) -> Result<()> {
         .filter(|stage| stage.error.is_some())
         .map(|stage| stage.name)
         .collect();
+    // The reasons once more, where whoever sees only the end finds them.
+    for stage in stages {
+        if let Some(error) = &stage.error {
+            println!("\n== {} failed: {error:#}", stage.name);
+        }
+    }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }

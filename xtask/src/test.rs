@@ -10,6 +10,9 @@ use crate::{process, setup, virtual_time, workspace};
 
 mod logs;
 
+/// Lines of what a failed test said that are repeated at the end.
+const SHOWN: usize = 40;
+
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Args {
@@ -65,12 +68,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     println!("\n== time: {}", times.join(", "));
     println!("== apart from these: the journey over containers, by `cargo xtask compose`");
-    summarise(&log);
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    summarise(&text);
     if failures.is_empty() {
         return Ok(());
     }
     let lines: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
-    bail!("tests failed:\n  {}", lines.join("\n  "))
+    bail!(
+        "tests failed:\n  {}\n{}",
+        lines.join("\n  "),
+        said(&text).join("\n")
+    )
 }
 
 /// In CI everything must be there. On a desk a person may decline root: journeys then say
@@ -147,22 +155,52 @@ fn require_all(command: &mut std::process::Command) {
 }
 
 /// Repeats every result line at the end, where people and machines look for them.
-fn summarise(log: &std::path::Path) {
-    let Ok(text) = std::fs::read_to_string(log) else {
-        return;
-    };
+fn summarise(log: &str) {
     println!("\n== results");
-    for line in text.lines().filter(|line| line.starts_with("test result:")) {
+    for line in log.lines().filter(|line| line.starts_with("test result:")) {
         // A crate without tests of a kind says nothing.
         if !line.contains(" 0 passed; 0 failed; 0 ignored;") {
             println!("{line}");
         }
     }
-    let failed: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("test ") && line.ends_with("... FAILED"))
-        .collect();
-    for line in failed {
+    for line in log.lines().filter(|line| is_failure(line)) {
         println!("{line}");
+    }
+}
+
+fn is_failure(line: &str) -> bool {
+    line.starts_with("test ") && line.ends_with("... FAILED")
+}
+
+/// The first lines of what each failed test said, under its name.
+fn said(log: &str) -> Vec<&str> {
+    let mut said = Vec::new();
+    let mut left = 0;
+    for line in log.lines() {
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            left = SHOWN;
+        } else if line == "failures:" {
+            left = 0;
+        }
+        if left > 0 {
+            left -= 1;
+            said.push(line);
+        }
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_failed_test_said_is_told_and_no_more() {
+        let log = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\npanicked at x\n\n\
+                   failures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed\ntest c ... ok\n";
+        assert_eq!(said(log), ["---- b stdout ----", "panicked at x", ""]);
+        assert_eq!(log.lines().filter(|line| is_failure(line)).count(), 1);
+        let long = format!("---- b stdout ----\n{}", "line\n".repeat(2 * SHOWN));
+        assert_eq!(said(&long).len(), SHOWN);
     }
 }

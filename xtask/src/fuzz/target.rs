@@ -18,6 +18,8 @@ const SEEDS: &str = "MESH_FUZZ_SEEDS";
 const WRITTEN: &str = "Test unit written to ";
 /// Lines of a failed target's log that are shown.
 const SHOWN: usize = 25;
+/// A line with more bytes than this is an input, and no text.
+const WIDEST: usize = 2000;
 
 /// How a target did that did as it should.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +81,13 @@ impl Target {
         let mut command = self.command();
         command.env(SEEDS, &corpus).arg("-runs=0");
         let status = run_logged(&mut command, &log)?;
-        ensure!(status.success(), "{}: {}", self.name, tail(&log));
+        ensure!(status.success(), "{}: {}", self.name, reason(&log));
         Ok(())
     }
 
-    /// Replays what is committed, then looks for new faults.
-    pub(super) fn fuzz(&self, seconds: u64) -> Result<Verdict> {
+    /// Replays what is committed, then looks for new faults. With a seed it looks where it looked
+    /// the last time, as far as the target's speed and its own keys allow.
+    pub(super) fn fuzz(&self, seconds: u64, seed: Option<u32>) -> Result<Verdict> {
         let begun = Instant::now();
         let log = self.log("log")?;
         if !self.committed.is_empty() {
@@ -94,7 +97,7 @@ impl Target {
                 let last = last_input(&log).unwrap_or_default();
                 bail!(
                     "a committed input fails\n{}\nto see it again: cargo xtask fuzz {} --replay {last}",
-                    tail(&log),
+                    reason(&log),
                     self.name
                 );
             }
@@ -103,12 +106,16 @@ impl Target {
             .join("fuzz/target/corpus")
             .join(&self.name);
         let artefacts = workspace::target_dir().join("ci/fuzz");
-        let status = self.search(&grown, &artefacts, seconds, false, &log)?;
+        let mut command = self.search(&grown, &artefacts, seconds)?;
+        if let Some(seed) = seed {
+            command.arg(format!("-seed={seed}"));
+        }
+        let status = run_logged(&mut command, &log)?;
         if !status.success() {
             let input = artefact(&log).unwrap_or_else(|| artefacts.display().to_string());
             bail!(
                 "{}\nto see it again: cargo xtask fuzz {} --replay {input}",
-                tail(&log),
+                reason(&log),
                 self.name
             );
         }
@@ -131,7 +138,11 @@ impl Target {
             fs::remove_dir_all(&place)?;
         }
         let grown = place.join("corpus");
-        let status = self.search(&grown, &place, seconds, true, &log)?;
+        let mut command = self.search(&grown, &place, seconds)?;
+        // The same mutations each time, so that whether it is found is less a matter of luck; a
+        // target with keys or hash maps of its own takes other ways all the same.
+        command.env(PLANTED, "1").arg("-seed=1");
+        let status = run_logged(&mut command, &log)?;
         let took = begun.elapsed();
         ensure!(
             !status.success(),
@@ -139,19 +150,19 @@ impl Target {
             runs(&log)
         );
         let text = read(&log);
-        let input = artefact(&log).with_context(|| tail(&log))?;
+        let input = artefact(&log).with_context(|| tail(&text))?;
         ensure!(
             is_own_panic(&text, &self.name),
             "it ended, but not by what it asserts (a timeout, too much memory, a fault elsewhere): \
              {input}\n{}",
-            tail(&log)
+            reason(&log)
         );
         let again = self.log("planted-off.log")?;
         let sound = run_logged(self.command().arg(&input), &again)?;
         ensure!(
             sound.success(),
             "what was found fails without the planted bug too: {input}\n{}",
-            tail(&again)
+            reason(&again)
         );
         fs::remove_dir_all(&place)?;
         Ok(Verdict {
@@ -161,22 +172,11 @@ impl Target {
         })
     }
 
-    fn search(
-        &self,
-        grown: &Path,
-        artefacts: &Path,
-        seconds: u64,
-        planted: bool,
-        log: &Path,
-    ) -> Result<ExitStatus> {
+    /// The command that looks for faults; what it grows and what it finds goes to these places.
+    fn search(&self, grown: &Path, artefacts: &Path, seconds: u64) -> Result<Command> {
         fs::create_dir_all(grown)?;
         fs::create_dir_all(artefacts)?;
         let mut command = self.command();
-        if planted {
-            // The same mutations each time, so that whether it is found is less a matter of luck; a
-            // target with keys or hash maps of its own takes other ways all the same.
-            command.env(PLANTED, "1").arg("-seed=1");
-        }
         command.arg(grown);
         if !self.committed.is_empty() {
             command.arg(corpus(&self.name));
@@ -189,7 +189,7 @@ impl Target {
                 self.name
             ))
             .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=1024"]);
-        run_logged(&mut command, log)
+        Ok(command)
     }
 
     fn command(&self) -> Command {
@@ -232,12 +232,34 @@ fn read(log: &Path) -> String {
     String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
 }
 
-/// The end of the log, without the statistics and the input's bytes.
-fn tail(log: &Path) -> String {
+/// Why a target failed: its panic and the input, which may be all that is left of a run on another
+/// machine; the end of the log when there was no panic.
+fn reason(log: &Path) -> String {
     let text = read(log);
+    let lines: Vec<&str> = text.lines().collect();
+    let Some(panic) = lines
+        .iter()
+        .rposition(|line| line.contains(" panicked at "))
+    else {
+        return tail(&text);
+    };
+    let message = lines[panic..]
+        .iter()
+        .take_while(|line| !line.starts_with("stack backtrace:") && !line.starts_with("note: "))
+        .take(SHOWN);
+    let input = lines[panic..]
+        .iter()
+        .filter(|line| line.starts_with("Base64: ") && line.len() < WIDEST);
+    message.chain(input).copied().collect::<Vec<_>>().join("\n")
+}
+
+/// The end of the log, without the statistics and the input's bytes.
+fn tail(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
-        .filter(|line| !line.starts_with("stat::") && !line.starts_with("0x") && line.len() < 2000)
+        .filter(|line| {
+            !line.starts_with("stat::") && !line.starts_with("0x") && line.len() < WIDEST
+        })
         .collect();
     lines[lines.len().saturating_sub(SHOWN)..].join("\n")
 }
