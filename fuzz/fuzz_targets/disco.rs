@@ -7,12 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use mesh_tunnel::disco::{self, InvalidDisco, MAX_ENDPOINTS, Message};
-use mesh_types::WgPublicKey;
+use mesh_types::{DiscoPublicKey, WgPublicKey};
 
 fuzz_target!(init: fuzz::seeds(seeds), |bytes: &[u8]| {
     if disco::is_disco(bytes) {
-        let sender = disco::claimed_sender(bytes).expect("it claims one");
-        assert_eq!(sender.as_bytes()[..], bytes[6..38]);
+        let claimed = DiscoPublicKey::from_bytes(bytes[6..38].try_into().expect("32 bytes"));
+        let known = claimed.is_canonical().then_some(claimed);
+        assert_eq!(disco::claimed_sender(bytes).ok(), known, "nobody else");
     }
     let Ok(message) = decode(bytes) else {
         return;
