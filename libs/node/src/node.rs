@@ -450,7 +450,7 @@ fn start_device(
     let netmap = control.netmap().borrow().clone();
     let addrs = netmap.map(|netmap| netmap.node.addrs);
     if let Some(addrs) = addrs.or(control.enrolled().addrs) {
-        tun.start(addrs)?;
+        tun.start(addrs, now)?;
     }
     Ok(tun)
 }

@@ -7,11 +7,12 @@
 //! stays where it was.
 //!
 //! The driver owns a [`Tun`] and gives it addresses and peers as the netmap has them. A device that
-//! somebody removes is made again, ever later if that goes on ([`pace`]); what cannot be set is
-//! tried again each second. The status names either meanwhile.
+//! somebody removes is made again, and routes that the kernel refuses are tried again, ever later
+//! if that goes on ([`pace`], [`refusals`]). The status names either meanwhile.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem::{Discriminant, discriminant};
 use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ mod error;
 mod interface;
 mod netlink;
 mod pace;
+mod refusals;
 
 pub use error::TunError;
 use error::chain;
@@ -77,6 +79,47 @@ pub(crate) struct Read {
     pub(crate) unreadable: usize,
 }
 
+/// What is wrong with the device.
+#[derive(Debug)]
+struct Problem {
+    /// Which error it is; `None` when somebody changed the device.
+    kind: Option<Discriminant<TunError>>,
+    text: String,
+}
+
+impl From<TunError> for Problem {
+    fn from(error: TunError) -> Self {
+        Self {
+            kind: Some(discriminant(&error)),
+            text: chain(&error),
+        }
+    }
+}
+
+/// What there is to tell when what is wrong becomes something else.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    Nothing,
+    /// It goes on in other words: so many more routes, another one first.
+    Other,
+    Begun,
+    Over,
+}
+
+impl News {
+    fn of(before: Option<&Problem>, now: Option<&Problem>) -> Self {
+        match (before, now) {
+            (None, None) => Self::Nothing,
+            (Some(_), None) => Self::Over,
+            (Some(before), Some(now)) if before.text == now.text => Self::Nothing,
+            (Some(before), Some(now)) if before.kind.is_some() && before.kind == now.kind => {
+                Self::Other
+            }
+            (_, Some(_)) => Self::Begun,
+        }
+    }
+}
+
 /// The device with what is set on it.
 #[derive(Debug)]
 pub(crate) struct Tun {
@@ -86,7 +129,7 @@ pub(crate) struct Tun {
     pace: Pace,
     addrs: Option<OverlayAddrs>,
     peers: BTreeSet<IpAddr>,
-    problem: Option<String>,
+    problem: Option<Problem>,
     /// Reading failed: not tried again before the next look, which finds out why.
     is_deaf: bool,
 }
@@ -113,38 +156,44 @@ impl Tun {
     ///
     /// # Errors
     /// It does not take them.
-    pub(crate) fn start(&mut self, addrs: OverlayAddrs) -> Result<(), TunError> {
+    pub(crate) fn start(&mut self, addrs: OverlayAddrs, now: Instant) -> Result<(), TunError> {
         self.addrs = Some(addrs);
         match &mut self.interface {
-            Some(interface) => interface.set(addrs, &self.peers),
+            Some(interface) => interface.set(addrs, &self.peers, now),
             None => Ok(()),
         }
     }
 
     /// Makes these the node's addresses and these its peers'. What cannot be set is told.
-    pub(crate) fn set(&mut self, addrs: OverlayAddrs, peers: impl Iterator<Item = OverlayAddrs>) {
+    pub(crate) fn set(
+        &mut self,
+        addrs: OverlayAddrs,
+        peers: impl Iterator<Item = OverlayAddrs>,
+        now: Instant,
+    ) {
         self.addrs = Some(addrs);
         self.peers = peers.flat_map(|peer| peer.iter()).collect();
-        self.apply();
+        self.apply(now);
     }
 
-    fn apply(&mut self) {
+    fn apply(&mut self, now: Instant) {
         let (Some(interface), Some(addrs)) = (&mut self.interface, self.addrs) else {
             return;
         };
-        let set = interface.set(addrs, &self.peers);
-        let problem = set.err().map(|error| chain(&error));
-        self.tell(problem);
+        let set = interface.set(addrs, &self.peers, now);
+        self.tell(set.err().map(Problem::from));
     }
 
     /// Once when something begins to be wrong, and once when it is over.
-    fn tell(&mut self, problem: Option<String>) {
-        if self.problem == problem {
-            return;
-        }
-        match &problem {
-            Some(problem) => tracing::warn!(device = self.name, problem, "TUN device"),
-            None => tracing::info!(device = self.name, "TUN device is as it should be again"),
+    fn tell(&mut self, problem: Option<Problem>) {
+        let text = problem.as_ref().map(|problem| problem.text.as_str());
+        match News::of(self.problem.as_ref(), problem.as_ref()) {
+            News::Nothing => {}
+            News::Other => tracing::debug!(device = self.name, problem = text, "TUN device"),
+            News::Begun => tracing::warn!(device = self.name, problem = text, "TUN device"),
+            News::Over => {
+                tracing::info!(device = self.name, "TUN device is as it should be again");
+            }
         }
         self.problem = problem;
     }
@@ -157,7 +206,10 @@ impl Tun {
             // What is left of it goes with its descriptor.
             self.interface = None;
             self.pace.lost(now);
-            self.tell(Some(harm.to_owned()));
+            self.tell(Some(Problem {
+                kind: None,
+                text: harm.to_owned(),
+            }));
         }
         if self.interface.is_none() {
             if !self.pace.is_due(now) {
@@ -170,7 +222,7 @@ impl Tun {
                 }
                 Err(error) => {
                     self.pace.lost(now);
-                    return self.tell(Some(chain(&error)));
+                    return self.tell(Some(error.into()));
                 }
             }
         }
@@ -179,7 +231,7 @@ impl Tun {
         }
         let without_v6 = |tun: &Interface| tun.belongings().is_v6_off();
         if self.problem.is_some() || self.interface.as_ref().is_some_and(without_v6) {
-            self.apply();
+            self.apply(now);
         }
     }
 
@@ -237,7 +289,7 @@ impl Tun {
             present: belongings.is_some(),
             ipv6: belongings.is_some_and(|own| !own.is_v6_off()),
             routes: belongings.map_or(0, |own| own.routes()),
-            problem: self.problem.clone(),
+            problem: self.problem.as_ref().map(|problem| problem.text.clone()),
         }
     }
 }
@@ -264,6 +316,36 @@ mod tests {
             "a\n",
         ] {
             assert!(!is_device_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_problem_is_told_when_it_begins_and_when_it_is_over_and_not_at_each_change_of_it() {
+        let routes = |count: usize| {
+            Problem::from(TunError::Routes {
+                name: "mesh0".into(),
+                count,
+                ip: IpAddr::from([100, 64, 0, 7]),
+                source: io::ErrorKind::AlreadyExists.into(),
+            })
+        };
+        let harm = |text: &str| Problem {
+            kind: None,
+            text: text.to_owned(),
+        };
+        let (one, two) = (routes(1), routes(2));
+        let (removed, down) = (harm("somebody removed it"), harm("somebody set it down"));
+        for (before, now, expected) in [
+            (None, None, News::Nothing),
+            (None, Some(&one), News::Begun),
+            (Some(&one), Some(&one), News::Nothing),
+            (Some(&one), Some(&two), News::Other),
+            (Some(&two), Some(&removed), News::Begun),
+            (Some(&removed), Some(&down), News::Begun),
+            (Some(&removed), Some(&one), News::Begun),
+            (Some(&one), None, News::Over),
+        ] {
+            assert_eq!(News::of(before, now), expected, "{before:?} {now:?}");
         }
     }
 

@@ -51,6 +51,7 @@ impl Driver {
                 tun.set(
                     netmap.node.addrs,
                     netmap.peers.values().map(|peer| peer.addrs),
+                    now,
                 );
             }
             self.parts.shared.directory.send_replace(Some(directory));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use mesh_types::OverlayAddrs;
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use super::TunError;
 use super::belongings::{Belongings, Routing};
 use super::device::TunDevice;
 use super::netlink::Netlink;
+use super::refusals::Refusals;
 
 /// The device, with what is set on it.
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub(super) struct Interface {
     netlink: Netlink,
     index: u32,
     belongings: Belongings,
+    refusals: Refusals,
 }
 
 /// The kernel's routing, of one device.
@@ -64,6 +67,7 @@ impl Interface {
             netlink,
             index,
             belongings: Belongings::default(),
+            refusals: Refusals::default(),
         })
     }
 
@@ -108,17 +112,19 @@ impl Interface {
         }
     }
 
-    /// Sets addresses and routes; see [`Belongings::become_as`].
+    /// Sets addresses and routes; see [`Belongings::become_as`] and [`Refusals`].
     pub(super) fn set(
         &mut self,
         addrs: OverlayAddrs,
         peers: &BTreeSet<IpAddr>,
+        now: Instant,
     ) -> Result<(), TunError> {
         let was_v6_off = self.belongings.is_v6_off();
         let mut kernel = Linked(&mut self.netlink, self.index);
-        let set = self
-            .belongings
-            .become_as(&self.name, &mut kernel, addrs, peers);
+        let (name, belongings) = (&self.name, &mut self.belongings);
+        let set = self.refusals.pass(&mut kernel, now, |kernel| {
+            belongings.become_as(name, kernel, addrs, peers)
+        });
         match (was_v6_off, self.belongings.is_v6_off()) {
             (false, true) => tracing::info!(device = self.name, "without IPv6, as this machine"),
             (true, false) => tracing::info!(device = self.name, "with IPv6, as this machine now"),

@@ -1,8 +1,11 @@
 //! Against a kernel that now and then refuses, and has IPv6 or not.
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 use proptest::prelude::*;
 
+use super::super::refusals::Refusals;
 use super::*;
 
 /// A device in a kernel, as far as this goes.
@@ -11,6 +14,8 @@ struct Kernel {
     addrs: BTreeSet<IpAddr>,
     routes: BTreeMap<IpAddr, IpAddr>,
     v6_off: bool,
+    /// Destinations to which something else has a route.
+    taken: BTreeSet<IpAddr>,
     /// Which of the next calls fail.
     failing: Vec<bool>,
     calls: usize,
@@ -53,7 +58,7 @@ impl Routing for Kernel {
         if !self.addrs.contains(&from) {
             return Err(Errno::EINVAL.into());
         }
-        if self.routes.contains_key(&to) {
+        if self.routes.contains_key(&to) || self.taken.contains(&to) {
             return Err(Errno::EEXIST.into());
         }
         self.routes.insert(to, from);
@@ -142,6 +147,93 @@ fn what_is_as_it_should_be_costs_no_call() {
     }
 }
 
+/// A device, looked after at this many seconds.
+struct Kept {
+    kernel: Kernel,
+    own: Belongings,
+    refusals: Refusals,
+    began: Instant,
+}
+
+impl Kept {
+    fn new(kernel: Kernel) -> Self {
+        Self {
+            kernel,
+            own: Belongings::default(),
+            refusals: Refusals::default(),
+            began: Instant::now(),
+        }
+    }
+
+    /// How many calls it took, and whether all is set.
+    fn look(&mut self, n: u8, to: &BTreeSet<IpAddr>, secs: u64) -> (usize, bool) {
+        let before = self.kernel.calls;
+        let now = self.began + Duration::from_secs(secs);
+        let set = self.refusals.pass(&mut self.kernel, now, |kernel| {
+            self.own.become_as("mesh0", kernel, addrs(n), to)
+        });
+        (self.kernel.calls - before, set.is_ok())
+    }
+}
+
+#[test]
+fn a_route_that_is_refused_for_ever_costs_ever_fewer_calls_and_stays_told() {
+    let to = peers(&[7, 8]);
+    let mut kept = Kept::new(Kernel {
+        taken: [addrs(7).v4.into(), addrs(7).v6.into()].into(),
+        ..Kernel::default()
+    });
+    let mut asked = Vec::new();
+    for secs in 0..600 {
+        let (calls, is_set) = kept.look(1, &to, secs);
+        assert!(!is_set, "told at {secs} s too");
+        if calls > 0 {
+            asked.push((secs, calls));
+        }
+    }
+    // Addresses and all routes, and then the two that are refused.
+    assert_eq!(asked[0], (0, 6));
+    assert!(asked[1..].iter().all(|(_, calls)| *calls == 2), "{asked:?}");
+    let at: Vec<u64> = asked.iter().map(|(secs, _)| *secs).collect();
+    assert_eq!(at[..8], [0, 1, 3, 7, 15, 31, 63, 123]);
+    assert!(at[7..].windows(2).all(|pair| pair[1] - pair[0] == 60));
+    // A newcomer's route is asked for at once, and those refused are not.
+    assert_eq!(kept.look(1, &peers(&[7, 8, 9]), 601), (2, false));
+    // Peers that left and came back are newcomers.
+    assert_eq!(kept.look(1, &peers(&[8, 9]), 602), (0, true));
+    assert_eq!(kept.look(1, &peers(&[7, 8, 9]), 603), (2, false));
+    kept.kernel.taken.clear();
+    assert_eq!(kept.look(1, &peers(&[7, 8, 9]), 604), (2, true));
+}
+
+#[test]
+fn routes_that_waited_for_their_address_follow_it_at_once() {
+    let to = peers(&[7]);
+    let mut kept = Kept::new(Kernel::default());
+    for secs in 0..20 {
+        // The address of IPv4, and with it the route.
+        kept.kernel.failing = vec![true];
+        assert!(!kept.look(1, &to, secs).1);
+    }
+    assert_eq!(kept.kernel.routes.len(), 1, "of IPv6");
+    // By itself the route would be asked for at 31 s.
+    kept.kernel.failing.clear();
+    assert_eq!(kept.look(1, &to, 20), (2, true));
+}
+
+#[test]
+fn a_route_that_could_not_be_removed_is_tried_again_and_then_replaced() {
+    let to = peers(&[7]);
+    let mut kept = Kept::new(Kernel::default());
+    assert!(kept.look(1, &to, 0).1);
+    kept.kernel.failing = vec![true, true];
+    assert!(!kept.look(2, &to, 1).1);
+    assert!(!kept.look(2, &to, 1).1, "not yet");
+    assert!(kept.look(2, &to, 2).1);
+    let from: BTreeSet<IpAddr> = kept.kernel.routes.values().copied().collect();
+    assert_eq!(from, addrs(2).iter().collect());
+}
+
 proptest! {
     #[test]
     fn the_kernel_has_what_the_netmap_says_once_it_refuses_nothing(
@@ -151,25 +243,29 @@ proptest! {
                 proptest::collection::btree_set(5..12_u8, 0..5),
                 proptest::collection::vec(any::<bool>(), 0..8),
                 any::<bool>(),
+                0..3_u64,
             ),
             1..8,
         ),
         v6_at_first in any::<bool>(),
     ) {
-        let mut kernel = Kernel { v6_off: !v6_at_first, ..Kernel::default() };
-        let mut own = Belongings::default();
-        for (n, others, failing, v6) in steps {
+        let mut kept = Kept::new(Kernel { v6_off: !v6_at_first, ..Kernel::default() });
+        let mut secs = 0;
+        for (n, others, failing, v6, pause) in steps {
             // Turned off, it takes addresses away: the device is made anew (`Interface::harm`).
-            kernel.v6_off &= !v6;
-            kernel.failing = failing;
+            kept.kernel.v6_off &= !v6;
+            kept.kernel.failing = failing;
             let to = peers(&others.into_iter().collect::<Vec<_>>());
-            let tried = own.become_as("mesh0", &mut kernel, addrs(n), &to);
-            prop_assert_eq!(own.addrs(), &kernel.addrs);
-            if tried.is_err() {
-                kernel.failing.clear();
-                let set = own.become_as("mesh0", &mut kernel, addrs(n), &to);
-                prop_assert!(set.is_ok(), "{:?}", set);
+            secs += pause;
+            let (_, is_set) = kept.look(n, &to, secs);
+            prop_assert_eq!(kept.own.addrs(), &kept.kernel.addrs);
+            if !is_set {
+                // As it may have been for a few steps before.
+                kept.kernel.failing.clear();
+                secs += 60;
+                prop_assert!(kept.look(n, &to, secs).1);
             }
+            let (kernel, own) = (&kept.kernel, &kept.own);
             let v6_on = !kernel.v6_off;
             prop_assert_eq!(&kernel.addrs, &of_family(addrs(n).iter(), v6_on));
             let led: BTreeSet<IpAddr> = kernel.routes.keys().copied().collect();
