@@ -12,7 +12,7 @@ use crate::counters::add;
 use crate::node::{Shared, stopped};
 use crate::state_dir::{StateDir, StoredNetmap};
 
-/// Changes that come closer together than this are stored as one.
+/// A change waits for others for so long.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Endpoints and the like change all the time; they alone are stored no more often than this.
 const VOLATILE: Duration = Duration::from_secs(10);
@@ -20,12 +20,10 @@ const VOLATILE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(300);
 /// How often it is looked whether there is traffic with somebody new.
 const LOOK: Duration = Duration::from_secs(2);
-/// For newcomers alone it is stored no more often than this.
-const NEWCOMERS: Duration = Duration::from_secs(5);
+/// Other versions, and newcomers to greet, are stored no more often than this.
+const APART: Duration = Duration::from_secs(5);
 /// Who was silent for this long is not greeted after a restart.
 const RECENT: Duration = Duration::from_secs(300);
-/// Peers to greet after a restart, at most.
-const MAX_GREETED: usize = 256;
 
 /// With whom there was traffic lately, and what is on disk; decides what is worth another write.
 #[derive(Debug)]
@@ -77,8 +75,7 @@ impl Memory {
     fn greeted(&self) -> Vec<NodeId> {
         let mut recent: Vec<_> = self.recent.iter().collect();
         recent.sort_by_key(|(_, last)| std::cmp::Reverse(**last));
-        let peers = recent.into_iter().map(|(peer, _)| *peer);
-        peers.take(MAX_GREETED).collect()
+        recent.into_iter().map(|(peer, _)| *peer).collect()
     }
 
     /// Whether a netmap of this version is to be stored now.
@@ -86,14 +83,12 @@ impl Memory {
         let Some(stored) = &self.stored else {
             return true;
         };
-        let has_room = stored.greeted.len() < MAX_GREETED;
         let mut recent = self.recent.keys();
-        let after = if version != stored.version {
-            Duration::ZERO
+        let is_new = version != stored.version;
+        let after = if is_new || recent.any(|peer| !stored.greeted.contains(peer)) {
+            APART
         } else if stored.is_old {
             VOLATILE
-        } else if has_room && recent.any(|peer| !stored.greeted.contains(peer)) {
-            NEWCOMERS
         } else {
             // One who went quiet is no reason at all: he is greeted once too often.
             REFRESH
@@ -250,26 +245,39 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_stored_at_once_and_endpoints_every_ten_seconds() {
+    fn versions_are_stored_every_five_seconds_at_most_and_endpoints_every_ten() {
         let (mut memory, at) = written(0..1);
-        memory.look([], true, at(1));
-        assert!(memory.is_due(2, at(1)));
-        assert!(!memory.is_due(1, at(9)));
-        assert!(memory.is_due(1, at(10)));
-        memory.wrote(1, memory.greeted(), true, at(10));
-        memory.look([], false, at(19));
-        assert!(!memory.is_due(1, at(19)));
-        assert!(memory.is_due(1, at(20)), "what failed is tried again");
+        let mut version = 1;
+        let mut writes = Vec::new();
+        for secs in 20..40 {
+            memory.look([], true, at(secs));
+            version += 1;
+            if memory.is_due(version, at(secs)) {
+                memory.wrote(version, memory.greeted(), false, at(secs));
+                writes.push(secs);
+            }
+        }
+        assert_eq!(writes, [20, 25, 30, 35]);
+        // The last one did not make it into the file of its moment.
+        memory.look([], false, at(40));
+        assert!(memory.is_due(version, at(40)));
+        memory.wrote(version, memory.greeted(), false, at(40));
+        memory.look([], true, at(41));
+        assert!(!memory.is_due(version, at(49)));
+        assert!(memory.is_due(version, at(50)));
+        memory.wrote(version, memory.greeted(), true, at(50));
+        memory.look([], false, at(59));
+        assert!(!memory.is_due(version, at(59)));
+        assert!(memory.is_due(version, at(60)), "what failed is tried again");
     }
 
     #[test]
-    fn those_with_traffic_last_are_greeted_and_more_than_fit_cause_no_write() {
-        let most = u16::try_from(MAX_GREETED).expect("fits");
-        let (mut memory, at) = written(0..most);
-        memory.look([peer(most)], false, at(100));
-        assert!(!memory.is_due(1, at(100)));
+    fn everybody_there_was_traffic_with_is_greeted_the_last_ones_first() {
+        let (mut memory, at) = written(0..2000);
+        memory.look([peer(2000)], false, at(100));
+        assert!(memory.is_due(1, at(100)));
         let greeted = memory.greeted();
-        assert_eq!((greeted.len(), greeted[0]), (MAX_GREETED, peer(most)));
+        assert_eq!((greeted.len(), greeted[0]), (2001, peer(2000)));
     }
 
     #[test]
@@ -283,8 +291,8 @@ mod tests {
         let mut memory = Memory::new(Some(&file), start);
         memory.look([], false, start + LOOK);
         assert!(!memory.is_due(7, start + LOOK), "it is on disk");
-        memory.look([peer(3)], true, start + LOOK);
-        assert!(memory.is_due(8, start + LOOK));
+        memory.look([peer(3)], true, start + APART);
+        assert!(memory.is_due(8, start + APART));
         assert_eq!(memory.greeted(), [peer(3), peer(1), peer(2)]);
     }
 

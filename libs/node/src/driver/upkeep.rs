@@ -63,17 +63,9 @@ impl Driver {
         if first {
             self.interfaces = now;
             self.housekeeping = now;
-            self.greet(now);
+            self.greeting.begin();
         }
         self.snapshot_at = Some(now);
-    }
-
-    /// Handshakes at once with peers there was traffic with before the restart.
-    fn greet(&mut self, now: Instant) {
-        for at in 0..self.parts.greet.len() {
-            let peer = self.parts.greet[at];
-            self.parts.device.handshake_now(peer, &mut self.out, now);
-        }
     }
 
     fn follow_relays(&mut self, now: Instant) {
@@ -166,7 +158,7 @@ impl Driver {
             self.parts.device.set_home_relay(home, now);
             self.report();
             // By relay too, for those who did not answer directly.
-            self.greet(now);
+            self.greeting.begin();
         }
         let standing: BTreeSet<RelayId> = self
             .relays
