@@ -69,8 +69,7 @@ impl Caller {
         }
     }
 
-    /// Finds out who calls. The certificate must be of the key that is enrolled now, its network
-    /// must be the node's, it must not have expired, and its subject not be removed or revoked.
+    /// Finds out who calls: see [`Self::enrolled`]. The certificate must not have expired.
     pub(crate) fn identify(
         members: &Members,
         certificate: Option<&PeerCertificate>,
@@ -79,6 +78,19 @@ impl Caller {
         let Some(certificate) = certificate else {
             return Ok(Self::Anonymous);
         };
+        let caller = Self::enrolled(members, certificate)?;
+        if now > certificate.not_after {
+            return Err(Error::CertificateExpired);
+        }
+        Ok(caller)
+    }
+
+    /// Whose certificate this is. It must be of the key that is enrolled now, its network must be
+    /// the node's, and its subject not be removed or revoked.
+    pub(crate) fn enrolled(
+        members: &Members,
+        certificate: &PeerCertificate,
+    ) -> Result<Self, Error> {
         let (id, kind) = match &certificate.subject {
             Subject::Node { network: _, node } => (node.to_bytes(), "node"),
             Subject::Relay(id) => (id.to_bytes(), "relay"),
@@ -111,9 +123,6 @@ impl Caller {
         };
         if enrolled != certificate.identity {
             return Err(Error::CertificateReplaced(kind));
-        }
-        if now > certificate.not_after {
-            return Err(Error::CertificateExpired);
         }
         Ok(caller)
     }

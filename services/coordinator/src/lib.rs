@@ -283,7 +283,10 @@ impl App {
         let grpc = Grpc::new(Arc::clone(&core), shutdown.clone(), calls);
         let router = grpc.router().merge(http_pages::router());
         let mut serving_tasks = Tasks::new();
-        serving_tasks.spawn("server", server.run(router, shutdown.clone()));
+        serving_tasks.spawn(
+            "server",
+            server.run(Arc::clone(&core), router, shutdown.clone()),
+        );
         if let Some(admin) = admin {
             serving_tasks.spawn("admin", admin.run(shutdown.clone()));
         }

@@ -4,7 +4,8 @@
 //! change things; so this is always a state that the store has had.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use mesh_types::{NetworkId, NetworkName, NodeId, OperatorId, RelayId};
 
@@ -41,16 +42,26 @@ pub(crate) enum Member {
 
 /// The tables; cheap to read from any task.
 #[derive(Debug, Default)]
-pub(crate) struct Members(RwLock<Tables>);
+pub(crate) struct Members {
+    tables: RwLock<Tables>,
+    changes: AtomicU64,
+}
 
 impl Members {
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
         // Each change is one insert or remove, so a panicked writer leaves whole tables behind.
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    fn change(&self, change: impl FnOnce(&mut Tables)) {
+        change(&mut self.tables.write().unwrap_or_else(PoisonError::into_inner));
+        // Whoever sees the number sees what was done.
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many changes there have been.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<Arc<NetworkInfo>> {
@@ -118,43 +129,57 @@ impl Members {
     }
 
     pub(crate) fn put_network(&self, info: NetworkInfo) {
-        self.write().networks.insert(info.record.id, Arc::new(info));
+        self.change(|tables| {
+            tables.networks.insert(info.record.id, Arc::new(info));
+        });
     }
 
     /// Forgets the network; its nodes must have been removed before.
     pub(crate) fn remove_network(&self, id: NetworkId) {
-        self.write().networks.remove(&id);
+        self.change(|tables| {
+            tables.networks.remove(&id);
+        });
     }
 
     pub(crate) fn put_node(&self, record: NodeRecord) -> Arc<NodeRecord> {
         let record = Arc::new(record);
-        self.write().nodes.insert(record.id, Arc::clone(&record));
+        self.change(|tables| {
+            tables.nodes.insert(record.id, Arc::clone(&record));
+        });
         record
     }
 
     pub(crate) fn remove_node(&self, id: NodeId) {
-        let mut tables = self.write();
-        tables.nodes.remove(&id);
-        tables.removed.insert(id.to_bytes());
+        self.change(|tables| {
+            tables.nodes.remove(&id);
+            tables.removed.insert(id.to_bytes());
+        });
     }
 
     pub(crate) fn put_relay(&self, record: RelayRecord) -> Arc<RelayRecord> {
         let record = Arc::new(record);
-        self.write().relays.insert(record.id, Arc::clone(&record));
+        self.change(|tables| {
+            tables.relays.insert(record.id, Arc::clone(&record));
+        });
         record
     }
 
     pub(crate) fn remove_relay(&self, id: RelayId) {
-        let mut tables = self.write();
-        tables.relays.remove(&id);
-        tables.removed.insert(id.to_bytes());
+        self.change(|tables| {
+            tables.relays.remove(&id);
+            tables.removed.insert(id.to_bytes());
+        });
     }
 
     pub(crate) fn put_operator(&self, record: OperatorRecord) {
-        self.write().operators.insert(record.id, Arc::new(record));
+        self.change(|tables| {
+            tables.operators.insert(record.id, Arc::new(record));
+        });
     }
 
     pub(crate) fn put_removed(&self, id: [u8; 16]) {
-        self.write().removed.insert(id);
+        self.change(|tables| {
+            tables.removed.insert(id);
+        });
     }
 }

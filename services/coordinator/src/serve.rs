@@ -9,7 +9,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use mesh_daemon::{Place, Places, Shutdown, Tasks, Turn};
+use mesh_daemon::{Place, Places, Shutdown, Task, Tasks, Turn};
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
@@ -18,9 +18,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
+use crate::app::Core;
 use crate::caller::PeerCertificate;
 use crate::metrics::Figures;
 use crate::rate::ConnectionShare;
+
+mod known;
+
+use known::{Entry, Known};
 
 /// How long TLS, or the headers of a request, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -65,7 +70,9 @@ pub(crate) struct Server {
 impl Server {
     /// Serves until shutdown, then waits for the connections to finish, as long as the drain may
     /// take.
-    pub(crate) async fn run(self, router: Router, shutdown: Shutdown) {
+    pub(crate) async fn run(self, core: Arc<Core>, router: Router, shutdown: Shutdown) {
+        let known = Known::default();
+        let _watch = Task::spawn("member-watch", known.clone().watch(core));
         let acceptor = TlsAcceptor::from(self.tls);
         let places = Places::new(self.max_connections, GRACE, self.figures.shed.clone());
         let mut connections = Tasks::new();
@@ -81,6 +88,7 @@ impl Server {
                 router: router.clone(),
                 shutdown: shutdown.clone(),
                 figures: self.figures.clone(),
+                known: known.clone(),
                 place,
             };
             connections.reap();
@@ -99,6 +107,7 @@ struct Connection {
     router: Router,
     shutdown: Shutdown,
     figures: Figures,
+    known: Known,
     place: Place,
 }
 
@@ -116,6 +125,10 @@ impl Connection {
         // handshake needed would else be part of all that follows.
         let stream = Box::pin(self.handshake(stream)).await?;
         let peer = self.peer(&stream)?;
+        let known = peer
+            .certificate
+            .clone()
+            .map(|shown| self.known.enter(shown));
         let turn = self.place.turn().clone();
         let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
@@ -137,6 +150,12 @@ impl Connection {
                 connection.as_mut().graceful_shutdown();
                 let ended = tokio::time::timeout(GOODBYE, connection).await;
                 ended.map_err(|_| "a stranger without a call".to_owned())?
+            }
+            () = over(known.as_ref()) => {
+                // Its streams say why they end.
+                connection.as_mut().graceful_shutdown();
+                let ended = tokio::time::timeout(GOODBYE, connection).await;
+                ended.map_err(|_| "a member no more".to_owned())?
             }
             () = self.shutdown.draining() => {
                 connection.as_mut().graceful_shutdown();
@@ -192,6 +211,14 @@ impl Connection {
             share: Arc::default(),
             turn: self.place.turn().clone(),
         })
+    }
+}
+
+/// Ends when somebody who has shown a certificate is a member no more.
+async fn over(known: Option<&Entry>) {
+    match known {
+        Some(entry) => entry.over().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use coordinator::{App, ManualClock};
 use mesh_api::identity::Identity;
 use mesh_api::pb;
+use mesh_api::pb::admin_service_client::AdminServiceClient;
 use mesh_api::pb::control_service_client::ControlServiceClient;
 use mesh_api::tls::COORDINATOR_NAME;
 use mesh_daemon::Handles;
@@ -15,7 +16,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::harness::{Machine, Mesh, START, config, refused, send, word};
+use crate::harness::{Machine, Mesh, START, config, eventually, refused, send, word};
+use crate::session::Stream;
 
 async fn get(mesh: &Mesh, path: &str) -> String {
     let tls = mesh.tls(None, &[b"http/1.1"]);
@@ -174,6 +176,58 @@ async fn who_is_no_member_any_more_makes_room_and_a_member_does_not() {
         .await
         .expect("the operator sees who joins");
     drop(removed);
+}
+
+/// How many TLS connections are open.
+fn open(mesh: &Mesh) -> usize {
+    let metrics = mesh.handles.metrics.encode();
+    let figure = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("mesh_coordinator_connections "));
+    figure.expect("a figure").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn who_is_removed_loses_its_connection_too_and_nobody_else_does() {
+    let mesh = Mesh::start().await;
+    let stays = mesh.joined(pb::Role::Worker, "stays").await;
+    let mut stays = Stream::open(&mesh, &stays, None).await;
+    stays.update().await;
+    eventually("the others' connections have ended", async || {
+        (open(&mesh) == 1).then_some(())
+    })
+    .await;
+    let streams = mesh.joined(pb::Role::Worker, "streams").await;
+    let asks = mesh.joined(pb::Role::Worker, "asks").await;
+    // One with an open stream, and one that was shown to be a member by a call, which was refused.
+    let mut channels = Vec::new();
+    for member in [&streams, &asks] {
+        channels.push(member.channel(&mesh).await);
+    }
+    let mut stream = Stream::open_on(channels[0].clone(), None).await;
+    let refusal = AdminServiceClient::new(channels[1].clone())
+        .status(pb::AdminStatusRequest {})
+        .await;
+    assert_eq!(refused(refusal), "not-allowed");
+    eventually("three are open", async || (open(&mesh) == 3).then_some(())).await;
+
+    for name in ["streams", "asks"] {
+        mesh.remove("default", name).await;
+    }
+    assert_eq!(stream.goodbye().await, pb::sync_goodbye::Reason::Removed);
+    eventually("the connections of both have ended", async || {
+        (open(&mesh) == 1).then_some(())
+    })
+    .await;
+    drop(channels);
+    // Whoever comes is told of on the one that is left.
+    mesh.joined(pb::Role::Worker, "late").await;
+    loop {
+        let update = stays.update().await;
+        if update.peers.iter().any(|peer| peer.name.as_str() == "late") {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use crate::harness::{Member, Mesh, node_ref};
 
@@ -30,6 +31,11 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) async fn open(mesh: &Mesh, member: &Member, cursor: Option<pb::Cursor>) -> Self {
+        Self::open_on(member.channel(mesh).await, cursor).await
+    }
+
+    /// On a connection that is there.
+    pub(crate) async fn open_on(channel: Channel, cursor: Option<pb::Cursor>) -> Self {
         let (say, said) = mpsc::channel(16);
         let hello = pb::SyncHello {
             cursor,
@@ -40,7 +46,7 @@ impl Stream {
         })
         .await
         .expect("room");
-        let mut client = ControlServiceClient::new(member.channel(mesh).await);
+        let mut client = ControlServiceClient::new(channel);
         let mut hear = client
             .sync(ReceiverStream::new(said))
             .await
