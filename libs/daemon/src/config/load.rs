@@ -170,10 +170,10 @@ fn file_values(service: &str, args: &ConfigArgs, faults: &mut Faults) -> Option<
 }
 
 fn env_values(service: &str, environment: Map<String, String>, faults: &mut Faults) -> Table {
-    let prefix = format!("{}__", env_prefix(service));
+    let prefix = format!("{}__", env_prefix(service)).to_lowercase();
     let (environment, indexed): (Map<_, _>, Map<_, _>) = environment
         .into_iter()
-        .partition(|(name, _)| is_plain(name) || !name.starts_with(&prefix));
+        .partition(|(name, _)| is_plain(name) || !name.to_lowercase().starts_with(&prefix));
     for name in indexed.into_keys() {
         faults.push_at(&name, "environment", NO_INDEX);
     }

@@ -114,13 +114,14 @@ fn every_fault_is_reported_at_once() {
 fn no_key_names_an_item_of_a_list() {
     let faults = given("'peers[9223372036854775807]' = 'a'")
         .env("MESH_MY_EXAMPLE__PEERS[9223372036854775807]", "b")
+        .env("mesh_my_example__modes[9223372036854775807]", "b")
         .env("MESH_OTHER__PEERS[9223372036854775807]", "not ours")
         .set("peers[9223372036854775807]=c")
         .load()
         .expect_err("faults");
-    assert_eq!(faults.count(), 3, "{faults}");
+    assert_eq!(faults.count(), 4, "{faults}");
     let text = faults.to_string();
-    assert_eq!(text.matches("write the whole list").count(), 3, "{text}");
+    assert_eq!(text.matches("write the whole list").count(), 4, "{text}");
 }
 
 #[test]
