@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -220,14 +219,22 @@ impl Link {
     async fn connect(&self) -> Result<Session, Reason> {
         let connecting = async {
             let login = &self.target.login;
-            let stream = self.target.dial().await.map_err(|error| plain_io(&error))?;
+            let stream = self
+                .target
+                .dial()
+                .await
+                .map_err(|error| error.to_string())?;
             let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER));
             let (commands, driver) = MultiplexedConnection::new_with_config(login, stream, config)
                 .await
                 .map_err(|error| plain(&error))?;
             let driver: BoxFuture<'static, ()> = Box::pin(driver);
             let driver = Task::spawn("bus-commands", driver);
-            let stream = self.target.dial().await.map_err(|error| plain_io(&error))?;
+            let stream = self
+                .target
+                .dial()
+                .await
+                .map_err(|error| error.to_string())?;
             let mut channel = PubSub::new(login, stream)
                 .await
                 .map_err(|error| plain(&error))?;
@@ -418,8 +425,4 @@ fn plain(error: &redis::RedisError) -> Reason {
         return format!("no answer within {} s", ANSWER.as_secs());
     }
     error.to_string()
-}
-
-fn plain_io(error: &io::Error) -> Reason {
-    format!("it cannot be reached: {error}")
 }

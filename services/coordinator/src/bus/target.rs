@@ -3,12 +3,14 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::RedisConnectionInfo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::BusConfig;
@@ -16,6 +18,40 @@ use crate::config::BusConfig;
 const PORT: u16 = 6379;
 /// The certificates of public authorities on Debian and its like.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// How long the server may take to answer as TLS has it.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+
+/// Why there is no connection; the text is for people.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// Nobody answers, or the connection breaks off.
+    #[error("it cannot be reached: {0}")]
+    Unreachable(io::Error),
+    /// It is not shown to be the right one.
+    #[error(
+        "it cannot be trusted ({0}): its certificate must be for that host, of an authority in bus.ca_file"
+    )]
+    Untrusted(rustls::Error),
+    /// It answers otherwise.
+    #[error("it does not speak TLS, and bus.redis_url says rediss://")]
+    NotTls,
+    /// It takes connections and says nothing.
+    #[error("it hangs, or does not speak TLS, and bus.redis_url says rediss://")]
+    Silent,
+}
+
+impl DialError {
+    /// Why TLS failed.
+    fn of_tls(error: io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+        match tls {
+            Some(tls @ rustls::Error::InvalidCertificate(_)) => Self::Untrusted(tls.clone()),
+            Some(rustls::Error::InvalidMessage(_)) => Self::NotTls,
+            _ => Self::Unreachable(error),
+        }
+    }
+}
 
 /// Why a configured Redis cannot be used; the text is for people.
 #[derive(Debug, thiserror::Error)]
@@ -151,17 +187,26 @@ impl Target {
         Ok(Some(Self { place, tls, login }))
     }
 
-    /// A new connection; how long that may take is the caller's business.
-    pub(super) async fn dial(&self) -> io::Result<Box<dyn Duplex>> {
-        let tcp = TcpStream::connect((self.place.host.as_str(), self.place.port)).await?;
-        tcp.set_nodelay(true)?;
-        Ok(match &self.tls {
-            None => Box::new(tcp),
-            Some((config, name)) => {
-                let connector = TlsConnector::from(Arc::clone(config));
-                Box::new(connector.connect(name.clone(), tcp).await?)
-            }
-        })
+    /// A new connection; how long reaching the server may take is the caller's business.
+    pub(super) async fn dial(&self) -> Result<Box<dyn Duplex>, DialError> {
+        self.dial_within(HANDSHAKE).await
+    }
+
+    async fn dial_within(&self, handshake: Duration) -> Result<Box<dyn Duplex>, DialError> {
+        let at = (self.place.host.as_str(), self.place.port);
+        let tcp = TcpStream::connect(at).await;
+        let tcp = tcp.map_err(DialError::Unreachable)?;
+        tcp.set_nodelay(true).map_err(DialError::Unreachable)?;
+        let Some((config, name)) = &self.tls else {
+            return Ok(Box::new(tcp));
+        };
+        let connector = TlsConnector::from(Arc::clone(config));
+        // A Redis without TLS waits for the end of what it takes for a command.
+        match timeout(handshake, connector.connect(name.clone(), tcp)).await {
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Err(error)) => Err(DialError::of_tls(error)),
+            Err(_) => Err(DialError::Silent),
+        }
     }
 }
 
@@ -184,6 +229,9 @@ fn client_config(ca: &str) -> Result<Arc<ClientConfig>, InvalidTarget> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -231,5 +279,40 @@ mod tests {
         }
         let refused = Place::parse("redis://:hunter2@h").expect_err("a secret");
         assert!(!refused.to_string().contains("hunter2"), "{refused}");
+    }
+
+    /// What connecting by TLS comes to, where the server says this to everybody and then nothing.
+    async fn dialled(says: &'static [u8], handshake: Duration) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let ca = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a CA");
+        let config = BusConfig {
+            redis_url: format!("rediss://{}", listener.local_addr().expect("bound")),
+            ca: ca.cert.pem(),
+            ..BusConfig::default()
+        };
+        let target = Target::new(&config).expect("good").expect("a Redis");
+        let served = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            stream.write_all(says).await.expect("written");
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            dialled = target.dial_within(handshake) => {
+                dialled.err().expect("no connection").to_string()
+            }
+            () = served => unreachable!("it waits for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redis_without_tls_is_told_as_one() {
+        let long = Duration::from_secs(60);
+        let said = dialled(b"-ERR unknown command\r\n", long).await;
+        assert_eq!(
+            said,
+            "it does not speak TLS, and bus.redis_url says rediss://"
+        );
+        let said = dialled(b"", Duration::from_millis(100)).await;
+        assert!(said.contains("hangs, or does not speak TLS"), "{said}");
     }
 }

@@ -77,6 +77,11 @@ pub(crate) enum StoreError {
         waited: Duration,
         reason: String,
     },
+    /// It is not shown to be the right one.
+    #[error(
+        "the database {place} cannot be trusted ({reason}): it must speak TLS by a certificate for that host, of an authority in store.ca_file"
+    )]
+    Untrusted { place: String, reason: String },
     /// It answers, and refuses us for good.
     #[error("the database {place} refuses us: {reason}")]
     Refused { place: String, reason: String },

@@ -36,6 +36,8 @@ pub(super) enum NotHeld {
     Unreachable(String),
     /// The server refuses us, and will go on to.
     Refused(String),
+    /// The server is not shown to be the right one: nothing was said to it.
+    Untrusted(String),
 }
 
 impl NotHeld {
@@ -46,10 +48,11 @@ impl NotHeld {
             sqlx::Error::Database(error) if error.code().is_some_and(|c| c.starts_with("28")) => {
                 Self::Refused(reason)
             }
-            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused(reason),
+            sqlx::Error::Configuration(_) => Self::Refused(reason),
+            sqlx::Error::Tls(error) => Self::Untrusted(error.to_string()),
             // A certificate that does not hold, as TLS reports it through the socket.
             sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                Self::Refused(reason)
+                Self::Untrusted(error.to_string())
             }
             _ => Self::Unreachable(reason),
         }
@@ -242,6 +245,9 @@ impl Postgres {
                 }
                 Err(NotHeld::Taken(holder)) if may_be_beside => return Ok(Some(holder)),
                 Err(NotHeld::Refused(reason)) => return Err(StoreError::Refused { place, reason }),
+                Err(NotHeld::Untrusted(reason)) => {
+                    return Err(StoreError::Untrusted { place, reason });
+                }
                 Err(NotHeld::Taken(holder)) => {
                     let since = *taken_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= LOCK_PATIENCE {

@@ -40,6 +40,10 @@ impl Store {
                 Err(NotHeld::Unreachable(reason) | NotHeld::Refused(reason)) => {
                     return health.set_down(reason, true);
                 }
+                Err(NotHeld::Untrusted(reason)) => {
+                    let reason = format!("the database cannot be trusted: {reason}");
+                    return health.set_down(reason, true);
+                }
             }
             if was_down {
                 // Connections of before may hang for minutes in a network that drops packets.

@@ -177,12 +177,16 @@ async fn tls_is_checked_against_the_configured_authority() {
         App::build_with_clock(config, Handles::default(), clock as _)
     };
     let refused = build("127.0.0.1", "", StoreTls::VerifyFull).await;
-    let error = refused.expect_err("an unknown authority");
-    assert!(format!("{error:#}").contains("refuses us"), "{error:#}");
+    let said = format!("{:#}", refused.expect_err("an unknown authority"));
+    assert!(
+        said.contains("cannot be trusted (invalid peer certificate: UnknownIssuer)"),
+        "{said}"
+    );
+    assert!(said.contains("store.ca_file"), "{said}");
     // The certificate is for 127.0.0.1, and for no name.
     let refused = build("localhost", &ca, StoreTls::VerifyFull).await;
-    let error = refused.expect_err("another host's certificate");
-    assert!(format!("{error:#}").contains("refuses us"), "{error:#}");
+    let said = format!("{:#}", refused.expect_err("another host's certificate"));
+    assert!(said.contains("not valid for name \"localhost\""), "{said}");
     let app = build("localhost", &ca, StoreTls::VerifyCa).await;
     drop(app.expect("any host of that authority"));
     let app = build("127.0.0.1", &ca, StoreTls::VerifyFull).await;
@@ -191,6 +195,21 @@ async fn tls_is_checked_against_the_configured_authority() {
                      WHERE application_name LIKE 'coordinator%'";
     assert_eq!(server.psql("postgres", encrypted).expect("asks"), "t");
     drop(app);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
+    let server = Postgres::shared();
+    let dir = home(server);
+    let mut config = config(&dir);
+    config.store.tls = Some(StoreTls::VerifyFull);
+    let clock = Arc::new(ManualClock::new(START));
+    let refused = App::build_with_clock(config, Handles::default(), clock as _).await;
+    let said = format!("{:#}", refused.expect_err("in the clear"));
+    assert!(
+        said.contains("cannot be trusted (server does not support TLS)"),
+        "{said}"
+    );
 }
 
 /// An authority, and a certificate of it for 127.0.0.1 with its key (PEM).
