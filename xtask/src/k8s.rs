@@ -6,8 +6,8 @@
 //! schemas made from those projects' own types ([`crds`]); who names whom ([`references`]); and the programs themselves,
 //! which get each container's arguments and environment ([`settings`]); what the bootstrap's pod
 //! publishes, made of what the bootstrap writes ([`publish`]). Then faults are planted, and
-//! each must be found ([`planted`]). With `--run` the pods run in a container engine
-//! ([`containers`]).
+//! each must be found ([`planted`]). With `--run` the pods of every overlay run in a container
+//! engine ([`containers`]).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,8 +45,8 @@ pub(crate) struct Args {
     /// Ask the programs of the debug build as it is, without building.
     #[arg(long)]
     no_build: bool,
-    /// Only run the pods of the overlay `dev` in a container engine, until their probes pass (root;
-    /// the images must be there).
+    /// Only run the pods of every overlay in a container engine, until their probes pass (root; the
+    /// images must be there).
     #[arg(long)]
     run: bool,
 }
@@ -65,9 +65,13 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.run {
         let tools = tools::Tools::ready()?;
-        let dev = workspace::root().join("deploy/k8s/overlays/dev");
-        let manifest = Manifest::new(manifest::parse(&tools.render(&dev)?)?, BTreeSet::new());
-        return containers::run(&manifest);
+        let dir = workspace::root().join("deploy/k8s/overlays");
+        let mut overlays = Vec::new();
+        for overlay in OVERLAYS {
+            let values = manifest::parse(&tools.render(&dir.join(overlay))?)?;
+            overlays.push((*overlay, Manifest::new(values, BTreeSet::new())));
+        }
+        return containers::run(&overlays);
     }
     if !args.no_build {
         process::run(process::cargo().args(["build", "--workspace", "--bins"]))?;

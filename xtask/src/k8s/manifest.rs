@@ -254,9 +254,18 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// The environment in order; values from elsewhere are looked up, what only a cluster knows is
-    /// made up. `Err` says what cannot be found.
+    /// The environment in the first pod.
     pub(super) fn environment(self, manifest: &Manifest) -> Vec<Result<(String, String), String>> {
+        self.environment_in(manifest, &format!("{}-0", self.workload.object.name()))
+    }
+
+    /// The environment in order, in the pod of this name; values from elsewhere are looked up, and
+    /// the machine is called like the pod. `Err` says what cannot be found.
+    pub(super) fn environment_in(
+        self,
+        manifest: &Manifest,
+        pod: &str,
+    ) -> Vec<Result<(String, String), String>> {
         let mut known: BTreeMap<String, String> = BTreeMap::new();
         let mut found = Vec::new();
         for entry in list(self.value, "/env") {
@@ -272,7 +281,7 @@ impl<'a> Container<'a> {
                     .map(str::to_owned)
                     .ok_or_else(|| format!("{name} asks for {key} of ConfigMap {map}: not there"))
             } else if entry.pointer("/valueFrom/fieldRef").is_some() {
-                Ok(format!("{}-0", self.workload.object.name()))
+                Ok(pod.to_owned())
             } else {
                 Err(format!("{name} has no value"))
             };
@@ -284,10 +293,19 @@ impl<'a> Container<'a> {
         found
     }
 
-    /// The arguments, with `$(NAME)` replaced.
+    /// The arguments in the first pod.
     pub(super) fn arguments(self, manifest: &Manifest) -> Result<Vec<String>, String> {
-        let known: BTreeMap<String, String> =
-            self.environment(manifest).into_iter().flatten().collect();
+        self.arguments_in(manifest, &format!("{}-0", self.workload.object.name()))
+    }
+
+    /// The arguments in the pod of this name, with `$(NAME)` replaced.
+    pub(super) fn arguments_in(
+        self,
+        manifest: &Manifest,
+        pod: &str,
+    ) -> Result<Vec<String>, String> {
+        let environment = self.environment_in(manifest, pod);
+        let known: BTreeMap<String, String> = environment.into_iter().flatten().collect();
         ["/command", "/args"]
             .into_iter()
             .flat_map(|pointer| list(self.value, pointer))

@@ -13,7 +13,11 @@ use crate::k8s::manifest::{Container, list, text};
 /// How long one question may take, the manifest's `timeoutSeconds` besides.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Asks all probes; `Err` says which one failed and why.
+/// What a program of ours says of a part that it goes on without.
+const DEGRADED: &str = ": degraded: ";
+
+/// Asks all probes; `Err` says which one failed and why. More than a kubelet asks: a program that
+/// goes on without a part of its own, such as Redis, has failed too.
 pub(super) fn all(
     engine: &Engine,
     container: Container<'_>,
@@ -64,11 +68,16 @@ fn one(
     if probe.get("tcpSocket").is_some() {
         return Ok(());
     }
-    get(stream, text(probe, "/httpGet/path"))
+    let answer = get(stream, text(probe, "/httpGet/path"))?;
+    let degraded = answer.lines().find(|line| line.contains(DEGRADED));
+    match degraded.filter(|_| container.program().is_some()) {
+        None => Ok(()),
+        Some(line) => Err(line.to_owned()),
+    }
 }
 
-/// One HTTP question; anything but 200 to 399 is a failure, as for a kubelet.
-fn get(mut stream: TcpStream, path: &str) -> Result<(), String> {
+/// One HTTP question and what is answered; anything but 200 to 399 is a failure, as for a kubelet.
+fn get(mut stream: TcpStream, path: &str) -> Result<String, String> {
     let answer = (|| {
         stream.set_read_timeout(Some(LIMIT))?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n");
@@ -80,9 +89,9 @@ fn get(mut stream: TcpStream, path: &str) -> Result<(), String> {
     .map_err(|error: std::io::Error| format!("{path}: {error}"))?;
     let code = answer.split_whitespace().nth(1);
     let code = code.and_then(|code| code.parse::<u16>().ok());
-    if code.is_some_and(|code| (200..400).contains(&code)) {
-        return Ok(());
-    }
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    if code.is_some_and(|code| (200..400).contains(&code)) {
+        return Ok(body.to_owned());
+    }
     Err(format!("{path}: {}: {}", code.unwrap_or(0), body.trim()))
 }

@@ -1,0 +1,381 @@
+//! One overlay's pods in a network of their own, as containers.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::databases::{Databases, Images};
+use super::{Pod, names, probe, quiet};
+use crate::compose::Engine;
+use crate::k8s::manifest::{self, Container, Manifest, Workload, list, text};
+use crate::k8s::settings::secret_content;
+use crate::workspace;
+
+const POLL: Duration = Duration::from_millis(200);
+
+pub(super) struct Cluster<'a> {
+    engine: &'a Engine,
+    pub(super) manifest: &'a Manifest,
+    network: String,
+    /// Volumes and Secrets.
+    dir: PathBuf,
+    /// Names of containers, to be removed.
+    containers: Vec<String>,
+    /// Those outside of the cluster; `None`: they are among its pods.
+    pub(super) databases: Option<Databases<'a>>,
+}
+
+/// Where the volumes of one pod are.
+pub(super) type Volumes = BTreeMap<String, PathBuf>;
+
+/// How a container does.
+pub(super) enum Look {
+    /// Every probe passes, and the program says of nothing that it is degraded.
+    Ready,
+    /// It runs; the text says which probe fails and why.
+    NotYet(String),
+    /// It ended; the text is what it printed last.
+    Ended(String),
+}
+
+impl<'a> Cluster<'a> {
+    pub(super) fn new(
+        engine: &'a Engine,
+        overlay: &str,
+        manifest: &'a Manifest,
+        images: &Images,
+    ) -> Result<Self> {
+        let network = format!("mesh-k8s-{}-{overlay}", std::process::id());
+        let dir = workspace::target_dir().join("k8s").join(&network);
+        fs::create_dir_all(&dir)?;
+        quiet(engine.docker().args(["network", "create", &network]))?;
+        let mut cluster = Self {
+            engine,
+            manifest,
+            network,
+            dir,
+            containers: Vec::new(),
+            databases: None,
+        };
+        let (network, dir) = (&cluster.network, &cluster.dir);
+        cluster.databases = Databases::start(engine, manifest, images, network, dir)?;
+        Ok(cluster)
+    }
+
+    /// The workload of this kind and name.
+    pub(super) fn workload(&self, kind: &str, name: &str) -> Option<Workload<'a>> {
+        self.manifest
+            .workloads()
+            .find(|it| it.object.kind() == kind && it.object.name() == name)
+    }
+
+    /// Runs one pod: its init containers to their end, the others until their probes pass.
+    pub(super) fn run(&mut self, pod: &Pod<'_>) -> Result<()> {
+        let volumes = self.volumes(pod, &pod.name)?;
+        for container in pod.workload.containers() {
+            if !container.is_init && !pod.workload.is_service() {
+                // The one container that is not run: it speaks to Kubernetes' API.
+                ensure!(
+                    container.program().is_none(),
+                    "{}: nothing runs it here",
+                    container.key()
+                );
+                self.publish(&volumes)?;
+                continue;
+            }
+            let begun = Instant::now();
+            let name = self.start(container, pod, &volumes)?;
+            if container.is_init {
+                self.wait_for_end(container, &name)?;
+            } else {
+                self.wait_until_ready(container, &name, startup_limit(container))?;
+            }
+            println!(
+                "k8s: run: {}: {} {} after {:.1} s",
+                container.key(),
+                pod.name,
+                if container.is_init { "done" } else { "ready" },
+                begun.elapsed().as_secs_f64()
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts a container of a pod; its name.
+    pub(super) fn start(
+        &mut self,
+        container: Container<'_>,
+        pod: &Pod<'_>,
+        volumes: &Volumes,
+    ) -> Result<String> {
+        let name = format!("{}-{}", self.network, self.containers.len());
+        let mut docker = self.engine.docker();
+        docker.args(["run", "--detach", "--name", &name, "--pull", "never"]);
+        docker.args(["--network", &self.network, "--hostname", &pod.name]);
+        for alias in names::of(self.manifest, pod) {
+            docker.args(["--network-alias", &alias]);
+        }
+        rights(&mut docker, container);
+        for (path, volume, is_read_only) in container.mounts() {
+            let source = volumes
+                .get(volume)
+                .with_context(|| format!("{}: no volume {volume}", container.key()))?;
+            let mode = if is_read_only { ":ro" } else { "" };
+            docker.arg("--volume");
+            docker.arg(format!("{}:{path}{mode}", source.display()));
+        }
+        for pair in container.environment_in(self.manifest, &pod.name) {
+            let (key, value) = pair.map_err(anyhow::Error::msg)?;
+            docker.arg("--env").arg(format!("{key}={value}"));
+        }
+        let arguments = container
+            .arguments_in(self.manifest, &pod.name)
+            .map_err(anyhow::Error::msg)?;
+        let has_command = list(container.value, "/command").next().is_some();
+        let mut words = arguments.iter();
+        if let (true, Some(program)) = (has_command, words.as_slice().first()) {
+            words.next();
+            docker.args(["--entrypoint", program]);
+        }
+        docker.arg(text(container.value, "/image")).args(words);
+        self.containers.push(name.clone());
+        quiet(&mut docker).with_context(|| {
+            format!(
+                "{}: are the images there? `cargo xtask images --local-images` makes them",
+                container.key()
+            )
+        })?;
+        Ok(name)
+    }
+
+    /// Directories for the volumes of a pod, with the owners and modes that a kubelet gives them.
+    pub(super) fn volumes(&self, pod: &Pod<'_>, below: &str) -> Result<Volumes> {
+        let workload = pod.workload;
+        let group = workload.pod.pointer("/securityContext/fsGroup");
+        let group = group
+            .and_then(Value::as_u64)
+            .map(u32::try_from)
+            .transpose()?;
+        let below = self.dir.join(below);
+        let mut volumes = Volumes::new();
+        for volume in list(workload.pod, "/volumes") {
+            let name = text(volume, "/name");
+            let dir = below.join(name);
+            fs::create_dir_all(&dir)?;
+            if volume.get("secret").is_some() {
+                self.secret(&volume["secret"], &dir, group)?;
+            } else if volume.get("emptyDir").is_some() {
+                own(&dir, group, 0o2777)?;
+            } else if volume.get("hostPath").is_some() {
+                own(&dir, None, 0o755)?;
+            }
+            volumes.insert(name.to_owned(), dir);
+        }
+        for claim in list(workload.object.value(), "/spec/volumeClaimTemplates") {
+            let dir = below.join(text(claim, "/metadata/name"));
+            fs::create_dir_all(&dir)?;
+            own(&dir, group, 0o2775)?;
+            volumes.insert(text(claim, "/metadata/name").to_owned(), dir);
+        }
+        Ok(volumes)
+    }
+
+    /// Files of a Secret: those that the bootstrap made, or the databases' maker; else made up.
+    fn secret(&self, secret: &Value, dir: &Path, group: Option<u32>) -> Result<()> {
+        let mode = secret["defaultMode"].as_u64().unwrap_or(0o644);
+        for item in list(secret, "/items") {
+            let key = text(item, "/key");
+            let made = self
+                .dir
+                .join("secrets")
+                .join(text(secret, "/secretName"))
+                .join(key);
+            let content = fs::read(made).unwrap_or_else(|_| secret_content(key).into_bytes());
+            let file = dir.join(text(item, "/path"));
+            fs::write(&file, content)?;
+            own(&file, group, u32::try_from(mode)?)?;
+        }
+        own(dir, group, 0o755)
+    }
+
+    /// What the bootstrap's second container has Kubernetes do, by the same kustomization.
+    fn publish(&self, volumes: &Volumes) -> Result<()> {
+        let files = volumes.get("files").context("no volume for the tokens")?;
+        let map = self
+            .manifest
+            .of_kind("ConfigMap")
+            .find_map(|map| map.value()["data"]["kustomization.yaml"].as_str())
+            .context("no ConfigMap has the kustomization of the bootstrap")?;
+        let kustomization = manifest::parse(map)?;
+        let kustomization = kustomization.first().context("it is empty")?;
+        for secret in list(kustomization, "/secretGenerator") {
+            let name = text(secret, "/name");
+            let dir = self.dir.join("secrets").join(name);
+            fs::create_dir_all(&dir)?;
+            for file in list(secret, "/files").filter_map(Value::as_str) {
+                let (key, path) = file.split_once('=').context("a file without a key")?;
+                let path = path.strip_prefix("files/").context("a file elsewhere")?;
+                fs::copy(files.join(path), dir.join(key))
+                    .with_context(|| format!("the bootstrap made no {path} for Secret {name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_end(&self, container: Container<'_>, name: &str) -> Result<()> {
+        let code = quiet(self.engine.docker().args(["wait", name]))?;
+        if code != "0" {
+            bail!("{}: exit code {code}: {}", container.key(), self.log(name)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn wait_until_ready(
+        &self,
+        container: Container<'_>,
+        name: &str,
+        limit: Duration,
+    ) -> Result<()> {
+        let ready = |look: &Look| match look {
+            Look::Ready => Some(Ok(())),
+            Look::NotYet(_) => None,
+            Look::Ended(log) => Some(Err(format!("it ended: {log}"))),
+        };
+        let waited = self.wait_for(container, name, limit, ready)?;
+        waited.map_err(|text| anyhow::anyhow!("{}: {text}", container.key()))
+    }
+
+    /// Looks at a container until `wanted` makes something of it.
+    pub(super) fn wait_for<T>(
+        &self,
+        container: Container<'_>,
+        name: &str,
+        limit: Duration,
+        wanted: impl Fn(&Look) -> Option<T>,
+    ) -> Result<T> {
+        let begun = Instant::now();
+        loop {
+            let look = self.look(container, name)?;
+            if let Some(found) = wanted(&look) {
+                return Ok(found);
+            }
+            if begun.elapsed() > limit {
+                let reason = match look {
+                    Look::Ready => "it is ready".to_owned(),
+                    Look::NotYet(reason) => reason,
+                    Look::Ended(_) => "it ended".to_owned(),
+                };
+                bail!(
+                    "{}: {reason} after {} s: {}",
+                    container.key(),
+                    limit.as_secs(),
+                    self.log(name)?
+                );
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Asks a container's probes once.
+    pub(super) fn look(&self, container: Container<'_>, name: &str) -> Result<Look> {
+        let state = quiet(self.engine.docker().args([
+            "inspect",
+            "--format",
+            "{{.State.Running}} {{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+            name,
+        ]))?;
+        let (running, address) = state.split_once(' ').unwrap_or((&state, ""));
+        if running != "true" {
+            return Ok(Look::Ended(self.log(name)?));
+        }
+        Ok(match probe::all(self.engine, container, name, address) {
+            Ok(()) => Look::Ready,
+            Err(reason) => Look::NotYet(reason),
+        })
+    }
+
+    /// The last lines that a container printed.
+    fn log(&self, name: &str) -> Result<String> {
+        let mut docker = self.engine.docker();
+        let output = docker.args(["logs", "--tail", "15", name]).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Ends every container, so that others may have their names.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        if self.containers.is_empty() {
+            return Ok(());
+        }
+        let mut remove = self.engine.docker();
+        remove.args(["rm", "--force", "--volumes"]);
+        quiet(remove.args(&self.containers))?;
+        self.containers.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Cluster<'_> {
+    fn drop(&mut self) {
+        // A network goes when nobody is in it.
+        drop(self.clear());
+        self.databases = None;
+        let mut network = self.engine.docker();
+        drop(quiet(network.args(["network", "rm", &self.network])));
+        drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+/// Who the container is and what it may do.
+fn rights(docker: &mut Command, container: Container<'_>) {
+    let pod = &container.workload.pod["securityContext"];
+    let own = &container.value["securityContext"];
+    let number = |name: &str| {
+        let value = own.get(name).or_else(|| pod.get(name));
+        value.and_then(Value::as_u64)
+    };
+    if let Some(user) = number("runAsUser") {
+        let group = number("runAsGroup").unwrap_or(0);
+        docker.args(["--user", &format!("{user}:{group}")]);
+    }
+    if let Some(group) = number("fsGroup") {
+        docker.args(["--group-add", &group.to_string()]);
+    }
+    if own["readOnlyRootFilesystem"] == Value::Bool(true) {
+        docker.arg("--read-only");
+    }
+    if own["allowPrivilegeEscalation"] == Value::Bool(false) {
+        docker.args(["--security-opt", "no-new-privileges"]);
+    }
+    for capability in list(own, "/capabilities/drop").filter_map(Value::as_str) {
+        docker.args(["--cap-drop", capability]);
+    }
+    for capability in list(own, "/capabilities/add").filter_map(Value::as_str) {
+        docker.args(["--cap-add", capability]);
+    }
+    let memory = text(container.value, "/resources/limits/memory");
+    if !memory.is_empty() {
+        let memory = memory.trim_end_matches('i').to_lowercase();
+        docker.args(["--memory", &memory]);
+    }
+}
+
+/// How long the container's own startup probe lets it take.
+fn startup_limit(container: Container<'_>) -> Duration {
+    let probe = &container.value["startupProbe"];
+    let number = |name: &str| probe[name].as_u64().unwrap_or(1);
+    // A fault should not hold a run up for as long as a cluster may wait for its other parts.
+    Duration::from_secs((number("periodSeconds") * number("failureThreshold")).min(120))
+}
+
+fn own(path: &Path, group: Option<u32>, mode: u32) -> Result<()> {
+    chown(path, Some(0), Some(group.unwrap_or(0)))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    Ok(())
+}
