@@ -321,7 +321,7 @@ async fn keys_and_credentials_are_for_their_owner_only() {
 #[tokio::test]
 async fn readiness_and_metrics_follow_the_store() {
     let mesh = Mesh::start().await;
-    crate::harness::eventually("ready", async || {
+    eventually("ready", async || {
         mesh.handles.readiness.is_ready().then_some(())
     })
     .await;
