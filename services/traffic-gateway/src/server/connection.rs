@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ use crate::route_table::Target;
 
 /// How long the answer to a client that is turned away may take.
 const TURN_AWAY_LIMIT: Duration = Duration::from_secs(5);
+/// For how long a handshake counts as a request under way: enough for those who mean it, from the
+/// other side of the world too. Who fills all places by handshakes alone needs as many more of them
+/// each time.
+const HANDSHAKE_TURN: Duration = Duration::from_millis(500);
 
 /// What the connections of one core have in common.
 pub(super) struct Core<C: Connector<Target = Target>> {
@@ -67,18 +71,26 @@ impl<C: Connector<Target = Target>> Core<C> {
                 self.http1(Placed::new(stream, place), visitor(Scheme::Http), turn)
                     .await
             }
-            Some(config) => match mesh_daemon::tls::handshake(config, stream).await {
-                Ok(stream) => {
-                    let h2 = stream.get_ref().1.alpn_protocol() == Some(mesh_daemon::tls::ALPN_H2);
-                    let stream = Placed::new(stream, place);
-                    if h2 {
-                        self.http2(stream, visitor(Scheme::Https), turn).await;
-                    } else {
-                        self.http1(stream, visitor(Scheme::Https), turn).await;
+            Some(config) => {
+                let handshake = mesh_daemon::tls::handshake(config, stream);
+                let (stream, coming) = keep_for_handshake(&turn, handshake).await;
+                match stream {
+                    Ok(stream) => {
+                        let alpn = stream.get_ref().1.alpn_protocol();
+                        let h2 = alpn == Some(mesh_daemon::tls::ALPN_H2);
+                        let (stream, visitor) =
+                            (Placed::new(stream, place), visitor(Scheme::Https));
+                        if h2 {
+                            let served = Box::pin(self.http2(stream, visitor, turn));
+                            keep_until_read(served, coming).await;
+                        } else {
+                            let served = Box::pin(self.http1(stream, visitor, turn));
+                            keep_until_read(served, coming).await;
+                        }
                     }
+                    Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
                 }
-                Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
-            },
+            }
         }
     }
 
@@ -160,6 +172,24 @@ impl<C: Connector<Target = Target>> Core<C> {
                 .end(patient, |patient| patient.get_mut().end())
                 .await,
         );
+    }
+}
+
+/// Waits for a handshake; its connection keeps its place for [`HANDSHAKE_TURN`], and once it is over
+/// until what came with its end was read. Of newcomers beside connections that are all at work each
+/// would else lose its place to the next one, before it could ask for anything.
+async fn keep_for_handshake<T>(
+    turn: &Turn,
+    handshake: impl Future<Output = T>,
+) -> (T, Option<UnderWay>) {
+    let coming = turn.request();
+    let mut handshake = pin!(handshake);
+    match tokio::time::timeout(HANDSHAKE_TURN, handshake.as_mut()).await {
+        Ok(done) => (done, coming),
+        Err(_) => {
+            drop(coming);
+            (handshake.await, turn.request())
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::admission::{Admitted, Door};
 use crate::fleet::{Fleet, Snapshot};
 use crate::metrics::GatewayMetrics;
 use crate::origin::Hosts;
@@ -249,4 +250,61 @@ async fn a_newcomer_keeps_its_place_until_what_it_had_sent_was_read() {
         }
         assert_eq!(makes_room, sent.is_empty());
     }
+}
+
+/// TLS for `localhost`, which no client here gets to the end of.
+fn tls() -> Arc<TlsConfig> {
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let slot = mesh_daemon::tls::CertificateSlot::from_pem(
+        &key.cert.pem(),
+        &key.signing_key.serialize_pem(),
+    );
+    let none = mesh_daemon::tls::ClientAuth::None;
+    mesh_daemon::tls::server_config(slot.expect("one"), none, &[], None).expect("TLS")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_keeps_its_place_for_a_moment_and_no_longer() {
+    let mut core = behind_a_proxy(PATIENCE);
+    core.tls = Some(tls());
+    let core = Arc::new(core);
+    let metrics = GatewayMetrics::new(&mesh_daemon::Metrics::default());
+    let door = Door::open(1, 1, &metrics).pop().expect("one");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let at = listener.local_addr().expect("bound");
+    // Without an await, at which the clock could go on.
+    let come = || {
+        let client = std::net::TcpStream::connect(at).expect("connected");
+        let (stream, peer) = listener.accept().expect("accepted");
+        stream.set_nonblocking(true).expect("set");
+        let stream = TcpStream::from_std(stream).expect("registered");
+        (client, door.admit(stream, peer).expect("no fault"), peer)
+    };
+    let mut connections = JoinSet::new();
+    let (_client, Admitted::Here(stream, place), peer) = come() else {
+        panic!("there is room");
+    };
+    core.begin(&mut connections, stream, peer, place);
+    let step = HANDSHAKE_TURN / 10;
+    for _ in 0..9 {
+        tokio::time::advance(step).await;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let (_next, admitted, _) = come();
+        assert!(
+            matches!(admitted, Admitted::Full(_)),
+            "cut off: {admitted:?}"
+        );
+    }
+    for _ in 0..4 {
+        tokio::time::advance(step).await;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (_next, admitted, _) = come();
+    assert!(matches!(admitted, Admitted::Here(..)), "it is for ever");
+    let end = connections.join_next().await.expect("it was served");
+    assert!(end.expect_err("aborted").is_cancelled());
 }
