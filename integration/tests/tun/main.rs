@@ -3,7 +3,8 @@
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -35,6 +36,9 @@ const SOON: Duration = Duration::from_secs(30);
 /// What the acceptance gives a worker that comes back.
 const BACK: Duration = Duration::from_secs(5);
 const DEVICE: &str = "mesh0";
+/// Where a router's NAT moves to, and the ports that it gives.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 201);
+const PORTS: RangeInclusive<u16> = 30_000..=30_999;
 
 /// What may be done to a device behind the agent's back, each with the one line it may write.
 const HARM: [(&[&str], &str); 3] = [
@@ -309,7 +313,7 @@ fn a_connection_survives_that_the_nat_in_between_changes() {
     let mut field = Field::start(Layout::Spread, None);
     field.add_worker("one", "default", &["net=tun"]);
     let inside = field.prepare_host("inside").expect("host");
-    let router = put_behind_router(&field, &inside);
+    let mut router = field.put_behind_router(&inside, PORTS).expect("a router");
     field.add_worker("inside", "default", &["net=tun"]);
     let one = field.worker("one").host().clone();
     let (to_one, to_inside) = (addrs_of(&field, "one"), addrs_of(&field, "inside"));
@@ -330,13 +334,7 @@ fn a_connection_survives_that_the_nat_in_between_changes() {
 
     let running = start_iperf(&inside, to_one[0], WHILE, &["--bitrate", "20M"]);
     ping(&inside, to_one[1], &["-c", "10", "-i", "0.1"]).expect_code(0);
-    for words in [
-        ["addr", "del", "10.90.0.200/24", "dev", "eth0"],
-        ["addr", "add", "10.90.0.201/24", "dev", "eth0"],
-    ] {
-        let ran = router.spec("ip").args(words).run(USUAL);
-        ran.expect("runs").expect_code(0);
-    }
+    router.map_to(ELSEWHERE, PORTS).expect("rules");
     let back = wait_for_ping(&one, to_inside[0], BACK);
     let after = eventually("the path is direct again", SOON, || {
         let path = path(&field)?;
@@ -351,34 +349,6 @@ fn a_connection_survives_that_the_nat_in_between_changes() {
     assert!(last > 10.0, "{last} Mbit/s in the last seconds");
     drop(server);
     field.assert_logs_clean(&[]);
-}
-
-/// Takes a host off the mesh hosts' segment and puts it behind a router that is on it, at
-/// 10.90.0.200, with NAT for everything that leaves.
-fn put_behind_router(field: &Field, inside: &Host) -> Host {
-    let lab = field.lab();
-    let outside = "10.90.0.200".parse().expect("an address");
-    let router = lab.host_on("router", field.mesh_segment(), outside);
-    let router = router.expect("host");
-    let segment = lab.segment(24).expect("segment");
-    for (host, addr) in [(&router, "10.92.0.1"), (inside, "10.92.0.2")] {
-        let addr = addr.parse().expect("an address");
-        lab.attach(host, &segment, addr).expect("attached");
-    }
-    let run = |host: &Host, command: &str| {
-        let ran = host.spec("sh").args(["-c", command]).run(USUAL);
-        ran.expect("runs").expect_code(0);
-    };
-    run(inside, "ip addr flush dev eth0 && ip link set eth0 down");
-    run(inside, "ip route add default via 10.92.0.1");
-    run(&router, "sysctl -q -w net.ipv4.ip_forward=1");
-    router
-        .nft(
-            "table ip nat {\n  chain out { type nat hook postrouting priority 100;\n    \
-             oifname \"eth0\" masquerade\n  }\n}\n",
-        )
-        .expect("rules");
-    router
 }
 
 /// What the agent itself serves on a machine with a device: console, SSH, a service of its
