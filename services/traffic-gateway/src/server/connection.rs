@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::answering::Answering;
-use super::http2::{self, Patient, Streams};
+use super::http2::{self, Answer, Patient, Streams};
 use super::stop::Stop;
 use crate::admission::{Place, Placed};
 use crate::config::ServerConfig;
@@ -151,9 +151,9 @@ impl<C: Connector<Target = Target>> Core<C> {
             let (core, visitor) = (Arc::clone(&core), Arc::clone(&visitor));
             let (stream, turn) = (entered.enter(), turn.clone());
             async move {
-                let under_way = (begin(&turn).await, stream);
+                let under_way = begin(&turn).await;
                 let response = core.gateway.serve(&visitor, request).await;
-                Ok::<_, Infallible>(response.map(|body| Answering::new(body, under_way)))
+                Ok::<_, Infallible>(response.map(|body| Answer::new(body, under_way, stream)))
             }
         });
         // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.

@@ -8,12 +8,21 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
+use super::listen::STALLED;
+
+mod answer;
+
+pub(super) use answer::Answer;
+
 /// Requests that may be under way at a time on one connection.
 pub(super) const MAX_STREAMS: u32 = 100;
 /// Bytes of each answer that are held for a client that does not read.
 pub(super) const SEND_BUFFER: usize = 64 * 1024;
 /// How long a client may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a client takes anything: who has not for [`STALLED`] is cut off
+/// at the next look.
+const LOOKS: u32 = 4;
 
 /// The requests of one connection.
 #[derive(Debug, Default)]
@@ -21,6 +30,10 @@ pub(super) struct Streams {
     open: AtomicUsize,
     /// How many there have been.
     begun: AtomicUsize,
+    /// Things that wait for the client to make room for them.
+    offers: AtomicUsize,
+    /// How often it has.
+    taken: AtomicUsize,
 }
 
 impl Streams {
@@ -36,13 +49,37 @@ impl Streams {
 #[derive(Debug)]
 pub(super) struct Stream(Arc<Streams>);
 
+impl Stream {
+    /// Something waits for the client, until this is dropped.
+    fn offer(&self) -> Offer {
+        self.0.offers.fetch_add(1, Ordering::Relaxed);
+        Offer(Arc::clone(&self.0))
+    }
+
+    /// The client took something.
+    fn taken(&self) {
+        self.0.taken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Something that the client has yet to take.
+#[derive(Debug)]
+struct Offer(Arc<Streams>);
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.0.offers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A connection that ends when it has had no request for a while, the first one included.
+/// A connection that ends when it has had no request for a while, the first one included, or when
+/// its client has taken nothing for [`STALLED`] of what waits for it.
 pub(super) struct Patient<F, E> {
     connection: Pin<Box<F>>,
     /// Tells the connection to end.
@@ -53,6 +90,10 @@ pub(super) struct Patient<F, E> {
     limit: Duration,
     timer: Pin<Box<Sleep>>,
     is_ending: bool,
+    /// What had been taken at the last look, and at how many in a row nothing more.
+    taken: usize,
+    in_vain: u32,
+    look: Pin<Box<Sleep>>,
 }
 
 impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
@@ -66,7 +107,25 @@ impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
             limit,
             timer: Box::pin(tokio::time::sleep(limit)),
             is_ending: false,
+            taken: 0,
+            in_vain: 0,
+            look: Box::pin(tokio::time::sleep(STALLED / LOOKS)),
         }
+    }
+
+    /// Whether the client has taken nothing for too long.
+    fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.look.as_mut().poll(cx).is_ready() {
+            let taken = self.streams.taken.load(Ordering::Relaxed);
+            let waits = self.streams.offers.load(Ordering::Relaxed) > 0;
+            self.in_vain = match waits && taken == self.taken {
+                true => self.in_vain + 1,
+                false => 0,
+            };
+            self.taken = taken;
+            self.look.as_mut().reset(Instant::now() + STALLED / LOOKS);
+        }
+        self.in_vain >= LOOKS
     }
 
     /// Asks the connection to end.
@@ -87,6 +146,9 @@ where
         loop {
             if let Poll::Ready(end) = this.connection.as_mut().poll(cx) {
                 return Poll::Ready(end);
+            }
+            if this.is_stalled(cx) {
+                return Poll::Ready(Ok(()));
             }
             if this.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

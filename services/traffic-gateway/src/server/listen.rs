@@ -8,7 +8,7 @@ use mesh_daemon::BindError;
 
 /// Who takes nothing of an answer for so long is cut off, as is who does not even acknowledge what
 /// asks whether it is still there.
-const STALLED: Duration = Duration::from_secs(120);
+pub(super) const STALLED: Duration = Duration::from_secs(120);
 
 /// The public port, once for each core.
 #[derive(Debug)]

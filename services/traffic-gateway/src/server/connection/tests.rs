@@ -8,6 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::sync::CancellationToken;
 
+use super::super::listen::STALLED;
 use super::*;
 use crate::admission::{Admitted, Door};
 use crate::fleet::{Fleet, Snapshot};
@@ -217,6 +218,56 @@ async fn an_http2_client_with_a_request_under_way_stays() {
         .expect("it has a limit")
         .expect("no panic");
     drop(connection.await.expect("no panic"));
+}
+
+/// Asks for `path` on a connection whose client gives each answer room for one byte until it reads.
+async fn ask_without_room(
+    path: &str,
+) -> (
+    http::Response<hyper::body::Incoming>,
+    [tokio::task::JoinHandle<()>; 2],
+) {
+    let (client, served) = http2(PATIENCE);
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1)
+        .handshake(TokioIo::new(client))
+        .await
+        .expect("a handshake");
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let answer = get(&mut sender, path, "").await;
+    assert_eq!(answer.status(), 200);
+    (answer, [served, connection])
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_client_may_take_its_time_with_an_answer_but_not_for_ever() {
+    // One whose body is done at once, and one whose worker has more to say at any time.
+    for path in ["/health", "/_mesh/events"] {
+        let (answer, [mut served, _connection]) = ask_without_room(path).await;
+        // Far beyond the limit for connections without a request.
+        let early = tokio::time::timeout(STALLED - PATIENCE, &mut served).await;
+        assert!(early.is_err(), "{path} was not taken yet");
+        let late = tokio::time::timeout(STALLED, &mut served).await;
+        late.expect("nobody waits for ever").expect("no panic");
+        drop(answer);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_client_that_takes_a_little_now_and_then_is_served_to_the_end() {
+    let (answer, [mut served, _connection]) = ask_without_room("/").await;
+    let mut body = answer.into_body();
+    for taken in 0..3 {
+        let early = tokio::time::timeout(STALLED - PATIENCE, &mut served).await;
+        assert!(early.is_err(), "after {taken} bytes");
+        let frame = body.frame().await.expect("more").expect("no error");
+        assert_eq!(frame.into_data().expect("data").len(), 1);
+    }
+    let rest = body.collect().await.expect("no error").to_bytes();
+    assert!(rest.ends_with(b"by itself.\n"), "{rest:?}");
+    // With nothing under way any more it ends as others do.
+    let ended = tokio::time::timeout(PATIENCE * 4, served).await;
+    ended.expect("it has a limit").expect("no panic");
 }
 
 #[tokio::test(start_paused = true)]
