@@ -1,5 +1,6 @@
 //! The coordinator's end of the control stream's bytes; the node's end is the product's own.
 
+use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_api::model::netmap::Assembler;
 use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
@@ -7,8 +8,6 @@ use mesh_node::control::machine::Incoming;
 use mesh_node::control::wire;
 use mesh_types::{Cursor, NodeId, Timestamp};
 use prost::Message as _;
-
-use crate::cores::heartbeat::HeartbeatFacts;
 
 /// What a node says.
 #[derive(Debug)]
@@ -49,7 +48,7 @@ pub(crate) fn said(bytes: &[u8]) -> Said {
         pb::sync_request::Message::Hello(hello) => Said::Hello(hello.cursor.map(Into::into)),
         pb::sync_request::Message::Heartbeat(pb::Heartbeat { body, signature }) => {
             Said::Heartbeat {
-                facts: facts(&body),
+                facts: HeartbeatFacts::read(&body),
                 body,
                 signature,
             }
@@ -58,20 +57,6 @@ pub(crate) fn said(bytes: &[u8]) -> Said {
             Said::Report(report.try_into().expect("a report that can be"))
         }
     }
-}
-
-fn facts(body: &[u8]) -> Option<HeartbeatFacts> {
-    let pb::HeartbeatBody {
-        node_id,
-        sequence,
-        time,
-        status: _,
-    } = pb::HeartbeatBody::decode(body).ok()?;
-    Some(HeartbeatFacts {
-        subject: node_id.as_slice().try_into().ok(),
-        sequence,
-        time: Timestamp::from_micros(time),
-    })
 }
 
 /// What the node hears, and whether it was a part of a netmap.

@@ -7,6 +7,7 @@
 pub mod addr;
 pub mod enrolment;
 pub mod enums;
+pub mod heartbeat;
 pub mod netmap;
 pub mod node;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_api::model::node::NodeReport;
 use mesh_netmap::{Event as Change, NodeRow, Opened, Output};
 use mesh_node::control::machine::Validity;
@@ -12,7 +13,7 @@ use prost::Message as _;
 use super::{Event, World};
 use crate::coordinator::{Process, Reader, Stream, wall};
 use crate::cores::grpc_message::Response;
-use crate::cores::heartbeat::{HeartbeatCheck, HeartbeatFacts, refusal_word};
+use crate::cores::heartbeat::{HeartbeatCheck, refusal_word};
 use crate::grpc::{self, Said};
 use crate::model::Facts;
 use crate::pipe::{ConnId, End, Item};

@@ -4,17 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use mesh_api::identity::verify;
+use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_types::heartbeat::{HeartbeatRefusal, MAX_SKEW_SECS, signed_bytes};
 use mesh_types::{IdentityPublicKey, Timestamp};
-
-/// What a heartbeat's body says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HeartbeatFacts {
-    /// Id of the node or relay that it names.
-    pub(crate) subject: Option<[u8; 16]>,
-    pub(crate) sequence: u64,
-    pub(crate) time: Timestamp,
-}
 
 /// The state of one stream's heartbeats.
 #[derive(Debug)]

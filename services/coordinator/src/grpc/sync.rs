@@ -9,11 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame};
+use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_daemon::DrainGuard;
 use mesh_netmap::{EndReason, Output};
-use mesh_types::{IdentityPublicKey, Timestamp};
+use mesh_types::IdentityPublicKey;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -25,7 +26,7 @@ use tonic_prost::ProstDecoder;
 use super::auth::caller;
 use super::control::party;
 use super::{Grpc, MAX_REQUEST};
-use crate::app::heartbeat::{HeartbeatCheck, HeartbeatFacts, refusal_word};
+use crate::app::heartbeat::{HeartbeatCheck, refusal_word};
 use crate::app::{Core, Party};
 use crate::caller::Caller;
 use crate::error::Error;
@@ -331,7 +332,7 @@ impl Stream {
     async fn take_heartbeat(&self, heartbeat: pb::Heartbeat, check: &mut HeartbeatCheck) -> Boxed {
         let pb::Heartbeat { body, signature } = heartbeat;
         let now = self.core().now();
-        let facts = facts(&body);
+        let facts = HeartbeatFacts::read(&body);
         let sequence = facts.map_or(0, |facts| facts.sequence);
         match check.accept(&body, &signature, facts, now) {
             Ok(sequence) => {
@@ -467,21 +468,6 @@ fn bye_shutdown() -> Step {
     Step::Bye(Box::new(Response::goodbye(
         pb::sync_goodbye::Reason::Shutdown,
     )))
-}
-
-/// What a heartbeat's body says; `None` when it is no heartbeat.
-fn facts(body: &[u8]) -> Option<HeartbeatFacts> {
-    let pb::HeartbeatBody {
-        node_id,
-        sequence,
-        time,
-        status: _,
-    } = pb::HeartbeatBody::decode(body).ok()?;
-    Some(HeartbeatFacts {
-        subject: node_id.as_slice().try_into().ok(),
-        sequence,
-        time: Timestamp::from_micros(time),
-    })
 }
 
 #[cfg(test)]
