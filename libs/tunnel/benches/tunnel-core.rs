@@ -6,21 +6,23 @@
 //! `target/bench/tunnel-core.json`.
 
 #![allow(
-    unsafe_code,
-    reason = "a counting allocator can only be written with it"
-)]
-#![allow(
     clippy::print_stdout,
     clippy::disallowed_methods,
     missing_docs,
     reason = "a bench reads the clock and prints"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "public where it comes from, and counts more than is asked for here"
+)]
+#[path = "../../testkit/src/heap.rs"]
+mod heap;
+
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
@@ -34,34 +36,8 @@ use mesh_types::{
     PortRange, Protocol, Role, SelfNode,
 };
 
-/// Counts what asks the system for memory.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting touches no memory
-// that it manages.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: `pointer` came from `System` by `alloc` or `realloc` with this layout.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: `pointer` came from `System` by `alloc` or `realloc` with this layout.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: heap::Counting = heap::Counting;
 
 const SIZES: [usize; 3] = [64, 1280, 1420];
 const BATCH: usize = 64;
@@ -176,7 +152,7 @@ impl Contender for Bare {
         }
         let mut spent = Spent::default();
         let begin = Instant::now();
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+        let allocations = heap::of_this_thread().allocations;
         while begin.elapsed() < time {
             for from in 0..2 {
                 self.lens.clear();
@@ -207,7 +183,7 @@ impl Contender for Bare {
                 spent.packets += BATCH as u64;
             }
         }
-        spent.allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+        spent.allocations = heap::of_this_thread().allocations - allocations;
         spent
     }
 }
@@ -384,7 +360,7 @@ impl Contender for Ours {
         self.tick();
         let mut spent = Spent::default();
         let begin = Instant::now();
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+        let allocations = heap::of_this_thread().allocations;
         while begin.elapsed() < time {
             for from in 0..2 {
                 for packet in &self.packets[from] {
@@ -412,7 +388,7 @@ impl Contender for Ours {
                 spent.packets += BATCH as u64;
             }
         }
-        spent.allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+        spent.allocations = heap::of_this_thread().allocations - allocations;
         spent
     }
 }

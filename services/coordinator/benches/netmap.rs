@@ -5,14 +5,9 @@
 //! `target/bench/netmap.json`. Times are processor time of the one thread, from the change to the
 //! bytes of each viewer's message as the control stream sends them, without gRPC's 5-byte prefix
 //! and TLS.
-#![allow(
-    unsafe_code,
-    reason = "counting what is allocated needs an allocator of one's own"
-)]
 #![allow(clippy::print_stdout, reason = "a benchmark's answer")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +16,7 @@ use coordinator::grpc_message::{ProtoEncoder, Response};
 use mesh_netmap::{
     Admission, Engine, NetworkRow, NodeRow, Opened, Output, SessionId, Settings, Snapshot,
 };
+use mesh_testkit::heap;
 use mesh_types::{
     Cursor, DiscoPublicKey, Endpoint, NetworkId, NodeId, RelayId, Role, Service, ServiceKind,
     UptimeClass, WgPublicKey,
@@ -34,31 +30,12 @@ const NODES: u32 = 10_000;
 const NETWORK: NetworkId = NetworkId::from_bytes([1; 16]);
 const RELAY: RelayId = RelayId::from_bytes([2; 16]);
 
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on unchanged to the system's allocator; counting touches no memory
-// that it manages.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: heap::Counting = heap::Counting;
 
+/// Bytes in use.
 fn live() -> usize {
-    LIVE.load(Ordering::Relaxed)
+    usize::try_from(heap::of_this_thread().bytes).expect("nothing is freed here alone")
 }
 
 /// Processor time of this thread since it began.
