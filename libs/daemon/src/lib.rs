@@ -1,6 +1,6 @@
 //! What each long-running process of Wonder Mesh needs and no business rule: configuration in
-//! layers, logs, metrics, readiness, the admin endpoint, shutdown with draining, named tasks,
-//! server-side TLS, private files.
+//! layers, logs, metrics, readiness, the admin endpoint, the control socket, shutdown with
+//! draining, named tasks, server-side TLS, private files.
 //!
 //! Nothing here is process-global except the one log subscriber that `main` installs: several
 //! services may live in one process, so metrics and readiness are handed around as [`Handles`]
@@ -32,6 +32,7 @@
 
 pub mod build_info;
 pub mod config;
+pub mod control_socket;
 pub mod health;
 pub mod report;
 pub mod telemetry;
@@ -57,6 +58,7 @@ mod vital;
 
 pub use admin::{AdminConfig, AdminServer};
 pub use config::{ConfigArgs, ConfigFaults, EXIT_CONFIG, Faults, Overrides, Settings};
+pub use control_socket::{AskError, ControlSocket};
 pub use grpc_calls::{GrpcCalls, GrpcCallsService, GrpcMethod, WatchedBody};
 pub use handles::Handles;
 pub use latency::Latency;

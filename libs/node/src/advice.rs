@@ -3,36 +3,32 @@
 
 use std::time::Duration;
 
-use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK, leads_elsewhere};
-use mesh_types::{Finding, NodeState, Role, Timestamp};
+use mesh_types::{Finding, NodeState, Timestamp};
 
-use crate::control::{ControlState, TOOK_OVER};
 use crate::enrol::utc;
 use crate::status::{NodeStatus, PeerPath, PeerStatus, ShellStatus};
 use crate::tun::MADE_WITHIN;
 
+mod membership;
+mod stopped;
+
+pub use membership::{Away, of_membership};
+pub use stopped::{of_silent, of_stopped};
+
 /// A node starts, connects and finds its relay within this time: until then nothing is wrong.
-const STARTING: Duration = Duration::from_secs(15);
+pub const STARTING: Duration = Duration::from_secs(15);
 /// STUN is asked every 25 s and answers at once: whoever hears nothing for so long is shut off.
 const UDP_SILENCE: Duration = Duration::from_secs(90);
-/// A certificate is renewed with a third of its 30 days left, so less than this means that the
-/// renewal fails.
-const CERTIFICATE_LOW: Duration = Duration::from_secs(5 * 86_400);
 /// Names listed of many peers.
 const LISTED: usize = 5;
 
 /// What is wrong with a node of this status, the most far-reaching first.
 pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
-    if status.control.is_removed() {
-        return vec![Finding::error(
-            "node-removed",
-            "an operator removed this node from its network; what it was is of no use any more",
-            join_anew(status),
-        )];
+    let (enrolled, control) = (&status.enrolled, &status.control);
+    let mut found = of_membership(enrolled, control, now, |why| away(status, why, now));
+    if control.is_removed() {
+        return found;
     }
-    let mut found = Vec::new();
-    found.extend(coordinator(status, now));
-    found.extend(certificate(status, now));
     found.extend(disk(status));
     found.extend(device(status));
     found.extend(relay(status, now));
@@ -59,95 +55,17 @@ pub fn advice_of_all(statuses: &[NodeStatus], now: Timestamp) -> Vec<Finding> {
     found
 }
 
-/// How a program that lost its identity gets another one.
-fn join_anew(status: &NodeStatus) -> String {
-    let role = status.enrolled.role;
-    let network = status.enrolled.network.as_ref();
-    let network = network.map_or("default", |network| network.as_str());
-    match role {
-        Role::Gateway | Role::Deployer => format!(
-            "stop this program and remove network-{network} in its state directory; then {} join \
-             --token-file FILE, with a token of 'mesh token create --role {role}'",
-            role.program()
-        ),
-        _ => "worker-agent leave, then join again with a token of 'mesh token create'".to_owned(),
-    }
-}
-
-/// Between this node and its coordinator.
-fn coordinator(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
-    let control = &status.control;
-    let error = control.last_error.as_deref();
-    if let Some(error) = error {
-        if error.contains(OWN_CLOCK) {
-            return Some(Finding::error(
-                "clock-skew",
-                error,
-                "timedatectl set-ntp true (then: timedatectl)",
-            ));
-        }
-        if error == TOOK_OVER {
-            return Some(Finding::error(
-                "identity-twice",
-                "another machine uses this node's identity: a copied state directory, a cloned disk",
-                format!(
-                    "on the copy: remove its state directory, then {} join with a new token",
-                    status.enrolled.role.program()
-                ),
-            ));
-        }
-    }
-    match (control.state, error) {
-        (ControlState::Connected, Some(error)) if error.contains("heartbeat") => {
-            Some(Finding::error(
-                "heartbeat-refused",
-                error,
-                "where an operator is: mesh events -n 50",
-            ))
-        }
-        (ControlState::Connected, Some(error)) => Some(Finding::warning(
-            "renewal-failed",
-            error,
-            "it is tried again each minute; where the coordinator runs: mesh status",
-        )),
-        (ControlState::Connecting | ControlState::Waiting, _) => away(status, now),
-        _ => None,
-    }
-}
-
-/// The coordinator is not connected.
-fn away(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
-    let control = &status.control;
-    let error = control.last_error.as_deref();
-    // Without an error nothing has failed yet.
-    let error = error?;
-    let since = status.stale_since.unwrap_or(control.since);
-    let (code, next) = if error.contains(NAME_UNKNOWN) {
-        (
-            "name-unknown",
-            "resolvectl status (or: cat /etc/resolv.conf)".to_owned(),
-        )
-    } else if leads_elsewhere(error) {
-        let next = format!(
-            "is that the coordinator's address, here and there? Once it has moved for good: {}",
-            join_anew(status)
-        );
-        ("wrong-address", next)
-    } else {
-        let addrs = status.enrolled.coordinators.join(" ");
-        let next = format!(
-            "where the coordinator runs ({addrs}): systemctl status mesh-coordinator; here: is its \
-             port open?"
-        );
-        ("coordinator-unreachable", next)
-    };
+/// What goes on while the coordinator is not connected.
+fn away(status: &NodeStatus, away: Away<'_>, now: Timestamp) -> Finding {
+    let Away { code, error, next } = away;
+    let since = status.stale_since.unwrap_or(status.control.since);
     // Names are looked up to find the coordinator only, so both mean the same to everything else.
     if !status.has_netmap {
         let what = format!(
             "{error}; there is no netmap from before to act on, so nothing works until the \
              coordinator answers"
         );
-        return Some(Finding::error("no-netmap", what, next));
+        return Finding::error("no-netmap", what, next);
     }
     let stored = || format!("acting on the stored netmap of {}", utc(since));
     let (code, held) = match (code, status.netmap_stored) {
@@ -159,29 +77,7 @@ fn away(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
         }
     };
     let what = format!("{error}; {held}: traffic with known peers goes on, changes wait");
-    Some(Finding::warning(code, what, next))
-}
-
-fn certificate(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
-    let until = status.control.certificate_until;
-    let why = status
-        .control
-        .last_error
-        .as_deref()
-        .map_or_else(String::new, |error| format!(" ({error})"));
-    let next = "is the coordinator reached, is the clock right? timedatectl; then restart this \
-                program: it renews by itself";
-    if now >= until {
-        let what = format!("this node's certificate ended at {}{why}", utc(until));
-        return Some(Finding::error("certificate-ended", what, next));
-    }
-    (until.since(now) < CERTIFICATE_LOW).then(|| {
-        let days = until.since(now).as_secs() / 86_400;
-        let what = format!(
-            "this node's certificate ends in {days} days and should have been renewed by now{why}"
-        );
-        Finding::warning("certificate-low", what, next)
-    })
+    Finding::warning(code, what, next)
 }
 
 fn disk(status: &NodeStatus) -> Option<Finding> {

@@ -166,11 +166,11 @@ async fn join_by(config: &Config, file: &Path, name: &str) -> anyhow::Result<Exi
 }
 
 fn show(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let status = status::read(state_dir)?;
+    let status = status::read(state_dir);
     if json {
         println!("{}", serde_json::to_string(&status)?);
     } else {
-        for line in status.lines(state_dir) {
+        for line in status.lines() {
             println!("{line}");
         }
     }

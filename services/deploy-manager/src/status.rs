@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_daemon::write_private;
-use mesh_node::advice::advice_of_all;
+use mesh_node::advice::{advice_of_all, of_silent, of_stopped};
 use mesh_node::{NodeStatus, StateDirError};
-use mesh_types::{Finding, NetworkName, NodeId, OpenFiles, Timestamp};
+use mesh_types::{Finding, NetworkName, NodeId, OpenFiles, Role, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::join::joined;
@@ -30,8 +30,7 @@ pub struct Status {
     pub grpc: Option<SocketAddr>,
     /// The networks joined.
     pub networks: Vec<NetworkStatus>,
-    /// What is wrong, network by network, the most far-reaching first; at most 15 s old. None are
-    /// known while nothing runs.
+    /// What is wrong, network by network, the most far-reaching first; at most 15 s old.
     #[serde(default)]
     pub findings: Vec<Finding>,
 }
@@ -142,11 +141,7 @@ pub(crate) fn clear(state_dir: &Path) {
 
 /// What runs on `state_dir`. A file left behind by a killed process is not believed: its gRPC
 /// listener is asked.
-///
-/// # Errors
-///
-/// When the directory cannot be read.
-pub fn read(state_dir: &Path) -> Result<Status, StateDirError> {
+pub fn read(state_dir: &Path) -> Status {
     let written = std::fs::read(state_dir.join(FILE))
         .ok()
         .and_then(|text| serde_json::from_slice::<Status>(&text).ok());
@@ -154,25 +149,37 @@ pub fn read(state_dir: &Path) -> Result<Status, StateDirError> {
         && let Some(grpc) = status.grpc
         && TcpStream::connect_timeout(&grpc, Duration::from_secs(1)).is_ok()
     {
-        return Ok(status);
+        return status;
     }
-    let networks = joined(state_dir)?
-        .into_iter()
-        .map(|(network, _)| NetworkStatus {
-            network,
-            node: None,
-            socks: None,
-            up: false,
-            peers: 0,
-            control: None,
-        });
-    Ok(Status {
+    let (networks, finding) = match joined(state_dir) {
+        Ok(networks) => {
+            let finding = of_stopped(Role::Deployer, !networks.is_empty(), state_dir);
+            (networks, finding)
+        }
+        // Root asks about what its own user joined.
+        Err(StateDirError::OtherOwner { .. }) => {
+            (Vec::new(), of_stopped(Role::Deployer, true, state_dir))
+        }
+        Err(error) => {
+            let error = mesh_daemon::report::chain(&error);
+            (Vec::new(), of_silent(Role::Deployer, &error))
+        }
+    };
+    let networks = networks.into_iter().map(|(network, _)| NetworkStatus {
+        network,
+        node: None,
+        socks: None,
+        up: false,
+        peers: 0,
+        control: None,
+    });
+    Status {
         schema: SCHEMA.to_owned(),
         running: false,
         grpc: None,
         networks: networks.collect(),
-        findings: Vec::new(),
-    })
+        findings: vec![finding],
+    }
 }
 
 impl Status {
@@ -184,14 +191,10 @@ impl Status {
     }
 
     /// For people, with the next command when there is one.
-    pub fn lines(&self, state_dir: &Path) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        match self.grpc {
-            Some(grpc) => lines.push(format!("running, gRPC on {grpc}")),
-            None => lines.push(format!(
-                "not running on {}: start it with: deploy-manager run",
-                state_dir.display()
-            )),
+        if let Some(grpc) = self.grpc {
+            lines.push(format!("running, gRPC on {grpc}"));
         }
         for network in &self.networks {
             let name = &network.network;
@@ -205,16 +208,16 @@ impl Status {
                 None => format!("network {name}: joined"),
             });
         }
-        if self.networks.is_empty() {
+        if self.running && self.networks.is_empty() {
             lines.push("no network joined: run: deploy-manager join --token-file FILE".to_owned());
         }
-        if self.running {
+        if !lines.is_empty() {
             lines.push(String::new());
-            if self.findings.is_empty() && !self.networks.is_empty() {
-                lines.push("Nothing is wrong.".to_owned());
-            }
-            lines.extend(self.findings.iter().map(ToString::to_string));
         }
+        if self.findings.is_empty() && !self.networks.is_empty() {
+            lines.push("Nothing is wrong.".to_owned());
+        }
+        lines.extend(self.findings.iter().map(ToString::to_string));
         lines
     }
 }
@@ -235,15 +238,21 @@ mod tests {
             findings: Vec::new(),
         };
         std::fs::write(dir.path().join(FILE), serde_json::to_vec(&status).unwrap()).unwrap();
-        assert_eq!(read(dir.path()).unwrap(), status);
+        assert_eq!(read(dir.path()), status);
         drop(listener);
-        let stopped = read(dir.path()).unwrap();
+        let stopped = read(dir.path());
         assert!(!stopped.running);
-        let lines = stopped.lines(dir.path());
-        assert!(
-            lines[0].contains("deploy-manager run") && lines[1].contains("join"),
-            "{lines:?}"
-        );
+        let lines = stopped.lines();
+        assert!(lines[0].contains("deploy-manager join"), "{lines:?}");
+        assert_eq!(stopped.findings[0].code, "not-joined");
+        assert!(!stopped.is_good());
+        let network = dir.path().join("network-default");
+        std::fs::create_dir(&network).unwrap();
+        for file in ["node.json", "node.crt", "ca.crt"] {
+            std::fs::write(network.join(file), "").unwrap();
+        }
+        let stopped = read(dir.path());
+        assert_eq!(stopped.findings[0].code, "not-running", "{stopped:?}");
     }
 
     fn running(findings: Vec<Finding>) -> Status {
@@ -265,8 +274,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_shown_with_the_next_command_and_errors_decide_the_exit_code() {
-        let here = Path::new("/var/lib/mesh");
-        let last = |status: &Status| status.lines(here).pop().unwrap();
+        let last = |status: &Status| status.lines().pop().unwrap();
         let well = running(Vec::new());
         assert!(well.is_good() && last(&well) == "Nothing is wrong.");
         let warned = running(vec![Finding::warning("a", "it is slow", "wait")]);

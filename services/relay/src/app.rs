@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 use mesh_daemon::tls::{self, CertificateSlot, ClientAuth};
 use mesh_daemon::{
-    AdminServer, Handles, Latch, Shutdown, Task, TaskEnd, Tasks, bind_tcp, bind_udp, build_info,
+    AdminServer, ControlSocket, Handles, Latch, Shutdown, Task, TaskEnd, Tasks, bind_tcp, bind_udp,
+    build_info,
 };
 use mesh_node::{ControlConfig, ControlSession, ControlStatus, NodeReport, StateDir};
 use mesh_types::RelayId;
@@ -19,6 +20,7 @@ use crate::clients::Clients;
 use crate::config::{AdvertiseConfig, Config};
 use crate::metrics::RelayMetrics;
 use crate::server::Service;
+use crate::status::Source;
 use crate::{grpc, server, stun};
 
 /// How long the way to the coordinator may take to be found out.
@@ -42,6 +44,7 @@ pub struct App {
     known: bool,
     followed: Latch,
     coordinator: Latch,
+    control: ControlSocket,
 }
 
 impl App {
@@ -66,6 +69,9 @@ impl App {
                 enrolled.role
             );
         };
+        let control = ControlSocket::bind(&config.state_dir)
+            .await
+            .context("bind the control socket")?;
         let slot = CertificateSlot::new(chain(&state)?, key(&state))
             .context("use the relay's certificate")?;
         let tls = tls::server_config(slot.clone(), ClientAuth::None, &[tls::ALPN_HTTP11], None)?;
@@ -116,6 +122,7 @@ impl App {
             known,
             followed,
             coordinator,
+            control,
         })
     }
 
@@ -149,8 +156,19 @@ impl App {
             "DERP over TLS"
         );
         tracing::info!(addr = %self.stun_addr, advertised = ?self.report.stun, "STUN");
+        let source = Source {
+            enrolled: self.session.enrolled().clone(),
+            id: self.id,
+            derp_addr: self.derp_addr,
+            stun_addr: self.stun_addr,
+            advertised: self.report.clone(),
+            control: self.session.status(),
+            clients: Arc::clone(&self.clients),
+            started: SystemTime::now().into(),
+        };
         self.session.report(self.report);
         let mut tasks = Tasks::new();
+        tasks.spawn("control socket", self.control.serve(source.answers()));
         let metrics = self.clients.metrics().clone();
         tasks.spawn("stun", stun::run(self.stun, metrics));
         tasks.spawn(

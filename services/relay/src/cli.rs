@@ -10,10 +10,15 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
-use mesh_daemon::{Handles, ServiceVerb, ShutdownTrigger, build_info, signals, telemetry};
+use mesh_daemon::{
+    AskError, Handles, ServiceVerb, ShutdownTrigger, build_info, control_socket, report, signals,
+    telemetry,
+};
+use mesh_node::advice::{of_silent, of_stopped};
 use mesh_node::{EnrolError, EnrolOptions, JOIN_PATIENCE, StateDir, enrol, first_join};
-use mesh_types::{JoinToken, Role};
+use mesh_types::{Finding, JoinToken, Role};
 
+use crate::status::{self, Status};
 use crate::{App, Config};
 
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
@@ -59,6 +64,13 @@ enum Verb {
         #[arg(long, default_value = "relay")]
         hostname: String,
     },
+    /// Tell how the running relay is doing, what is wrong and what to type next; exit code 1 when
+    /// something that should work does not
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     #[command(flatten)]
     Service(ServiceVerb),
 }
@@ -94,8 +106,45 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             join(&load(overrides).state_dir, &text.trim().parse()?, hostname).await?;
             println!("joined; start the relay with: relay run");
         }
+        Verb::Status { json } => return show(&load(overrides).state_dir, json).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn show(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let answer = match control_socket::ask(state_dir, status::REQUEST).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            let finding = match error {
+                AskError::NotRunning => {
+                    // What cannot be looked into is another user's, who joined.
+                    let joined = StateDir::is_enrolled_at(state_dir).unwrap_or(true);
+                    of_stopped(Role::Relay, joined, state_dir)
+                }
+                error => of_silent(Role::Relay, &report::chain(&error)),
+            };
+            if json {
+                let answer = serde_json::json!({
+                    "schema": status::SCHEMA, "running": false, "findings": [finding],
+                });
+                println!("{answer}");
+            } else {
+                println!("{finding}");
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let status: Status = serde_json::from_str(&answer)
+        .context("the running relay is of another version: restart it with this one")?;
+    if json {
+        println!("{}", answer.trim_end());
+    } else {
+        println!("{}", status::render(&status));
+    }
+    Ok(match Finding::any_error(&status.findings) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 #[expect(

@@ -27,7 +27,17 @@ pub(crate) struct Clients {
     registry: Mutex<Registry<Arc<Mailbox>>>,
     /// Counts the changes of who is allowed.
     changes: watch::Sender<u64>,
+    list: Mutex<ListState>,
     metrics: RelayMetrics,
+}
+
+/// How it stands with the coordinator's list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ListState {
+    /// Whether there is one: nobody is let in without.
+    pub(crate) known: bool,
+    /// Why the newest is not on disk, if it is not.
+    pub(crate) unsaved: Option<String>,
 }
 
 impl Clients {
@@ -35,6 +45,7 @@ impl Clients {
         Self {
             registry: Mutex::new(Registry::new()),
             changes: watch::Sender::new(0),
+            list: Mutex::default(),
             metrics,
         }
     }
@@ -54,6 +65,7 @@ impl Clients {
             self.metrics.clients.set(count(registry.len()));
             cut
         };
+        self.list_state().known = true;
         for mailbox in &cut {
             mailbox.cut();
         }
@@ -85,6 +97,11 @@ impl Clients {
         self.metrics.clients.set(count(self.registry().len()));
     }
 
+    /// How it stands with the list, to be held for a moment.
+    pub(crate) fn list_state(&self) -> MutexGuard<'_, ListState> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes the list to disk.
     pub(crate) fn store(&self, state: &StateDir) -> Result<(), StateDirError> {
         let stored = Stored {
@@ -92,7 +109,10 @@ impl Clients {
             clients: self.registry().allowed().clone(),
         };
         let bytes = serde_json::to_vec(&stored).unwrap_or_default();
-        state.write(FILE, &bytes)
+        let written = state.write(FILE, &bytes);
+        let why = written.as_ref().err();
+        self.list_state().unsaved = why.map(|error| mesh_daemon::report::chain(error));
+        written
     }
 
     /// Takes the list from disk. A damaged one counts as absent: the coordinator has it.

@@ -11,7 +11,7 @@ mesh_daemon::settings! {
     #[derive(Debug, Clone, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub struct Config {
-        /// The relay's identity and its list of clients.
+        /// The relay's identity, its list of clients and its control socket.
         #[setting(default = "/var/lib/mesh/relay for root, else mesh/relay in $XDG_DATA_HOME")]
         pub state_dir: PathBuf,
         /// File with a join token, read when the relay has not joined yet.

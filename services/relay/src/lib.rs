@@ -21,6 +21,7 @@ pub mod mailbox;
 mod metrics;
 pub mod registry;
 mod server;
+pub mod status;
 mod stun;
 
 pub use app::App;

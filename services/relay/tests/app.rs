@@ -6,15 +6,16 @@ use std::time::Duration;
 use mesh_api::client::{ALPN_HTTP1, connect_tls};
 use mesh_api::tls::{Pin, client_config, relay_name};
 use mesh_api::uri::Subject;
-use mesh_daemon::{Handles, ShutdownTrigger, Task, TaskEnd};
+use mesh_daemon::{AskError, Handles, ShutdownTrigger, Task, TaskEnd, control_socket};
 use mesh_node::{Enrolled, StateDir};
 use mesh_tunnel::derp::{Client, ClientEvent, PATH, UPGRADE, encode_send};
 use mesh_tunnel::{stun, wg_public_key};
 use mesh_types::key::SecretKey;
-use mesh_types::{NodeId, RelayId, Role};
+use mesh_types::{Finding, NodeId, RelayId, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
+use relay::status::Status;
 use relay::{App, Config};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -30,7 +31,7 @@ struct Running {
     ca: CertificateDer<'static>,
     trigger: ShutdownTrigger,
     task: Task,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// Certificates as the coordinator would give them.
@@ -101,7 +102,7 @@ async fn start(clients: &[SecretKey]) -> Running {
         ca,
         trigger,
         task: Task::spawn("relay", app.run(shutdown)),
-        _dir: dir,
+        dir,
     }
 }
 
@@ -243,4 +244,40 @@ async fn stun_tells_a_client_its_address() {
         .expect("in time")
         .expect("received");
     assert_eq!(stun::parse_response(&answer[..len]), Ok(([5; 12], own)));
+}
+
+#[tokio::test]
+async fn its_status_is_told_while_it_runs_with_what_is_wrong() {
+    let mut relay = start(&[SecretKey::from_bytes([1; 32])]).await;
+    let dir = relay.dir.path().join("relay");
+    let asked = async || -> Status {
+        let answer = control_socket::ask(&dir, "status").await.expect("answered");
+        serde_json::from_str(&answer).expect("a status")
+    };
+    let told = async {
+        loop {
+            // Nothing is wrong until the coordinator was tried.
+            let status = asked().await;
+            if !status.findings.is_empty() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let status = timeout(LIMIT, told).await.expect("in time");
+    assert_eq!(status.schema, "mesh.relay/1");
+    assert_eq!(status.id, RelayId::from_bytes(RELAY));
+    assert_eq!(
+        (status.derp_addr, status.stun_addr),
+        (relay.addr, relay.stun)
+    );
+    assert_eq!((status.clients, status.allowed), (0, 1));
+    assert_eq!(status.findings[0].code, "coordinator-unreachable");
+    assert!(!Finding::any_error(&status.findings), "{status:?}");
+
+    relay.trigger.trigger("the test is over");
+    let end = timeout(LIMIT, relay.task.finished()).await;
+    assert_eq!(end.expect("in time"), TaskEnd::Completed);
+    let gone = control_socket::ask(&dir, "status").await;
+    assert!(matches!(gone, Err(AskError::NotRunning)), "{gone:?}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use hyper_reverse_proxy::Limits;
 
-use mesh_daemon::{AdminConfig, AdminServer, Handles, Shutdown, Task};
+use mesh_daemon::{AdminConfig, AdminServer, ControlSocket, Handles, Shutdown, Task};
 use mesh_node::Node;
 use mesh_types::NetworkName;
 use rustls::ServerConfig as TlsConfig;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, TlsFiles};
-use crate::control::ControlSocket;
+use crate::control;
 use crate::fleet::{Fleet, Snapshot};
 use crate::metrics::GatewayMetrics;
 use crate::networks::Networks;
@@ -123,7 +123,13 @@ impl App {
         let _watch = Task::spawn("gateway-networks", async move { networks.watch().await });
         let _control = Task::spawn(
             "gateway-control",
-            self.control.serve(Arc::clone(&self.networks), url.clone()),
+            self.control.serve({
+                let (networks, url) = (Arc::clone(&self.networks), url.clone());
+                move |request| {
+                    let (networks, url) = (Arc::clone(&networks), url.clone());
+                    async move { control::answer(&request, &networks, url).await }
+                }
+            }),
         );
         let _admin = self.admin.map(|admin| {
             tracing::info!(addr = %admin.local_addr(), "admin endpoint");

@@ -13,9 +13,10 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
-use mesh_daemon::{ServiceVerb, ShutdownTrigger, signals, telemetry};
+use mesh_daemon::{AskError, ServiceVerb, ShutdownTrigger, report, signals, telemetry};
+use mesh_node::advice::{of_silent, of_stopped};
 use mesh_node::{JOIN_PATIENCE, first_join};
-use mesh_types::{Finding, JoinToken};
+use mesh_types::{Finding, JoinToken, Role};
 
 use crate::control::{self, Request, Status};
 use crate::{App, Config, JoinError, JoinOptions, join, networks};
@@ -196,31 +197,12 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 
 /// Prints the status; exit code 1 when no gateway runs, and when a person must act.
 async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let Ok(answer) = control::ask(state_dir, Request::Status).await else {
-        let joined = networks(state_dir).context("read the state directory")?;
-        if json {
-            let networks: Vec<_> = joined
-                .iter()
-                .map(|network| serde_json::json!({ "network": network }))
-                .collect();
-            println!(
-                "{}",
-                serde_json::json!({
-                    "schema": control::SCHEMA, "version": 1, "pid": null, "networks": networks,
-                })
-            );
-        } else if joined.is_empty() {
-            println!(
-                "not running, and in no network yet; next: traffic-gateway join --token-file FILE"
-            );
-        } else {
-            let names: Vec<String> = joined.iter().map(ToString::to_string).collect();
-            println!(
-                "not running; in network {}; next: traffic-gateway run",
-                names.join(", ")
-            );
+    let answer = match control::ask(state_dir, Request::Status).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            say_unanswered(state_dir, &error, json);
+            return Ok(ExitCode::FAILURE);
         }
-        return Ok(ExitCode::FAILURE);
     };
     let status: Status = serde_json::from_str(&answer).context("read the gateway's answer")?;
     let code = match Finding::any_error(&status.findings) {
@@ -256,6 +238,36 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
         println!("{finding}");
     }
     Ok(code)
+}
+
+/// Prints why there is no status.
+fn say_unanswered(state_dir: &Path, error: &AskError, json: bool) {
+    let silent =
+        |error: &(dyn std::error::Error + 'static)| of_silent(Role::Gateway, &report::chain(error));
+    let (joined, finding) = match (networks(state_dir), error) {
+        (Ok(joined), AskError::NotRunning) => {
+            let finding = of_stopped(Role::Gateway, !joined.is_empty(), state_dir);
+            (joined, finding)
+        }
+        (Ok(joined), error) => (joined, silent(error)),
+        (Err(error), _) => (Vec::new(), silent(&error)),
+    };
+    if json {
+        let networks: Vec<_> = joined
+            .iter()
+            .map(|network| serde_json::json!({ "network": network }))
+            .collect();
+        let answer = serde_json::json!({
+            "schema": control::SCHEMA, "version": 1, "pid": null, "networks": networks,
+            "findings": [finding],
+        });
+        println!("{answer}");
+        return;
+    }
+    for network in &joined {
+        println!("network {network}: joined");
+    }
+    println!("{finding}");
 }
 
 #[cfg(test)]

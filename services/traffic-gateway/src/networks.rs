@@ -67,7 +67,7 @@ struct Joined {
 
 /// The running networks.
 #[derive(Debug)]
-pub struct Networks {
+pub(crate) struct Networks {
     state_dir: PathBuf,
     config: NodeConfig,
     handles: Handles,
@@ -80,7 +80,7 @@ pub struct Networks {
 
 impl Networks {
     /// Nothing runs yet; see [`Networks::scan`].
-    pub fn new(state_dir: PathBuf, config: NodeConfig, handles: Handles) -> Self {
+    pub(crate) fn new(state_dir: PathBuf, config: NodeConfig, handles: Handles) -> Self {
         Self {
             state_dir,
             config,
@@ -94,7 +94,7 @@ impl Networks {
 
     /// Looks for newly joined networks for ever, a few times each second: whoever joins one needs
     /// to tell nobody.
-    pub async fn watch(&self) {
+    pub(crate) async fn watch(&self) {
         let mut told = String::new();
         loop {
             tokio::time::sleep(LOOK).await;
@@ -115,18 +115,18 @@ impl Networks {
     }
 
     /// Dials in all of them.
-    pub fn connector(&self) -> &OverlayConnector {
+    pub(crate) fn connector(&self) -> &OverlayConnector {
         &self.connector
     }
 
     /// The routes of all of them.
-    pub fn table(&self) -> &Table {
+    pub(crate) fn table(&self) -> &Table {
         &self.table
     }
 
     /// Starts every joined network that is not running, and gives the names of those. The first
     /// that cannot be started is the error; the others run all the same.
-    pub async fn scan(&self) -> Result<Vec<NetworkName>, NetworkError> {
+    pub(crate) async fn scan(&self) -> Result<Vec<NetworkName>, NetworkError> {
         let _scanning = self.scanning.lock().await;
         let mut started = Vec::new();
         let mut failed = None;
@@ -223,12 +223,12 @@ impl Networks {
     }
 
     /// The node of a network.
-    pub fn node(&self, network: &NetworkName) -> Option<Node> {
+    pub(crate) fn node(&self, network: &NetworkName) -> Option<Node> {
         self.lock().get(network).map(|joined| joined.node.clone())
     }
 
     /// All nodes with their networks.
-    pub fn nodes(&self) -> Vec<(NetworkName, Node)> {
+    pub(crate) fn nodes(&self) -> Vec<(NetworkName, Node)> {
         let running = self.lock();
         running
             .iter()
@@ -237,7 +237,7 @@ impl Networks {
     }
 
     /// How packets travel to each worker at present.
-    pub fn paths(&self) -> HashMap<NodeId, fleet::Path> {
+    pub(crate) fn paths(&self) -> HashMap<NodeId, fleet::Path> {
         let mut paths = HashMap::new();
         for (_, node) in self.nodes() {
             for peer in node.status().peers {
@@ -253,7 +253,7 @@ impl Networks {
     }
 
     /// Stops all of them.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         let running = std::mem::take(&mut *self.lock());
         for joined in running.into_values() {
             joined.node.shutdown().await;

@@ -8,10 +8,13 @@ use super::{Findings, Tree};
 
 const PAGE: &str = "docs/failures.md";
 /// Where findings are made.
-const ADVICE: [&str; 4] = [
+const ADVICE: [&str; 7] = [
     "libs/node/src/advice.rs",
+    "libs/node/src/advice/membership.rs",
+    "libs/node/src/advice/stopped.rs",
     "libs/types/src/finding.rs",
     "services/mesh/src/advice.rs",
+    "services/relay/src/status.rs",
     "services/worker-agent/src/advice.rs",
 ];
 /// Where events have their words, and the agent's counters their names.

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 
+use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK};
 use mesh_types::{OverlayAddrs, RelayId, Role, Severity};
 
 use super::*;
-use crate::control::ControlStatus;
+use crate::control::{ControlState, ControlStatus, TOOK_OVER};
 use crate::state_dir::Enrolled;
 use crate::status::RelayStatus;
 

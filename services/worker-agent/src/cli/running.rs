@@ -1,13 +1,15 @@
 //! `run`, and what is asked of a running agent.
 
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use mesh_daemon::{ShutdownTrigger, signals, telemetry};
+use mesh_daemon::{ShutdownTrigger, report, signals, telemetry};
+use mesh_node::advice::{of_silent, of_stopped};
 use mesh_node::{JOIN_PATIENCE, StateDir, first_join};
-use mesh_types::{Finding, ServiceName, Timestamp};
+use mesh_types::{Finding, Role, ServiceName, Timestamp};
 
 use super::{RunArgs, membership, say};
 use crate::app::{App, change_services};
@@ -15,7 +17,7 @@ use crate::config::Config;
 use crate::join::{JoinError, JoinOptions, join};
 use crate::local::{self, Answer, AskError, Reached, Request};
 use crate::services::described;
-use crate::status::{AgentStatus, render};
+use crate::status::{AgentStatus, SCHEMA, render};
 
 /// `worker-agent run`
 pub(super) async fn run(config: Config, args: RunArgs) -> anyhow::Result<()> {
@@ -59,7 +61,14 @@ async fn join_first(config: &Config, file: &Path, hostname: Option<String>) -> a
 
 /// `worker-agent status`: exit code 1 when a person must act.
 pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    let status = running(&config.state_dir()).await?;
+    let dir = config.state_dir();
+    let status = match asked(&dir).await {
+        Ok(status) => status,
+        Err(finding) => {
+            say(&unanswered(&finding, json));
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     if json {
         say(&serde_json::to_string(&status)?);
     } else {
@@ -69,6 +78,32 @@ pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCo
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
+}
+
+/// The status of the agent that runs on this state directory, or why there is none.
+async fn asked(dir: &Path) -> Result<AgentStatus, Finding> {
+    let silent = |error: &(dyn Error + 'static)| of_silent(Role::Worker, &report::chain(error));
+    let joined = StateDir::is_enrolled_at(dir).map_err(|error| silent(&error))?;
+    if !joined {
+        return Err(of_stopped(Role::Worker, joined, dir));
+    }
+    match local::ask_or_open(dir, &Request::Status).await {
+        Ok(Reached::Agent(Answer::Status(status))) => Ok(*status),
+        Ok(Reached::Nobody(_)) => Err(of_stopped(Role::Worker, joined, dir)),
+        Ok(Reached::Agent(_)) => Err(of_silent(Role::Worker, "it answered something else")),
+        Err(error) => Err(silent(&error)),
+    }
+}
+
+/// What `status` prints of an agent that does not answer.
+fn unanswered(finding: &Finding, json: bool) -> String {
+    if !json {
+        return finding.to_string();
+    }
+    let answer = serde_json::json!({
+        "schema": SCHEMA, "running": false, "findings": [finding],
+    });
+    answer.to_string()
 }
 
 /// The status of the agent that runs on this state directory.
@@ -156,8 +191,10 @@ mod tests {
             ..Config::default()
         };
         let web = || "web".parse().expect("a name");
+        let stopped = asked(&config.state_dir()).await.expect_err("not joined");
+        assert_eq!(stopped.code, "not-joined");
+        assert!(stopped.next.contains("worker-agent join"), "{stopped}");
         for error in [
-            status(&config, true).await.expect_err("refused"),
             publish(&config, web(), 80, false, false)
                 .await
                 .expect_err("refused"),
@@ -196,7 +233,11 @@ mod tests {
                 .contains("unpublish web")
         );
         unpublish(&config, web).await.expect("stored");
-        let error = status(&config, false).await.expect_err("stopped");
-        assert!(error.to_string().contains("worker-agent run"), "{error}");
+        let stopped = asked(&config.state_dir()).await.expect_err("stopped");
+        assert_eq!(stopped.code, "not-running");
+        assert!(stopped.next.contains("worker-agent run"), "{stopped}");
+        let json: serde_json::Value =
+            serde_json::from_str(&unanswered(&stopped, true)).expect("JSON");
+        assert_eq!(json["findings"][0]["code"], "not-running", "{json}");
     }
 }

@@ -220,12 +220,10 @@ async fn of_socket(path: &Path, names: &mut BTreeSet<String>, bundle: &mut Bundl
     let of = dir.file_name().unwrap_or_default().to_string_lossy();
     let answer = match name.to_str() {
         Some("agent.sock") => worker_agent::status::ask(dir).await,
-        Some("control.sock") => {
-            let request = traffic_gateway::control::Request::Status;
-            traffic_gateway::control::ask(dir, request)
-                .await
-                .context("ask the gateway")
-        }
+        // The gateway's or a relay's.
+        Some("control.sock") => mesh_daemon::control_socket::ask(dir, "status")
+            .await
+            .context("ask by its control socket"),
         Some("running.json") => fs::read_to_string(path).context("read its status"),
         _ => return,
     };
