@@ -65,6 +65,17 @@ impl Timestamp {
     }
 }
 
+/// A span for people, in its largest fitting unit: `12 s`, `3 min`, `5 h`, `2 days`.
+pub fn span(span: Duration) -> String {
+    let secs = span.as_secs();
+    match secs {
+        0..120 => format!("{secs} s"),
+        120..7_200 => format!("{} min", secs / 60),
+        7_200..172_800 => format!("{} h", secs / 3_600),
+        _ => format!("{} days", secs / 86_400),
+    }
+}
+
 impl From<std::time::SystemTime> for Timestamp {
     fn from(at: std::time::SystemTime) -> Self {
         match at.duration_since(std::time::UNIX_EPOCH) {
@@ -83,6 +94,28 @@ impl From<Timestamp> for std::time::SystemTime {
             Self::UNIX_EPOCH + micros
         } else {
             Self::UNIX_EPOCH - micros
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_told_in_their_largest_fitting_unit() {
+        for (secs, text) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7_199, "119 min"),
+            (7_200, "2 h"),
+            (86_400, "24 h"),
+            (172_799, "47 h"),
+            (172_800, "2 days"),
+            (3_000_000, "34 days"),
+        ] {
+            assert_eq!(span(Duration::from_secs(secs)), text);
         }
     }
 }

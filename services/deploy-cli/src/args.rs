@@ -66,6 +66,10 @@ pub struct Options {
     /// Give up on a target after this long, such as 90s or 10m (default: status 30s, others never)
     #[arg(long, global = true, value_parser = duration)]
     pub timeout: Option<Duration>,
+    /// While the coordinator does not answer, go by the last list of nodes even if it is older than
+    /// a day
+    #[arg(long, global = true)]
+    pub old_nodes: bool,
     /// Targets worked on at the same time
     #[arg(long, global = true, value_name = "N", default_value = "16")]
     pub parallel: NonZeroUsize,

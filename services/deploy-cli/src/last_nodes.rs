@@ -6,20 +6,65 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use mesh_api::tls::fingerprint;
+use mesh_types::time::span;
 use mesh_types::{Labels, NetworkName, NodeId, OverlayAddrs, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::target::Node;
+
+/// A list older than this is not gone by unasked: meanwhile nodes were removed, given other labels
+/// or other host keys, and it knows nothing of it. An outage that is seen to ends within a day.
+pub const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A clock that is set by a time server goes back by less than this.
+const AHEAD: Duration = Duration::from_secs(60);
+
+/// The list is too old to go by.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooOld {
+    /// It is older than [`MAX_AGE`].
+    #[error(
+        "the last list of nodes is {} old, and nodes may have been removed or labelled anew since; \
+         see to the coordinator ('mesh status'), or go by that list with --old-nodes", span(*.0)
+    )]
+    Days(Duration),
+    /// It is from a time that is yet to come, so its age is not known.
+    #[error(
+        "the last list of nodes is from {} ahead of this machine's clock, so its age is not known; \
+         set the clock (timedatectl set-ntp true), or go by that list with --old-nodes", span(*.0)
+    )]
+    Ahead(Duration),
+}
 
 /// Nodes, and when the coordinator told them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LastNodes {
     pub told: Timestamp,
     pub nodes: Vec<Node>,
+}
+
+impl LastNodes {
+    /// How old the list is at `now`, where it may be gone by; `old_too`: whatever its age.
+    ///
+    /// # Errors
+    /// It is too old, or its age is not known.
+    pub fn age(&self, now: Timestamp, old_too: bool) -> Result<Duration, TooOld> {
+        let (age, ahead) = (now.since(self.told), self.told.since(now));
+        if old_too {
+            return Ok(age);
+        }
+        if ahead > AHEAD {
+            return Err(TooOld::Ahead(ahead));
+        }
+        if age > MAX_AGE {
+            return Err(TooOld::Days(age));
+        }
+        Ok(age)
+    }
 }
 
 /// Version of the file's form.
@@ -157,6 +202,31 @@ mod tests {
         assert!(last.told >= before);
         let mode = fs::metadata(&file).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_list_is_gone_by_for_a_day_and_then_only_if_that_is_said() {
+        let last = LastNodes {
+            told: Timestamp::from_secs(1_800_000_000),
+            nodes: Vec::new(),
+        };
+        let hours = |hours: u64| last.told.plus(Duration::from_secs(hours * 3600));
+        let ages = [(hours(0), "0 s"), (hours(2), "2 h"), (hours(24), "24 h")];
+        for (now, age) in ages {
+            assert_eq!(last.age(now, false).map(span).as_deref(), Ok(age));
+        }
+        let refused = last.age(hours(25), false).expect_err("too old").to_string();
+        assert!(refused.contains("is 25 h old"), "{refused}");
+        let refused = last.age(hours(80), false).expect_err("too old").to_string();
+        assert!(refused.contains("is 3 days old"), "{refused}");
+        assert!(refused.contains("--old-nodes"), "{refused}");
+        assert_eq!(last.age(hours(80), true).map(span).as_deref(), Ok("3 days"));
+        // A clock that was corrected a little, and one that was set back by a day.
+        let back = |secs| last.told.minus(Duration::from_secs(secs));
+        assert_eq!(last.age(back(60), false), Ok(Duration::ZERO));
+        let refused = last.age(back(86_400), false).expect_err("not known");
+        assert!(refused.to_string().contains("24 h ahead of"), "{refused}");
+        assert_eq!(last.age(back(86_400), true), Ok(Duration::ZERO));
     }
 
     #[test]

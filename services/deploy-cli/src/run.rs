@@ -40,7 +40,9 @@ pub struct Done {
 /// Runs the job on all its targets.
 pub async fn run(setting: &Setting, options: &Options, job: &Job<'_>) -> anyhow::Result<Done> {
     let method = Method::from_options(options)?;
-    let (coordinator, nodes) = setting.nodes_even_without_coordinator().await?;
+    let (coordinator, nodes) = setting
+        .nodes_even_without_coordinator(options.old_nodes)
+        .await?;
     let chosen = choose(
         &job.targets.named,
         job.targets.selector.as_ref(),

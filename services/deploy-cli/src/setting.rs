@@ -8,14 +8,15 @@ use anyhow::Context as _;
 use mesh_api::client::AttemptError;
 use mesh_api::context::{Context, ContextConnectError, Contexts};
 use mesh_ssh::{Credential, PrivateKey};
-use mesh_types::{NetworkName, NodeId, Timestamp};
+use mesh_types::time::span;
+use mesh_types::{NetworkName, NodeId};
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::args::Options;
 use crate::grpc;
-use crate::last_nodes::{self, LastNodes};
+use crate::last_nodes;
 use crate::output::warn;
 use crate::socks::{Login, Proxy};
 use crate::target::Node;
@@ -65,9 +66,10 @@ impl Setting {
     }
 
     /// The nodes of the network and the coordinator that told them; while it does not answer, the
-    /// nodes that it told last, without it.
+    /// nodes that it told last, without it. Those may be a day old, and `old_too` older.
     pub async fn nodes_even_without_coordinator(
         &self,
+        old_too: bool,
     ) -> anyhow::Result<(Option<Channel>, Vec<Node>)> {
         let asked = async {
             let coordinator = self.coordinator().await?;
@@ -84,14 +86,17 @@ impl Setting {
             }
             Err(error) if is_away(&error) => {
                 let last = file.ok().and_then(|file| last_nodes::read(&file));
-                let Some(LastNodes { told, nodes }) = last else {
+                let Some(last) = last else {
                     return Err(error.context("there is no earlier list of nodes to go by"));
                 };
-                let ago = Timestamp::from(SystemTime::now()).since(told).as_secs();
+                let age = match last.age(SystemTime::now().into(), old_too) {
+                    Ok(age) => span(age),
+                    Err(refused) => return Err(error.context(refused)),
+                };
                 warn(&format!(
-                    "the coordinator does not answer ({error:#}); going by the nodes of {ago} s ago"
+                    "the coordinator does not answer ({error:#}); going by the nodes of {age} ago"
                 ));
-                Ok((None, nodes))
+                Ok((None, last.nodes))
             }
             Err(error) => Err(error),
         }

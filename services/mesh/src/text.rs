@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mesh_types::Timestamp;
+pub(crate) use mesh_types::time::span;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -86,17 +87,6 @@ pub(crate) fn relative(at: i64, now: Timestamp) -> String {
         format!("{} ago", span(now.since(at)))
     } else {
         format!("in {}", span(at.since(now)))
-    }
-}
-
-/// A span in its largest fitting unit.
-pub(crate) fn span(span: Duration) -> String {
-    let secs = span.as_secs();
-    match secs {
-        0..=119 => format!("{secs} s"),
-        120..=7199 => format!("{} min", secs / 60),
-        7200..=172_799 => format!("{} h", secs / 3600),
-        _ => format!("{} days", secs / 86_400),
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use mesh_types::time::span;
 use mesh_types::{NetworkName, NodeState, Timestamp};
 use tokio::time::timeout;
 
@@ -91,16 +92,6 @@ impl TakeOvers {
         }
         *count += 1;
         *count == TAKE_OVERS
-    }
-}
-
-/// For people: `12 s`, `3 min`, `5 h`, `2 days`.
-fn span(time: Duration) -> String {
-    match time.as_secs() {
-        secs @ 0..120 => format!("{secs} s"),
-        secs @ 120..7_200 => format!("{} min", secs / 60),
-        secs @ 7_200..172_800 => format!("{} h", secs / 3_600),
-        secs => format!("{} days", secs / 86_400),
     }
 }
 
