@@ -73,7 +73,7 @@ impl DerpClient {
         let ca = Pin::Ca(CertificateDer::from(node.enrolled.ca_certificate.clone()));
         let tls = client_config(ca, None, &[ALPN_HTTP1])?;
         let name = relay_name(relay.id);
-        let mut stream = connect_tls(&relay.derp, 0, &name, &tls).await?;
+        let mut stream = connect_tls(&relay.derp, &name, &tls).await?;
         let upgrade = format!(
             "GET {PATH} HTTP/1.1\r\nHost: {name}\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n"
         );

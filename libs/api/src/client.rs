@@ -181,18 +181,29 @@ fn is_certificate_alert(alert: AlertDescription) -> bool {
 }
 
 /// One TLS connection to the first of `addrs` (`host:port`) that belongs to the pinned CA and
-/// carries `server_name`. `first` rotates which one is tried first.
+/// carries `server_name`.
 pub async fn connect_tls(
+    addrs: &[String],
+    server_name: &str,
+    tls: &Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, ConnectError> {
+    let (_, stream) = connect_from(addrs, 0, server_name, tls).await?;
+    Ok(stream)
+}
+
+/// The same, beginning with another address than the first; also tells which one it was.
+async fn connect_from(
     addrs: &[String],
     first: usize,
     server_name: &str,
     tls: &Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>, ConnectError> {
+) -> Result<(usize, TlsStream<TcpStream>), ConnectError> {
     let mut attempts = Vec::new();
     for offset in 0..addrs.len() {
-        let addr = &addrs[(first + offset) % addrs.len()];
+        let at = (first + offset) % addrs.len();
+        let addr = &addrs[at];
         match tokio::time::timeout(CONNECT_TIMEOUT, attempt(addr, server_name, tls)).await {
-            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Ok(stream)) => return Ok((at, stream)),
             Ok(Err(error)) => attempts.push((addr.clone(), error)),
             Err(_) => attempts.push((addr.clone(), AttemptError::Timeout)),
         }
@@ -229,15 +240,15 @@ pub async fn connect(
     server_name: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<Channel, ConnectError> {
-    let stream = connect_tls(addrs, 0, server_name, &tls).await?;
-    let connector = Connector::new(addrs, server_name, tls, Some(stream));
+    let (at, stream) = connect_from(addrs, 0, server_name, &tls).await?;
+    let connector = Connector::new(addrs, at, server_name, tls, Some(stream));
     let channel = endpoint().connect_with_connector_lazy(connector);
     Ok(channel)
 }
 
 /// The same channel without a first connection: calls fail until the server is there.
 pub fn connect_lazy(addrs: &[String], server_name: &str, tls: Arc<ClientConfig>) -> Channel {
-    endpoint().connect_with_connector_lazy(Connector::new(addrs, server_name, tls, None))
+    endpoint().connect_with_connector_lazy(Connector::new(addrs, 0, server_name, tls, None))
 }
 
 fn endpoint() -> Endpoint {
@@ -260,12 +271,14 @@ struct Target {
     addrs: Vec<String>,
     server_name: String,
     tls: Arc<ClientConfig>,
-    next: AtomicUsize,
+    /// Which address answered last.
+    last: AtomicUsize,
 }
 
 impl Connector {
     fn new(
         addrs: &[String],
+        last: usize,
         server_name: &str,
         tls: Arc<ClientConfig>,
         first: Option<TlsStream<TcpStream>>,
@@ -274,7 +287,7 @@ impl Connector {
             addrs: addrs.to_vec(),
             server_name: server_name.to_owned(),
             tls,
-            next: AtomicUsize::new(0),
+            last: AtomicUsize::new(last),
         });
         Self { shared, first }
     }
@@ -295,9 +308,15 @@ impl Service<http::Uri> for Connector {
         }
         let target = Arc::clone(&self.shared);
         Box::pin(async move {
-            let first = target.next.fetch_add(1, Ordering::Relaxed);
-            let stream =
-                connect_tls(&target.addrs, first, &target.server_name, &target.tls).await?;
+            let Target {
+                addrs,
+                server_name,
+                tls,
+                last,
+            } = &*target;
+            let first = last.load(Ordering::Relaxed);
+            let (at, stream) = connect_from(addrs, first, server_name, tls).await?;
+            last.store(at, Ordering::Relaxed);
             Ok(TokioIo::new(stream))
         })
     }

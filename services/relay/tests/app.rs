@@ -129,7 +129,7 @@ impl Running {
         let tls = client_config(Pin::Ca(self.ca.clone()), None, &[ALPN_HTTP1]).expect("a config");
         let name = relay_name(RelayId::from_bytes(RELAY));
         let addrs = [self.addr.to_string()];
-        let mut stream = connect_tls(&addrs, 0, &name, &tls).await.expect("TLS");
+        let mut stream = connect_tls(&addrs, &name, &tls).await.expect("TLS");
         stream.write_all(request.as_bytes()).await.expect("written");
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

@@ -232,7 +232,7 @@ impl Runner {
     async fn session(&mut self, ready: &mut bool) -> Result<std::convert::Infallible, LinkError> {
         let tls = self.credential.client_config(false, &[ALPN_HTTP1])?;
         let name = relay_name(self.relay.id);
-        let stream = connect_tls(&self.relay.derp, 0, &name, &tls).await?;
+        let stream = connect_tls(&self.relay.derp, &name, &tls).await?;
         let local = stream.get_ref().0.local_addr().ok();
         let (mut reader, mut writer) = tokio::io::split(stream);
         let seed = crate::random::seed().ok_or(LinkError::Random)?;
