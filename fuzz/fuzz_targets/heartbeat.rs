@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use mesh_api::identity::Identity;
+use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_api::model::node::{MAX_REPORTED, NodeReport};
 use mesh_api::pb;
 use mesh_types::heartbeat::{HeartbeatRefusal, signed_bytes};
@@ -23,7 +24,7 @@ use prost::Message as _;
 mod heartbeat;
 
 use fuzz::{Step, Steps};
-use heartbeat::{HeartbeatCheck, HeartbeatFacts};
+use heartbeat::HeartbeatCheck;
 
 static IDENTITY: LazyLock<Identity> =
     LazyLock::new(|| Identity::generate().expect("the system gives randomness"));
