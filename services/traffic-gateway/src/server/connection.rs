@@ -16,6 +16,7 @@ use rustls::ServerConfig as TlsConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::answering::Answering;
 use super::http2::{self, Answer, Patient, Streams};
@@ -28,9 +29,9 @@ use crate::route_table::Target;
 
 /// How long the answer to a client that is turned away may take.
 const TURN_AWAY_LIMIT: Duration = Duration::from_secs(5);
-/// For how long a handshake counts as a request under way: enough for those who mean it, from the
-/// other side of the world too. Who fills all places by handshakes alone needs as many more of them
-/// each time.
+/// For how long a handshake, and what comes after it, counts as a request under way: enough for those
+/// who mean it, from the other side of the world too. Who fills all places by handshakes alone needs
+/// as many more of them each time.
 const HANDSHAKE_TURN: Duration = Duration::from_millis(500);
 
 /// What the connections of one core have in common.
@@ -72,8 +73,9 @@ impl<C: Connector<Target = Target>> Core<C> {
                     .await
             }
             Some(config) => {
+                let until = Instant::now() + HANDSHAKE_TURN;
                 let handshake = mesh_daemon::tls::handshake(config, stream);
-                let (stream, coming) = keep_for_handshake(&turn, handshake).await;
+                let (stream, coming) = keep_for_handshake(&turn, until, handshake).await;
                 match stream {
                     Ok(stream) => {
                         let alpn = stream.get_ref().1.alpn_protocol();
@@ -82,10 +84,10 @@ impl<C: Connector<Target = Target>> Core<C> {
                             (Placed::new(stream, place), visitor(Scheme::Https));
                         if h2 {
                             let served = Box::pin(self.http2(stream, visitor, turn));
-                            keep_until_read(served, coming).await;
+                            keep_until(served, coming, until).await;
                         } else {
                             let served = Box::pin(self.http1(stream, visitor, turn));
-                            keep_until_read(served, coming).await;
+                            keep_until(served, coming, until).await;
                         }
                     }
                     Err(err) => tracing::debug!(error = %err, "TLS handshake failed"),
@@ -175,22 +177,38 @@ impl<C: Connector<Target = Target>> Core<C> {
     }
 }
 
-/// Waits for a handshake; its connection keeps its place for [`HANDSHAKE_TURN`], and once it is over
-/// until what came with its end was read. Of newcomers beside connections that are all at work each
-/// would else lose its place to the next one, before it could ask for anything.
+/// Waits for a handshake; its connection keeps its place until this moment. Of newcomers beside
+/// connections that are all at work each would else lose its place to the next one, before it could
+/// ask for anything.
 async fn keep_for_handshake<T>(
     turn: &Turn,
+    until: Instant,
     handshake: impl Future<Output = T>,
 ) -> (T, Option<UnderWay>) {
     let coming = turn.request();
     let mut handshake = pin!(handshake);
-    match tokio::time::timeout(HANDSHAKE_TURN, handshake.as_mut()).await {
+    match tokio::time::timeout_at(until, handshake.as_mut()).await {
         Ok(done) => (done, coming),
         Err(_) => {
             drop(coming);
             (handshake.await, turn.request())
         }
     }
+}
+
+/// Serves a connection that keeps its place until this moment, or until what has come by then was
+/// read: a client may send its request some time after the end of its handshake.
+async fn keep_until(
+    mut connection: Pin<Box<impl Future>>,
+    coming: Option<UnderWay>,
+    until: Instant,
+) {
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => return,
+        () = tokio::time::sleep_until(until) => {}
+    }
+    keep_until_read(connection, coming).await;
 }
 
 /// Serves a connection that keeps its place until what its client has sent so far was read: of many

@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use super::listen::STALLED;
-
 mod answer;
 
 pub(super) use answer::Answer;
@@ -20,8 +18,11 @@ pub(super) const MAX_STREAMS: u32 = 100;
 pub(super) const SEND_BUFFER: usize = 64 * 1024;
 /// How long a client may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// How often it is looked whether a client takes anything: who has not for [`STALLED`] is cut off
-/// at the next look.
+/// Who takes nothing of what waits for it for this long is cut off, at the next look. Longer than by
+/// HTTP/1.1, since here the kernel does the taking: of one who reads slowly it does so in pieces of
+/// more than a megabyte.
+pub(super) const NO_ROOM: Duration = Duration::from_secs(300);
+/// How often it is looked in this time.
 const LOOKS: u32 = 4;
 
 /// The requests of one connection.
@@ -30,6 +31,8 @@ pub(super) struct Streams {
     open: AtomicUsize,
     /// How many there have been.
     begun: AtomicUsize,
+    /// Those without an answer so far: the client sends, or its worker works.
+    unanswered: AtomicUsize,
     /// Things that wait for the client to make room for them.
     offers: AtomicUsize,
     /// How often it has.
@@ -41,24 +44,39 @@ impl Streams {
     pub(super) fn enter(self: &Arc<Self>) -> Stream {
         self.open.fetch_add(1, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
-        Stream(Arc::clone(self))
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        Stream {
+            streams: Arc::clone(self),
+            is_answered: false,
+        }
     }
 }
 
 /// One request; it is over when this is dropped.
 #[derive(Debug)]
-pub(super) struct Stream(Arc<Streams>);
+pub(super) struct Stream {
+    streams: Arc<Streams>,
+    is_answered: bool,
+}
 
 impl Stream {
+    /// Its answer begins.
+    fn answered(&mut self) {
+        if !self.is_answered {
+            self.is_answered = true;
+            self.streams.unanswered.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Something waits for the client, until this is dropped.
     fn offer(&self) -> Offer {
-        self.0.offers.fetch_add(1, Ordering::Relaxed);
-        Offer(Arc::clone(&self.0))
+        self.streams.offers.fetch_add(1, Ordering::Relaxed);
+        Offer(Arc::clone(&self.streams))
     }
 
     /// The client took something.
     fn taken(&self) {
-        self.0.taken.fetch_add(1, Ordering::Relaxed);
+        self.streams.taken.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -74,12 +92,14 @@ impl Drop for Offer {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.answered();
+        self.streams.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// A connection that ends when it has had no request for a while, the first one included, or when
-/// its client has taken nothing for [`STALLED`] of what waits for it.
+/// its client has taken nothing for [`NO_ROOM`] of what waits for it. While a request on it has no
+/// answer so far, that one is worth more than the room that others hold.
 pub(super) struct Patient<F, E> {
     connection: Pin<Box<F>>,
     /// Tells the connection to end.
@@ -109,7 +129,7 @@ impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
             is_ending: false,
             taken: 0,
             in_vain: 0,
-            look: Box::pin(tokio::time::sleep(STALLED / LOOKS)),
+            look: Box::pin(tokio::time::sleep(NO_ROOM / LOOKS)),
         }
     }
 
@@ -117,15 +137,18 @@ impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
     fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
         while self.look.as_mut().poll(cx).is_ready() {
             let taken = self.streams.taken.load(Ordering::Relaxed);
-            let waits = self.streams.offers.load(Ordering::Relaxed) > 0;
+            let offers = self.streams.offers.load(Ordering::Relaxed);
+            let unanswered = self.streams.unanswered.load(Ordering::Relaxed);
+            let waits = offers > 0 && unanswered == 0;
             self.in_vain = match waits && taken == self.taken {
                 true => self.in_vain + 1,
                 false => 0,
             };
             self.taken = taken;
-            self.look.as_mut().reset(Instant::now() + STALLED / LOOKS);
+            self.look.as_mut().reset(Instant::now() + NO_ROOM / LOOKS);
         }
-        self.in_vain >= LOOKS
+        // The first look came some time after whatever waits.
+        self.in_vain > LOOKS
     }
 
     /// Asks the connection to end.
@@ -148,6 +171,7 @@ where
                 return Poll::Ready(end);
             }
             if this.is_stalled(cx) {
+                tracing::debug!("a client takes nothing of its answers");
                 return Poll::Ready(Ok(()));
             }
             if this.timer.as_mut().poll(cx).is_pending() {
@@ -201,6 +225,24 @@ mod tests {
         let ended = tokio::time::timeout(GOODBYE, patient).await;
         ended.expect("soon").expect("in peace");
         assert!(begun.elapsed() <= 100 * LIMIT + GOODBYE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_an_answer_keeps_the_connection_from_being_cut_off() {
+        let streams = Arc::new(Streams::default());
+        let mut stalled = streams.enter();
+        stalled.answered();
+        let _offer = stalled.offer();
+        let uploads = streams.enter();
+        let connection = std::future::pending::<hyper::Result<()>>();
+        let mut patient = Patient::new(connection, streams, LIMIT, |_| {});
+        let early = tokio::time::timeout(4 * NO_ROOM, &mut patient).await;
+        assert!(early.is_err(), "an upload goes on");
+        drop(uploads);
+        let early = tokio::time::timeout(NO_ROOM, &mut patient).await;
+        assert!(early.is_err(), "it had no time to take anything");
+        let late = tokio::time::timeout(NO_ROOM, &mut patient).await;
+        late.expect("nobody waits for ever").expect("in peace");
     }
 
     #[tokio::test(start_paused = true)]

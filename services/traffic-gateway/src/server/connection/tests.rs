@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::sync::CancellationToken;
 
-use super::super::listen::STALLED;
+use super::super::http2::NO_ROOM;
 use super::*;
 use crate::admission::{Admitted, Door};
 use crate::fleet::{Fleet, Snapshot};
@@ -189,7 +189,7 @@ async fn get(
         .expect("an answer")
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_http2_client_with_a_request_under_way_stays() {
     let (client, served) = http2(SHORT);
     let (mut sender, connection) =
@@ -220,45 +220,63 @@ async fn an_http2_client_with_a_request_under_way_stays() {
     drop(connection.await.expect("no panic"));
 }
 
-/// Asks for `path` on a connection whose client gives each answer room for one byte until it reads.
-async fn ask_without_room(
+/// Asks for `path` on a connection whose client gives each answer room for so many bytes until it
+/// reads.
+async fn ask_with_room(
+    room: u32,
     path: &str,
 ) -> (
+    SendRequest<Empty<bytes::Bytes>>,
     http::Response<hyper::body::Incoming>,
     [tokio::task::JoinHandle<()>; 2],
 ) {
     let (client, served) = http2(PATIENCE);
     let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(1)
+        .initial_stream_window_size(room)
         .handshake(TokioIo::new(client))
         .await
         .expect("a handshake");
     let connection = tokio::spawn(async move { drop(connection.await) });
     let answer = get(&mut sender, path, "").await;
     assert_eq!(answer.status(), 200);
-    (answer, [served, connection])
+    (sender, answer, [served, connection])
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_http2_client_may_take_its_time_with_an_answer_but_not_for_ever() {
     // One whose body is done at once, and one whose worker has more to say at any time.
     for path in ["/health", "/_mesh/events"] {
-        let (answer, [mut served, _connection]) = ask_without_room(path).await;
+        let (_sender, answer, [mut served, _connection]) = ask_with_room(1, path).await;
         // Far beyond the limit for connections without a request.
-        let early = tokio::time::timeout(STALLED - PATIENCE, &mut served).await;
+        let early = tokio::time::timeout(NO_ROOM - PATIENCE, &mut served).await;
         assert!(early.is_err(), "{path} was not taken yet");
-        let late = tokio::time::timeout(STALLED, &mut served).await;
+        let late = tokio::time::timeout(NO_ROOM, &mut served).await;
         late.expect("nobody waits for ever").expect("no panic");
         drop(answer);
     }
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_http2_client_that_asks_on_and_takes_nothing_is_cut_off_all_the_same() {
+    let (mut sender, first, [mut served, _connection]) = ask_with_room(0, "/_mesh/events").await;
+    let mut answers = vec![first];
+    let begun = Instant::now();
+    while tokio::time::timeout(NO_ROOM / 5, &mut served)
+        .await
+        .is_err()
+    {
+        answers.push(get(&mut sender, "/health", "").await);
+        assert!(begun.elapsed() < NO_ROOM * 2, "asking on is enough");
+    }
+    assert!(begun.elapsed() >= NO_ROOM);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_http2_client_that_takes_a_little_now_and_then_is_served_to_the_end() {
-    let (answer, [mut served, _connection]) = ask_without_room("/").await;
+    let (_sender, answer, [mut served, _connection]) = ask_with_room(1, "/").await;
     let mut body = answer.into_body();
     for taken in 0..3 {
-        let early = tokio::time::timeout(STALLED - PATIENCE, &mut served).await;
+        let early = tokio::time::timeout(NO_ROOM - PATIENCE, &mut served).await;
         assert!(early.is_err(), "after {taken} bytes");
         let frame = body.frame().await.expect("more").expect("no error");
         assert_eq!(frame.into_data().expect("data").len(), 1);

@@ -20,7 +20,8 @@ use super::{Offer, Stream};
 pub(in super::super) struct Answer<B> {
     body: B,
     request: Arc<Request>,
-    /// It is the client's turn to make room, and not the worker's to go on.
+    /// The worker is not behind: what there is waits for the client. (That the body is asked for
+    /// more does not mean that the client took anything.)
     offer: Option<Offer>,
 }
 
@@ -32,7 +33,8 @@ struct Request {
 }
 
 impl<B> Answer<B> {
-    pub(in super::super) fn new(body: B, under_way: UnderWay, stream: Stream) -> Self {
+    pub(in super::super) fn new(body: B, under_way: UnderWay, mut stream: Stream) -> Self {
+        stream.answered();
         Self {
             body,
             offer: Some(stream.offer()),
@@ -52,7 +54,6 @@ impl<B: Body + Unpin> Body for Answer<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
-        self.request.stream.taken();
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match polled {
             Poll::Pending => self.offer = None,
