@@ -20,7 +20,7 @@ const VOLATILE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(300);
 /// How often it is looked whether there is traffic with somebody new.
 const LOOK: Duration = Duration::from_secs(2);
-/// Other versions, and newcomers to greet, are stored no more often than this.
+/// Newcomers to greet are stored no more often than this.
 const APART: Duration = Duration::from_secs(5);
 /// Who was silent for this long is not greeted after a restart.
 const RECENT: Duration = Duration::from_secs(300);
@@ -84,8 +84,10 @@ impl Memory {
             return true;
         };
         let mut recent = self.recent.keys();
-        let is_new = version != stored.version;
-        let after = if is_new || recent.any(|peer| !stored.greeted.contains(peer)) {
+        let after = if version != stored.version {
+            // Somebody may be gone for good, whom a restart without a coordinator must not know.
+            Duration::ZERO
+        } else if recent.any(|peer| !stored.greeted.contains(peer)) {
             APART
         } else if stored.is_old {
             VOLATILE
@@ -245,30 +247,16 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_stored_every_five_seconds_at_most_and_endpoints_every_ten() {
-        let (mut memory, at) = written(0..1);
-        let mut version = 1;
-        let mut writes = Vec::new();
-        for secs in 20..40 {
-            memory.look([], true, at(secs));
-            version += 1;
-            if memory.is_due(version, at(secs)) {
-                memory.wrote(version, memory.greeted(), false, at(secs));
-                writes.push(secs);
-            }
-        }
-        assert_eq!(writes, [20, 25, 30, 35]);
-        // The last one did not make it into the file of its moment.
-        memory.look([], false, at(40));
-        assert!(memory.is_due(version, at(40)));
-        memory.wrote(version, memory.greeted(), false, at(40));
-        memory.look([], true, at(41));
-        assert!(!memory.is_due(version, at(49)));
-        assert!(memory.is_due(version, at(50)));
-        memory.wrote(version, memory.greeted(), true, at(50));
-        memory.look([], false, at(59));
-        assert!(!memory.is_due(version, at(59)));
-        assert!(memory.is_due(version, at(60)), "what failed is tried again");
+    fn another_version_is_stored_at_once_and_endpoints_every_ten_seconds() {
+        let (mut memory, at) = written(0..2);
+        memory.look([], true, at(1));
+        assert!(memory.is_due(2, at(1)));
+        assert!(!memory.is_due(1, at(9)));
+        assert!(memory.is_due(1, at(10)));
+        memory.wrote(1, memory.greeted(), true, at(10));
+        memory.look([], false, at(19));
+        assert!(!memory.is_due(1, at(19)));
+        assert!(memory.is_due(1, at(20)), "what failed is tried again");
     }
 
     #[test]

@@ -15,7 +15,8 @@ const AT_ONCE: u32 = 64;
 /// Between two of them after that: 200 a second. 10 000 peers take 50 s.
 const APART: Duration = Duration::from_millis(5);
 
-/// Peers that are to be greeted, in the order in which they were named.
+/// Peers that are to be greeted, in the order in which they were named: those with traffic last come
+/// first.
 #[derive(Debug)]
 pub(super) struct Greeting {
     /// Those who have not answered.
@@ -24,7 +25,6 @@ pub(super) struct Greeting {
     /// Those who are to be greeted. The first one has not answered; of the others some may have
     /// meanwhile.
     queue: VecDeque<NodeId>,
-    queued: BTreeSet<NodeId>,
     /// The handshakes that have begun, each for the time of [`APART`], less the time that passed
     /// until `at`.
     spent: Duration,
@@ -41,21 +41,16 @@ impl Greeting {
             unanswered,
             order,
             queue: VecDeque::new(),
-            queued: BTreeSet::new(),
             spent: Duration::ZERO,
             at: now,
         }
     }
 
-    /// There is a way to reach them, or another one: whoever has not answered is greeted, those
-    /// first who still wait for the time before.
+    /// There is a way to reach them, or another one, which is seldom: whoever has not answered is
+    /// greeted from the first one on, whether they still wait for the time before or not.
     pub(super) fn begin(&mut self) {
         self.order.retain(|peer| self.unanswered.contains(peer));
-        for peer in &self.order {
-            if self.queued.insert(*peer) {
-                self.queue.push_back(*peer);
-            }
-        }
+        self.queue = self.order.iter().copied().collect();
     }
 
     /// This peer has a session, whoever asked for it.
@@ -70,7 +65,6 @@ impl Greeting {
             return None;
         }
         let peer = self.queue.pop_front()?;
-        self.queued.remove(&peer);
         self.skip_answered();
         let passed = now.saturating_duration_since(self.at);
         self.spent = self.spent.saturating_sub(passed) + APART;
@@ -88,7 +82,6 @@ impl Greeting {
         while let Some(peer) = self.queue.front()
             && !self.unanswered.contains(peer)
         {
-            self.queued.remove(peer);
             self.queue.pop_front();
         }
     }
