@@ -5,10 +5,9 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -240,15 +239,15 @@ pub async fn connect(
     server_name: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<Channel, ConnectError> {
-    let (at, stream) = connect_from(addrs, 0, server_name, &tls).await?;
-    let connector = Connector::new(addrs, at, server_name, tls, Some(stream));
+    let first = connect_from(addrs, 0, server_name, &tls).await?;
+    let connector = Connector::new(addrs, server_name, tls, Some(first));
     let channel = endpoint().connect_with_connector_lazy(connector);
     Ok(channel)
 }
 
 /// The same channel without a first connection: calls fail until the server is there.
 pub fn connect_lazy(addrs: &[String], server_name: &str, tls: Arc<ClientConfig>) -> Channel {
-    endpoint().connect_with_connector_lazy(Connector::new(addrs, 0, server_name, tls, None))
+    endpoint().connect_with_connector_lazy(Connector::new(addrs, server_name, tls, None))
 }
 
 fn endpoint() -> Endpoint {
@@ -261,6 +260,9 @@ fn endpoint() -> Endpoint {
         .initial_connection_window_size(8 << 20)
 }
 
+/// Who answered and is lost again so soon is not asked first.
+const LASTING: Duration = Duration::from_secs(5);
+
 /// Dials for [`Channel`]: the addresses in turn, starting where the last success was.
 struct Connector {
     shared: Arc<Target>,
@@ -271,23 +273,43 @@ struct Target {
     addrs: Vec<String>,
     server_name: String,
     tls: Arc<ClientConfig>,
-    /// Which address answered last.
-    last: AtomicUsize,
+    last: Mutex<Option<Success>>,
+}
+
+/// Which address answered, and when.
+#[derive(Debug, Clone, Copy)]
+struct Success {
+    at: usize,
+    when: Instant,
+}
+
+/// Which address is asked first. One may take every connection and break it soon after, as a
+/// balancer does whose server is away.
+fn first(last: Option<Success>, now: Instant) -> usize {
+    match last {
+        None => 0,
+        Some(last) if now.saturating_duration_since(last.when) < LASTING => last.at + 1,
+        Some(last) => last.at,
+    }
 }
 
 impl Connector {
     fn new(
         addrs: &[String],
-        last: usize,
         server_name: &str,
         tls: Arc<ClientConfig>,
-        first: Option<TlsStream<TcpStream>>,
+        first: Option<(usize, TlsStream<TcpStream>)>,
     ) -> Self {
+        let (at, first) = first.unzip();
+        let last = at.map(|at| Success {
+            at,
+            when: Instant::now(),
+        });
         let shared = Arc::new(Target {
             addrs: addrs.to_vec(),
             server_name: server_name.to_owned(),
             tls,
-            last: AtomicUsize::new(last),
+            last: Mutex::new(last),
         });
         Self { shared, first }
     }
@@ -314,9 +336,11 @@ impl Service<http::Uri> for Connector {
                 tls,
                 last,
             } = &*target;
-            let first = last.load(Ordering::Relaxed);
-            let (at, stream) = connect_from(addrs, first, server_name, tls).await?;
-            last.store(at, Ordering::Relaxed);
+            let lock = || last.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = first(*lock(), Instant::now());
+            let (at, stream) = connect_from(addrs, begin, server_name, tls).await?;
+            let when = Instant::now();
+            *lock() = Some(Success { at, when });
             Ok(TokioIo::new(stream))
         })
     }
@@ -351,6 +375,15 @@ mod tests {
             };
             assert_eq!(leads_elsewhere(&error.to_string()), elsewhere, "{error}");
         }
+    }
+
+    #[test]
+    fn the_address_that_answered_last_is_asked_first_unless_it_was_lost_at_once() {
+        let when = Instant::now();
+        let last = Some(Success { at: 1, when });
+        assert_eq!(first(None, when), 0);
+        assert_eq!(first(last, when + LASTING), 1);
+        assert_eq!(first(last, when + LASTING / 2), 2);
     }
 
     #[test]

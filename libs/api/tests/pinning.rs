@@ -2,11 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mesh_api::client::{ALPN_H2, AttemptError, connect_lazy, connect_tls};
-use mesh_api::pb;
-use mesh_api::pb::admin_service_client::AdminServiceClient;
+use mesh_api::client::{ALPN_H2, AttemptError, connect_tls};
 use mesh_api::tls::{COORDINATOR_NAME, Pin, client_config, fingerprint};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -122,30 +119,6 @@ async fn every_unreachable_address_is_named() {
         text.contains("127.0.0.1:1") && text.contains("127.0.0.1:2"),
         "{text}"
     );
-}
-
-#[tokio::test]
-async fn a_channel_begins_with_the_address_that_answered_last() {
-    let ours = authority();
-    // It ends every connection once the handshake is over.
-    let (alive, _task) = server(&ours, COORDINATOR_NAME, 2100).await;
-    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let addrs = [silent.local_addr().expect("bound"), alive].map(|addr| addr.to_string());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counts = Arc::clone(&asked);
-    let _refuses = tokio::spawn(async move {
-        while let Ok((_tcp, _)) = silent.accept().await {
-            counts.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    let tls = client_config(Pin::Ca(ours.der.clone()), None, &[ALPN_H2]).expect("a configuration");
-    let channel = connect_lazy(&addrs, COORDINATOR_NAME, tls);
-    for _ in 0..4 {
-        let mut client = AdminServiceClient::new(channel.clone());
-        let answer = client.status(pb::AdminStatusRequest {}).await;
-        answer.expect_err("nobody speaks HTTP/2 there");
-    }
-    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
