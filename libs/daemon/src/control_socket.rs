@@ -20,6 +20,8 @@ const PATH_LIMIT: usize = 100;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Most bytes of a request.
 const REQUEST_LEN: u64 = 64;
+/// Most bytes of an answer.
+const ANSWER_LEN: u64 = 16 << 20;
 /// Requests that are answered at the same time; others wait.
 const MOST: usize = 32;
 
@@ -47,18 +49,25 @@ pub async fn ask(state_dir: &Path, request: &str) -> Result<String, AskError> {
         let mut stream = UnixStream::connect(path).await?;
         stream.write_all(format!("{request}\n").as_bytes()).await?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
+        stream.take(ANSWER_LEN).read_to_string(&mut answer).await?;
         io::Result::Ok(answer)
     };
     let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await;
     match answer.map_err(|_| AskError::Silent)? {
         Ok(answer) if answer.is_empty() => Err(AskError::Silent),
         Ok(answer) => Ok(answer),
-        Err(error) => Err(match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning,
-            _ => AskError::Io(error),
-        }),
+        Err(error) if is_nobody(&error) => Err(AskError::NotRunning),
+        Err(error) => Err(AskError::Io(error)),
     }
+}
+
+/// Whether a connection failed because nobody listens.
+fn is_nobody(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(
+        kind,
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// A path to the socket that fits into an address; the directory stays open as long as it is used.
@@ -86,7 +95,9 @@ impl ControlSocket {
     /// It cannot be bound; of kind `AddrInUse` when another program runs with this directory.
     pub async fn bind(state_dir: &Path) -> io::Result<Self> {
         let (path, _dir) = socket_path(state_dir)?;
-        if UnixStream::connect(&path).await.is_ok() {
+        let tried = UnixStream::connect(&path).await;
+        // A full queue, for one, says that somebody is there.
+        if !tried.is_err_and(|error| is_nobody(&error)) {
             let text = format!(
                 "another one runs with the state directory {}; stop it, or choose another one \
                  with --state-dir",
