@@ -102,9 +102,15 @@ impl Target {
                 );
             }
         }
-        let grown = workspace::root()
-            .join("fuzz/target/corpus")
-            .join(&self.name);
+        // What earlier runs have grown would lead elsewhere.
+        let grown = match seed {
+            None => "fuzz/target/corpus",
+            Some(_) => "fuzz/target/seeded",
+        };
+        let grown = workspace::root().join(grown).join(&self.name);
+        if seed.is_some() && grown.exists() {
+            fs::remove_dir_all(&grown)?;
+        }
         let artefacts = workspace::target_dir().join("ci/fuzz");
         let mut command = self.search(&grown, &artefacts, seconds)?;
         if let Some(seed) = seed {
