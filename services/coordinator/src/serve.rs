@@ -37,6 +37,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// other. A certificate alone shows nobody: it may be of a member that was removed.
 const STRANGER: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long the connection of a member that was removed stays, so that calls under way, and those that
+/// follow at once, hear why they are refused instead of losing their connection.
+const HEARS_WHY: Duration = Duration::from_secs(2);
 /// How often an idle connection is asked whether it is alive, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -214,10 +217,13 @@ impl Connection {
     }
 }
 
-/// Ends when somebody who has shown a certificate is a member no more.
+/// Ends some time after somebody who has shown a certificate is a member no more.
 async fn over(known: Option<&Entry>) {
     match known {
-        Some(entry) => entry.over().await,
+        Some(entry) => {
+            entry.over().await;
+            tokio::time::sleep(HEARS_WHY).await;
+        }
         None => std::future::pending().await,
     }
 }

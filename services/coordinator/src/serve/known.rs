@@ -12,8 +12,7 @@ use tokio::sync::Notify;
 use crate::app::Core;
 use crate::caller::{Caller, PeerCertificate};
 
-/// How often it is looked who is no member any more, while anything changes about members. With
-/// the goodbye of their streams they are gone within 2 s.
+/// How often it is looked who is no member any more, while anything changes about members.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The connections whose clients have shown a certificate. Clones share them.

@@ -1,8 +1,10 @@
 //! Every gRPC method × every kind of caller, against the real port.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
+use http::uri::PathAndQuery;
 use mesh_api::pb;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
@@ -68,12 +70,21 @@ async fn let_through(channel: &Channel, path: &str) -> bool {
 /// The word of the refusal that an empty message to this method meets, if any.
 pub(crate) async fn answer(channel: &Channel, path: &str) -> Option<String> {
     let mut client = tonic::client::Grpc::new(channel.clone());
-    client.ready().await.expect("connected");
-    let path = path.parse().expect("a path");
-    let outcome = client
-        .server_streaming(Request::new(Bytes::new()), path, Raw)
-        .await;
-    outcome.err().map(|status| word(&status).to_owned())
+    let path: PathAndQuery = path.parse().expect("a path");
+    for _ in 0..10 {
+        client.ready().await.expect("connected");
+        let outcome = client
+            .server_streaming(Request::new(Bytes::new()), path.clone(), Raw)
+            .await;
+        match outcome {
+            Ok(_) => return None,
+            // The connection of whoever is removed ends, which may be just now: what the
+            // coordinator answers is heard on the next one. Its own refusals have no source.
+            Err(status) if status.source().is_some() => {}
+            Err(status) => return Some(word(&status).to_owned()),
+        }
+    }
+    panic!("{path}: one connection after the other ended");
 }
 
 /// `/mesh.v1.Service/Method` of each method in the contract but the deploy-manager's.
