@@ -1,12 +1,13 @@
 //! The control socket: how a program's own verbs, such as `status`, ask the one that runs.
 //!
-//! A Unix socket in the state directory, which only its owner can enter. One line asks, one line
+//! A Unix socket (0600) in the state directory, which only its owner can enter. One line asks, one line
 //! of JSON answers.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,8 +16,41 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 const SOCKET: &str = "control.sock";
-/// Longer paths do not fit into a socket address.
-const PATH_LIMIT: usize = 100;
+/// The longest path that fits into a socket address, in bytes.
+const PATH_MAX: usize = 107;
+
+/// A path that fits into a socket address. A long one goes through the open directory.
+#[derive(Debug)]
+pub struct SocketPath {
+    path: PathBuf,
+    _dir: Option<File>,
+}
+
+impl SocketPath {
+    /// The path of this name in `dir`; good as long as it is held.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub fn of(dir: &Path, name: &str) -> io::Result<Self> {
+        let path = dir.join(name);
+        if path.as_os_str().len() <= PATH_MAX {
+            return Ok(Self { path, _dir: None });
+        }
+        let dir = File::open(dir)?;
+        let path = format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).into();
+        Ok(Self {
+            path,
+            _dir: Some(dir),
+        })
+    }
+}
+
+impl AsRef<Path> for SocketPath {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Most bytes of a request.
 const REQUEST_LEN: u64 = 64;
@@ -45,8 +79,8 @@ pub enum AskError {
 /// None runs, or it does not answer.
 pub async fn ask(state_dir: &Path, request: &str) -> Result<String, AskError> {
     let asked = async {
-        let (path, _dir) = socket_path(state_dir)?;
-        let mut stream = UnixStream::connect(path).await?;
+        let path = SocketPath::of(state_dir, SOCKET)?;
+        let mut stream = UnixStream::connect(&path).await?;
         stream.write_all(format!("{request}\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.take(ANSWER_LEN).read_to_string(&mut answer).await?;
@@ -70,17 +104,6 @@ fn is_nobody(error: &io::Error) -> bool {
     )
 }
 
-/// A path to the socket that fits into an address; the directory stays open as long as it is used.
-fn socket_path(state_dir: &Path) -> io::Result<(PathBuf, Option<File>)> {
-    let path = state_dir.join(SOCKET);
-    if path.as_os_str().len() <= PATH_LIMIT {
-        return Ok((path, None));
-    }
-    let dir = File::open(state_dir)?;
-    let short = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
-    Ok((short.into(), Some(dir)))
-}
-
 /// The control socket of a running program. Removed when it is dropped.
 #[derive(Debug)]
 pub struct ControlSocket {
@@ -94,10 +117,15 @@ impl ControlSocket {
     /// # Errors
     /// It cannot be bound; of kind `AddrInUse` when another program runs with this directory.
     pub async fn bind(state_dir: &Path) -> io::Result<Self> {
-        let (path, _dir) = socket_path(state_dir)?;
-        let tried = UnixStream::connect(&path).await;
-        // A full queue, for one, says that somebody is there.
-        if !tried.is_err_and(|error| is_nobody(&error)) {
+        let path = SocketPath::of(state_dir, SOCKET)?;
+        let is_taken = match UnixStream::connect(&path).await {
+            Ok(_) => true,
+            // A full queue says that somebody is there.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+            Err(error) if is_nobody(&error) => false,
+            Err(error) => return Err(error),
+        };
+        if is_taken {
             let text = format!(
                 "another one runs with the state directory {}; stop it, or choose another one \
                  with --state-dir",
@@ -110,6 +138,7 @@ impl ControlSocket {
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         Ok(Self {
             listener,
             path: state_dir.join(SOCKET),

@@ -3,14 +3,13 @@
 //! One request and one answer per connection, each one line of JSON. The directory (0700) and the
 //! socket (0600) let in the agent's own user and root; both sides check who the other is.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_daemon::Tasks;
+use mesh_daemon::control_socket::SocketPath;
 use mesh_node::{StateDir, StateDirError};
 use mesh_types::ServiceName;
 use serde::{Deserialize, Serialize};
@@ -23,8 +22,6 @@ use crate::status::AgentStatus;
 
 /// The socket's name in the state directory.
 const NAME: &str = "agent.sock";
-/// Longer paths do not fit a socket address (108 bytes with the ending zero).
-const PATH_MAX: usize = 107;
 /// A request is not longer, in bytes.
 const REQUEST_MAX: u64 = 64 * 1024;
 /// An answer is not longer, in bytes.
@@ -101,27 +98,6 @@ pub(crate) enum Reached {
     Nobody(StateDir),
 }
 
-/// A path that fits a socket address. A long one goes through the open directory.
-struct SocketPath {
-    path: PathBuf,
-    _dir: Option<File>,
-}
-
-impl SocketPath {
-    fn of(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join(NAME);
-        if path.as_os_str().len() <= PATH_MAX {
-            return Ok(Self { path, _dir: None });
-        }
-        let dir = File::open(state_dir)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}/{NAME}", dir.as_raw_fd()));
-        Ok(Self {
-            path,
-            _dir: Some(dir),
-        })
-    }
-}
-
 /// The agent's end of the socket. Removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct LocalSocket {
@@ -133,13 +109,13 @@ impl LocalSocket {
     /// Binds it. The state directory's lock says that no other agent uses it, so a socket that is
     /// there is a dead one's.
     pub(crate) fn bind(state_dir: &Path) -> io::Result<Self> {
-        let short = SocketPath::of(state_dir)?;
-        match std::fs::remove_file(&short.path) {
+        let short = SocketPath::of(state_dir, NAME)?;
+        match std::fs::remove_file(&short) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&short.path)?;
-        std::fs::set_permissions(&short.path, std::fs::Permissions::from_mode(0o600))?;
+        let listener = UnixListener::bind(&short)?;
+        std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self {
             listener,
             path: state_dir.join(NAME),
@@ -178,10 +154,8 @@ impl LocalSocket {
 
 impl Drop for LocalSocket {
     fn drop(&mut self) {
-        if let Ok(short) = SocketPath::of(self.path.parent().unwrap_or(Path::new("/"))) {
-            // Gone already with the state directory, or left for the next agent to remove.
-            drop(std::fs::remove_file(short.path));
-        }
+        // Gone already with the state directory, or left for the next agent to remove.
+        drop(std::fs::remove_file(&self.path));
     }
 }
 
@@ -228,8 +202,8 @@ fn stopping() -> Answer {
 
 /// Asks the agent that runs on this state directory.
 pub(crate) async fn ask(state_dir: &Path, request: &Request) -> Result<Answer, AskError> {
-    let short = SocketPath::of(state_dir).map_err(connect_error)?;
-    let stream = UnixStream::connect(&short.path)
+    let short = SocketPath::of(state_dir, NAME).map_err(connect_error)?;
+    let stream = UnixStream::connect(&short)
         .await
         .map_err(connect_error)?;
     if !is_ours(&stream) && !nix::unistd::geteuid().is_root() {
