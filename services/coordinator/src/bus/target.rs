@@ -33,6 +33,9 @@ pub(super) enum DialError {
         "it cannot be trusted ({0}): its certificate must be for that host, of an authority in bus.ca_file"
     )]
     Untrusted(rustls::Error),
+    /// It speaks TLS and does not agree with us about it.
+    #[error("TLS with it fails: {0}")]
+    Refused(rustls::Error),
     /// It answers otherwise.
     #[error("it does not speak TLS, and bus.redis_url says rediss://")]
     NotTls,
@@ -48,7 +51,8 @@ impl DialError {
         match tls {
             Some(tls @ rustls::Error::InvalidCertificate(_)) => Self::Untrusted(tls.clone()),
             Some(rustls::Error::InvalidMessage(_)) => Self::NotTls,
-            _ => Self::Unreachable(error),
+            Some(tls) => Self::Refused(tls.clone()),
+            None => Self::Unreachable(error),
         }
     }
 }
@@ -305,13 +309,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_redis_without_tls_is_told_as_one() {
+    async fn a_redis_without_tls_or_with_another_is_told_as_one() {
         let long = Duration::from_secs(60);
         let said = dialled(b"-ERR unknown command\r\n", long).await;
         assert_eq!(
             said,
             "it does not speak TLS, and bus.redis_url says rediss://"
         );
+        // An alert: fatal, handshake_failure (RFC 8446, 6).
+        let said = dialled(b"\x15\x03\x03\x00\x02\x02\x28", long).await;
+        assert!(said.contains("TLS with it fails"), "{said}");
         let said = dialled(b"", Duration::from_millis(100)).await;
         assert!(said.contains("hangs, or does not speak TLS"), "{said}");
     }
