@@ -31,7 +31,7 @@ pub enum TooOld {
         "the last list of nodes is {} old, and nodes may have been removed or labelled anew since; \
          see to the coordinator ('mesh status'), or go by that list with --old-nodes", span(*.0)
     )]
-    Days(Duration),
+    Old(Duration),
     /// It is from a time that is yet to come, so its age is not known.
     #[error(
         "the last list of nodes is from {} ahead of this machine's clock, so its age is not known; \
@@ -61,7 +61,7 @@ impl LastNodes {
             return Err(TooOld::Ahead(ahead));
         }
         if age > MAX_AGE {
-            return Err(TooOld::Days(age));
+            return Err(TooOld::Old(age));
         }
         Ok(age)
     }
