@@ -18,6 +18,9 @@ use crate::k8s::settings::secret_content;
 use crate::workspace;
 
 const POLL: Duration = Duration::from_millis(200);
+/// How long a container may take to be ready, or to end: a fault should not hold a run up for as long
+/// as a cluster may wait for its other parts.
+const LONGEST: Duration = Duration::from_secs(120);
 
 pub(super) struct Cluster<'a> {
     engine: &'a Engine,
@@ -229,10 +232,12 @@ impl<'a> Cluster<'a> {
     }
 
     fn wait_for_end(&self, container: Container<'_>, name: &str) -> Result<()> {
+        let log = self.wait_for(container, name, LONGEST, |look| match look {
+            Look::Ended(log) => Some(log.clone()),
+            Look::Ready | Look::NotYet(_) => None,
+        })?;
         let code = quiet(self.engine.docker().args(["wait", name]))?;
-        if code != "0" {
-            bail!("{}: exit code {code}: {}", container.key(), self.log(name)?);
-        }
+        ensure!(code == "0", "{}: exit code {code}: {log}", container.key());
         Ok(())
     }
 
@@ -267,7 +272,7 @@ impl<'a> Cluster<'a> {
             }
             if begun.elapsed() > limit {
                 let reason = match look {
-                    Look::Ready => "it is ready".to_owned(),
+                    Look::Ready => "it runs".to_owned(),
                     Look::NotYet(reason) => reason,
                     Look::Ended(_) => "it ended".to_owned(),
                 };
@@ -370,8 +375,7 @@ fn rights(docker: &mut Command, container: Container<'_>) {
 fn startup_limit(container: Container<'_>) -> Duration {
     let probe = &container.value["startupProbe"];
     let number = |name: &str| probe[name].as_u64().unwrap_or(1);
-    // A fault should not hold a run up for as long as a cluster may wait for its other parts.
-    Duration::from_secs((number("periodSeconds") * number("failureThreshold")).min(120))
+    Duration::from_secs(number("periodSeconds") * number("failureThreshold")).min(LONGEST)
 }
 
 fn own(path: &Path, group: Option<u32>, mode: u32) -> Result<()> {
