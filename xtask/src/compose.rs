@@ -138,7 +138,8 @@ fn up(engine: &Engine, dir: &Path) -> Result<()> {
 /// The journey over the running containers.
 fn journey(engine: &Engine, dir: &Path) -> Result<()> {
     let mut command = process::cargo();
-    command.args(["test", "-p", "integration", "--test", "compose", "--"]);
+    // Of the workspace, so that what `test` has built is not built again with other features.
+    command.args(["test", "--workspace", "--test", "compose", "--"]);
     command.args(["--nocapture", "--test-threads=1"]);
     command.env("MESH_COMPOSE_FILE", dir.join(FILE));
     engine.point(&mut command);

@@ -2,6 +2,7 @@
 //! needs a container engine is a stage of its own: `compose`, `deb --check`, `k8s --run`.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{process, setup, virtual_time, workspace};
 
 mod logs;
+mod targets;
 
 /// Lines of what a failed test said that are repeated at the end.
 const SHOWN: usize = 40;
@@ -99,17 +101,25 @@ fn prepare(args: &Args) -> Result<()> {
 }
 
 fn unit(args: &Args) -> Result<()> {
-    let mut command = process::cargo();
-    command.args([
-        "test",
-        "--workspace",
-        "--exclude",
-        "integration",
-        "--no-fail-fast",
-    ]);
+    let tests = targets::Tests::read()?;
+    let mut command = of_workspace();
+    command.args(["--lib", "--bins", "--examples"]);
+    tests.name_others(&mut command);
     command.arg("--").args(&args.rest);
+    let tested = process::run_logged(&mut command, &log_path()).context("unit tests");
+    let mut command = of_workspace();
+    command.args(["--doc", "--"]).args(&args.rest);
+    let examples = process::run_logged(&mut command, &log_path()).context("tests in documentation");
+    tested.and(examples)
+}
+
+/// Tests of the whole workspace, of which the caller names some: named by package they would be built
+/// with other features, and with them half of what they depend on.
+fn of_workspace() -> Command {
+    let mut command = process::cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
     require_all(&mut command);
-    process::run_logged(&mut command, &log_path()).context("unit tests")
+    command
 }
 
 fn journeys(args: &Args) -> Result<()> {
@@ -118,11 +128,10 @@ fn journeys(args: &Args) -> Result<()> {
     if !process::is_root() {
         eprintln!("warning: SKIPPED: journeys in network namespaces, because this is not root");
     }
-    let mut command = process::cargo();
-    command.args(["test", "-p", "integration", "--no-fail-fast"]);
+    let mut command = of_workspace();
+    targets::Tests::read()?.name_journeys(&mut command);
     // One at a time: they count processes, namespaces, ports and bytes.
     command.args(["--", "--test-threads=1"]).args(&args.rest);
-    require_all(&mut command);
     process::run_logged(&mut command, &log_path()).context("journeys")
 }
 
@@ -148,7 +157,7 @@ fn virtual_time(args: &Args) -> Result<()> {
 }
 
 /// In CI, and as root, where setup has put everything there, a test that skips itself fails.
-fn require_all(command: &mut std::process::Command) {
+fn require_all(command: &mut Command) {
     if process::is_ci() || process::is_root() {
         command.env("MESH_TEST_REQUIRE_ALL", "1");
     }
