@@ -144,6 +144,7 @@ event_kinds! {
     CoordinatorInitialised = "coordinator-initialised",
     CoordinatorStarted = "coordinator-started",
     CoordinatorStopped = "coordinator-stopped",
+    CoordinatorNotStarted = "coordinator-not-started",
     StoreDown = "store-down",
     StoreUp = "store-up",
     BusDown = "bus-down",

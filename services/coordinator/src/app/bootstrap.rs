@@ -1,6 +1,7 @@
 //! The first start makes CA, default network and first operator; every start loads all state.
 
 mod credential;
+mod not_started;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -142,6 +143,30 @@ pub(super) async fn found(
         Opening::Serving => Box::pin(Store::open(&config.store, dir)).await?,
         Opening::Beside => Box::pin(Store::open_beside(&config.store, dir)).await?,
     };
+    match furnish(&store, config, had_one, now).await {
+        Ok((sealer, ca, is_new)) => Ok(Foundation {
+            store,
+            sealer,
+            ca,
+            is_new,
+        }),
+        Err(error) => {
+            if opening == Opening::Serving {
+                not_started::note(&store, dir, &error, now).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The master key, the authorities that it opens, and whether they were made just now.
+async fn furnish(
+    store: &Store,
+    config: &Config,
+    had_one: bool,
+    now: Timestamp,
+) -> Result<(Sealer, Ca, bool), BootstrapError> {
+    let dir = config.state_dir.as_path();
     if had_one && store.secret_show(CA_SECRET).await?.is_none() {
         return Err(BootstrapError::Store(store.emptied(dir)));
     }
@@ -152,24 +177,19 @@ pub(super) async fn found(
     };
     let mut is_new = store.secret_show(CA_SECRET).await?.is_none();
     if is_new {
-        match first_start(&store, &sealer, now).await {
+        match first_start(store, &sealer, now).await {
             // Another process made everything meanwhile.
             Err(BootstrapError::Store(StoreError::Exists)) => is_new = false,
             made => made?,
         }
     }
-    let ca = open_ca(&store, &sealer).await?;
+    let ca = open_ca(store, &sealer).await?;
     // INVARIANT: where there is this directory, the authorities are in the database for good.
     if !operator_dir(dir).exists() {
         store.flush().await?;
     }
-    keep_operator_files(&store, &sealer, &ca, dir, now).await?;
-    Ok(Foundation {
-        store,
-        sealer,
-        ca,
-        is_new,
-    })
+    keep_operator_files(store, &sealer, &ca, dir, now).await?;
+    Ok((sealer, ca, is_new))
 }
 
 /// Opens everything in the state directory, and makes what is not there yet.
@@ -188,13 +208,22 @@ pub(crate) async fn open(
     } = found(config, Opening::Serving, now).await?;
     let epoch = u64::from_be_bytes(random()?);
     let bus = bus::open(config, ca.fingerprint(), epoch, metrics)?;
-    let (members, snapshot) = load(&store, bus.as_ref(), now).await?;
-
     let mut engine = engine(&config.overlay, epoch, encoder)?;
     let started = tokio::time::Instant::now().into_std();
-    engine
-        .load(snapshot, started)
-        .map_err(BootstrapError::Load)?;
+    let members = match load(&store, bus.as_ref(), now).await {
+        Ok((members, snapshot)) => engine
+            .load(snapshot, started)
+            .map(|()| members)
+            .map_err(BootstrapError::Load),
+        Err(error) => Err(error),
+    };
+    let members = match members {
+        Ok(members) => members,
+        Err(error) => {
+            not_started::note(&store, &config.state_dir, &error, now).await;
+            return Err(error);
+        }
+    };
     let (events_in, events) = mpsc::channel(EVENTS);
     let (netmap, owner) = Netmap::new(engine, events_in);
     let mut genuine = GenuineTokens::default();

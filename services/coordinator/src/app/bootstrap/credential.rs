@@ -76,6 +76,21 @@ fn write_operator_files(
     write("id", operator.id.to_string().as_bytes())
 }
 
+/// A certificate in the operator's directory, in DER; `None` where there is none.
+fn on_file(state_dir: &Path, name: &str) -> Result<Option<Vec<u8>>, BootstrapError> {
+    let pem = read_private(operator_dir(state_dir).join(name)).map_err(BootstrapError::Dir)?;
+    Ok(pem.and_then(|bytes| {
+        let text = String::from_utf8(bytes).ok()?;
+        let (_, read) = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok()?;
+        (read.label == "CERTIFICATE").then_some(read.contents)
+    }))
+}
+
+/// The certificate of the authority that a coordinator had who worked from this state directory.
+pub(super) fn authority_on_file(state_dir: &Path) -> Result<Option<Vec<u8>>, BootstrapError> {
+    on_file(state_dir, "ca.crt")
+}
+
 /// Until when the certificate in the operator's directory is good: that of this key, of our
 /// authority. What the database says of its dates is no help: the file may be lost, or of a state
 /// directory that somebody put back, or another process may have renewed it elsewhere.
@@ -84,17 +99,10 @@ fn certificate_on_file(
     ca: &Ca,
     operator: &OperatorRecord,
 ) -> Result<Option<Timestamp>, BootstrapError> {
-    let dir = operator_dir(state_dir);
-    let read = |name: &str| read_private(dir.join(name)).map_err(BootstrapError::Dir);
-    let on_file = |label: &str, bytes: Option<Vec<u8>>| {
-        let text = String::from_utf8(bytes?).ok()?;
-        let (_, read) = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok()?;
-        (read.label == label).then_some(read.contents)
-    };
-    if on_file("CERTIFICATE", read("ca.crt")?).as_deref() != Some(ca.certificate().as_ref()) {
+    if authority_on_file(state_dir)?.as_deref() != Some(ca.certificate().as_ref()) {
         return Ok(None);
     }
-    let Some(certificate) = on_file("CERTIFICATE", read("operator.crt")?) else {
+    let Some(certificate) = on_file(state_dir, "operator.crt")? else {
         return Ok(None);
     };
     let good = x509_parser::parse_x509_certificate(&certificate).ok();
