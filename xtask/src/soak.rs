@@ -27,7 +27,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build.args(["build", "--workspace", "--bins"]).args(profile);
     process::run(&mut build).context("build the programs")?;
     let mut soak = process::cargo();
-    soak.args(["test", "-p", "integration", "--test", "soak"])
+    // Of the workspace, so that what the tests have built is not built again with other features.
+    soak.args(["test", "--workspace", "--test", "soak"])
         .args(profile);
     soak.args(["--", "--minutes"]).arg(minutes.to_string());
     process::run(&mut soak).context("the soak")
