@@ -12,7 +12,7 @@ use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_api::model::node::{MAX_REPORTED, NodeReport};
 use mesh_api::pb;
 use mesh_types::heartbeat::{HeartbeatRefusal, signed_bytes};
-use mesh_types::{RelayId, Timestamp};
+use mesh_types::{RelayId, Standing, Timestamp};
 use prost::Message as _;
 
 /// The coordinator's own file: the whole of it would bring a database along.
@@ -72,6 +72,7 @@ fn beat(step: Step<'_>, check: &mut HeartbeatCheck, last: &mut u64) {
         subject: body.node_id.as_slice().try_into().ok(),
         sequence: body.sequence,
         time: Timestamp::from_micros(body.time),
+        standing: standing(&body.status),
     });
     let outcome = accept(check, &body, &signature, facts, *last);
     assert_eq!(outcome, expected, "after {last}: {facts:?}");
@@ -100,6 +101,13 @@ fn made(step: Step<'_>) -> pb::HeartbeatBody {
         time: time.as_micros(),
         status: String::from_utf8_lossy(step.bytes).into_owned(),
     }
+}
+
+/// What a status says, which may be any text: saying it again says the same.
+fn standing(text: &str) -> Standing {
+    let standing = Standing::read(text);
+    assert_eq!(Standing::read(&standing.to_string()), standing, "{text:?}");
+    standing
 }
 
 /// The rules, in their order (DESIGN: signature, form, node, sequence, time).

@@ -6,7 +6,7 @@ use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_node::control::machine::Incoming;
 use mesh_node::control::wire;
-use mesh_types::{Cursor, NodeId, Timestamp};
+use mesh_types::{Cursor, NodeId, Standing, Timestamp};
 use prost::Message as _;
 
 /// What a node says.
@@ -31,8 +31,9 @@ pub(crate) fn heartbeat(
     nonce: &[u8],
     sequence: u64,
     time: Timestamp,
+    standing: Standing,
 ) -> Vec<u8> {
-    wire::heartbeat(identity, node, nonce, sequence, time)
+    wire::heartbeat(identity, node, nonce, sequence, time, standing)
         .expect("the system has randomness")
         .encode_to_vec()
 }

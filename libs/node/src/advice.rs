@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mesh_types::{Finding, NodeState, Timestamp};
+use mesh_types::{Finding, NodeState, Role, Timestamp};
 
 use crate::enrol::utc;
 use crate::status::{NodeStatus, PeerPath, PeerStatus, ShellStatus};
@@ -13,6 +13,7 @@ mod membership;
 mod stopped;
 
 pub use membership::{Away, of_membership};
+use stopped::of_no_network;
 pub use stopped::{of_silent, of_stopped};
 
 /// A node starts, connects and finds its relay within this time: until then nothing is wrong.
@@ -38,8 +39,11 @@ pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
 }
 
 /// What is wrong with a program that is a node in several networks, one status for each. With more
-/// than one, what is said begins with the network's name.
-pub fn advice_of_all(statuses: &[NodeStatus], now: Timestamp) -> Vec<Finding> {
+/// than one, what is said begins with the network's name; in none, that is what is wrong.
+pub fn advice_of_all(role: Role, statuses: &[NodeStatus], now: Timestamp) -> Vec<Finding> {
+    if statuses.is_empty() {
+        return vec![of_no_network(role)];
+    }
     let mut found = Vec::new();
     for status in statuses {
         let mut of_one = advice(status, now);
@@ -145,13 +149,33 @@ fn is_starting(status: &NodeStatus, now: Timestamp) -> bool {
     now.since(status.started) < STARTING
 }
 
-/// Datagrams go out, and nothing comes back: not even from STUN servers.
+/// What tells whether UDP gets through.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Udp {
+    /// The netmap has relays that answer STUN.
+    pub(crate) has_stun: bool,
+    /// A relay is connected, and a peer is reached through one.
+    pub(crate) by_relay: bool,
+    /// When a datagram last arrived, or the node started.
+    pub(crate) heard: Timestamp,
+}
+
+impl Udp {
+    /// Datagrams go out, and nothing comes back: not even from STUN servers.
+    pub(crate) fn is_blocked(self, now: Timestamp) -> bool {
+        self.has_stun && self.by_relay && now.since(self.heard) > UDP_SILENCE
+    }
+}
+
 fn udp(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
     let relayed = |peer: &PeerStatus| matches!(peer.path, PeerPath::Relay { .. });
-    let silent = now.since(status.udp_heard.unwrap_or(status.started)) > UDP_SILENCE;
-    let by_relay =
-        status.relays.iter().any(|relay| relay.connected) && status.peers.iter().any(relayed);
-    (status.has_stun && silent && by_relay).then(|| {
+    let udp = Udp {
+        has_stun: status.has_stun,
+        by_relay: status.relays.iter().any(|relay| relay.connected)
+            && status.peers.iter().any(relayed),
+        heard: status.udp_heard.unwrap_or(status.started),
+    };
+    udp.is_blocked(now).then(|| {
         Finding::warning(
             "udp-blocked",
             format!(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use mesh_api::model::node::NodeReport;
-use mesh_types::{Netmap, Timestamp};
+use mesh_types::{Netmap, Timestamp, Troubles};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -120,6 +120,7 @@ pub struct ControlSession {
     credential: Credential,
     channel: Channel,
     report: watch::Sender<NodeReport>,
+    troubles: watch::Sender<Troubles>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     status: watch::Receiver<ControlStatus>,
     stored: Option<StoredNetmap>,
@@ -155,6 +156,7 @@ impl ControlSession {
             certificate_until: credential.validity().until,
         });
         let (report, report_in) = watch::channel(NodeReport::default());
+        let (troubles, troubles_in) = watch::channel(Troubles::default());
         let (stop, stop_in) = watch::channel(false);
         let shell = stream::Shell::new(
             stream::Parts {
@@ -166,6 +168,7 @@ impl ControlSession {
                 netmap: netmap_out,
                 status: status_out,
                 report: report_in,
+                troubles: troubles_in,
                 stop: stop_in,
             },
             crate::random::seed().ok_or(SessionError::Random)?,
@@ -177,6 +180,7 @@ impl ControlSession {
             credential,
             channel,
             report,
+            troubles,
             netmap,
             status,
             stored,
@@ -210,6 +214,15 @@ impl ControlSession {
         self.report.send_if_modified(|current| {
             let differs = *current != report;
             *current = report;
+            differs
+        });
+    }
+
+    /// What is wrong that only this node sees; the next heartbeats tell of it.
+    pub fn troubles(&self, troubles: Troubles) {
+        self.troubles.send_if_modified(|current| {
+            let differs = *current != troubles;
+            *current = troubles;
             differs
         });
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use mesh_api::client::{ALPN_H2, AttemptError, ConnectError, connect};
 use mesh_api::tls::{self, COORDINATOR_NAME, Pin};
 use mesh_types::heartbeat::MAX_SKEW_SECS;
+use mesh_types::time::span;
 use mesh_types::{JoinToken, NodeName, Timestamp};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -243,9 +244,9 @@ fn connect_text(error: &ConnectError) -> EnrolError {
 }
 
 fn clock_text(own: Timestamp, server: Timestamp) -> Option<EnrolError> {
-    let off = own.since(server).max(server.since(own)).as_secs();
+    let off = own.since(server).max(server.since(own));
     // Heartbeats would be refused from the first one on.
-    (off > MAX_SKEW_SECS).then(|| {
+    (off.as_secs() > MAX_SKEW_SECS).then(|| {
         let way = if own > server { "ahead of" } else { "behind" };
         EnrolError::new(
             EnrolErrorKind::Clock,
@@ -284,16 +285,6 @@ fn rpc_text(error: &RpcError) -> (EnrolError, bool) {
             EnrolError::new(EnrolErrorKind::State, error.to_string()),
             false,
         ),
-    }
-}
-
-/// Seconds as a person says them.
-fn span(secs: u64) -> String {
-    match secs {
-        0..120 => format!("{secs} s"),
-        120..7200 => format!("{} minutes", secs / 60),
-        7200..172_800 => format!("{} hours", secs / 3600),
-        _ => format!("{} days", secs / 86_400),
     }
 }
 
@@ -346,7 +337,7 @@ mod tests {
         assert_eq!(error.kind(), EnrolErrorKind::Clock);
         let text = error.to_string();
         assert!(
-            text.contains("24 hours ahead of") && text.contains("2026-11-22"),
+            text.contains("24 h ahead of") && text.contains("2026-11-22"),
             "{text}"
         );
         assert!(clock_text(server.plus(Duration::from_secs(20)), server).is_none());

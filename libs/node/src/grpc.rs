@@ -15,7 +15,7 @@ use mesh_api::pb::control_service_client::ControlServiceClient;
 use mesh_api::tls::COORDINATOR_NAME;
 use mesh_types::key::SecretKey;
 use mesh_types::{
-    Cursor, JoinToken, NetworkId, NetworkName, NodeId, OverlayAddrs, Role, Timestamp,
+    Cursor, JoinToken, NetworkId, NetworkName, NodeId, OverlayAddrs, Role, Standing, Timestamp,
 };
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
@@ -296,9 +296,10 @@ impl SyncStream {
         nonce: &[u8],
         sequence: u64,
         time: Timestamp,
+        standing: Standing,
         state: &StateDir,
     ) -> bool {
-        message::heartbeat(state.identity(), node, nonce, sequence, time)
+        message::heartbeat(state.identity(), node, nonce, sequence, time, standing)
             .is_ok_and(|beat| self.outgoing.try_send(beat).is_ok())
     }
 

@@ -1,4 +1,5 @@
-//! Keeps the stored netmap fresh, so that a restart without the coordinator finds its peers.
+//! Keeps the stored netmap fresh, so that a restart without the coordinator finds its peers; and
+//! the coordinator told of what only this node sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -143,6 +144,8 @@ pub(crate) async fn run(
         if last {
             return;
         }
+        let troubles = shared.troubles(Timestamp::from(SystemTime::now()));
+        shared.control().troubles(troubles);
     }
 }
 

@@ -15,6 +15,7 @@ pub mod netmap;
 pub mod node;
 pub mod route;
 pub mod service;
+pub mod standing;
 pub mod time;
 pub mod token;
 
@@ -28,5 +29,6 @@ pub use name::{NetworkName, NodeName, ServiceName};
 pub use netmap::{Cursor, Netmap, NetmapUpdate, Peer, PeerPatch, Relay, SelfNode};
 pub use node::{NodeState, Role, UptimeClass};
 pub use service::{Service, ServiceKind};
+pub use standing::{Standing, Trouble, Troubles};
 pub use time::Timestamp;
 pub use token::JoinToken;

@@ -22,6 +22,7 @@ mod prune;
 mod renew;
 mod report;
 mod ssh;
+mod standing;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -84,6 +85,7 @@ pub(crate) struct Core {
     genuine: Mutex<GenuineTokens>,
     refusals: Mutex<RefusalEvents>,
     take_overs: Mutex<TakeOvers>,
+    standings: Mutex<standing::Standings>,
     /// What happened of itself, on its way to the store.
     happened: mpsc::Sender<EventRecord>,
     feed: broadcast::Sender<Arc<EventRecord>>,

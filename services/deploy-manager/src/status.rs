@@ -122,7 +122,7 @@ fn current(grpc: SocketAddr, members: &Members, now: Timestamp) -> Status {
         })
         .unzip();
     let (used, limit) = mesh_daemon::open_files();
-    let mut findings = advice_of_all(&statuses, now);
+    let mut findings = advice_of_all(Role::Deployer, &statuses, now);
     findings.extend(OpenFiles { used, limit }.finding("the deploy-manager", "mesh-deploy-manager"));
     Status {
         schema: SCHEMA.to_owned(),
@@ -208,13 +208,10 @@ impl Status {
                 None => format!("network {name}: joined"),
             });
         }
-        if self.running && self.networks.is_empty() {
-            lines.push("no network joined: run: deploy-manager join --token-file FILE".to_owned());
-        }
         if !lines.is_empty() {
             lines.push(String::new());
         }
-        if self.findings.is_empty() && !self.networks.is_empty() {
+        if self.findings.is_empty() {
             lines.push("Nothing is wrong.".to_owned());
         }
         lines.extend(self.findings.iter().map(ToString::to_string));

@@ -7,7 +7,7 @@ use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK, leads_elsewhere};
 use mesh_api::model::enums;
 use mesh_api::pb;
 use mesh_types::heartbeat::MAX_SKEW_SECS;
-use mesh_types::{Finding, NodeState, OpenFiles, Role, Timestamp, UptimeClass};
+use mesh_types::{Finding, NodeState, OpenFiles, Role, Timestamp, Trouble, UptimeClass};
 
 use crate::text;
 
@@ -204,6 +204,7 @@ pub(crate) fn of_node(node: &pb::Node, events: &[pb::Event], now: Timestamp) -> 
     found.extend(refused(node, events, &at, now));
     found.extend(presence(node, &at, now));
     found.extend(certificate(node, now));
+    found.extend(troubles(node));
     if !node.ssh_host_keys_held.is_empty() {
         found.push(Finding::error(
             "host-key-held",
@@ -313,6 +314,25 @@ fn certificate(node: &pb::Node, now: Timestamp) -> Option<Finding> {
         let what = format!("the certificate of {} ended {ends}", node.name);
         let next = "nothing: it renews by itself when it comes back".to_owned();
         Finding::notice("certificate-ended", what, next)
+    })
+}
+
+/// What it says of itself. A word that a later program says is told as it is.
+fn troubles(node: &pb::Node) -> impl Iterator<Item = Finding> {
+    node.troubles.iter().map(|word| {
+        let known = Trouble::ALL
+            .into_iter()
+            .find(|known| known.as_str() == word);
+        let what = match known {
+            Some(trouble) => format!("{} {}", node.name, trouble.what()),
+            None => format!("{} says: {word}", node.name),
+        };
+        let program = enums::role(node.role).unwrap_or(Role::Worker).program();
+        let next = format!("on {}: {program} status (it says why)", node.name);
+        match known {
+            Some(Trouble::TunTrouble) => Finding::error(word, what, next),
+            _ => Finding::warning(word, what, next),
+        }
     })
 }
 

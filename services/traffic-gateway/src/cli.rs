@@ -217,9 +217,6 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
         "traffic-gateway {} at {} (pid {})",
         status.gateway, status.url, status.pid
     );
-    if status.networks.is_empty() {
-        println!("in no network yet; next: traffic-gateway join --token-file FILE");
-    }
     for network in &status.networks {
         println!(
             "network {}: {} as {} ({}), {} workers",
@@ -231,7 +228,7 @@ async fn status(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
         );
     }
     println!();
-    if status.findings.is_empty() && !status.networks.is_empty() {
+    if status.findings.is_empty() {
         println!("Nothing is wrong.");
     }
     for finding in &status.findings {

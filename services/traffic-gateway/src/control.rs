@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use mesh_daemon::{AskError, control_socket};
 use mesh_node::NodeStatus;
 use mesh_node::advice::advice_of_all;
-use mesh_types::{Finding, OpenFiles, Timestamp};
+use mesh_types::{Finding, OpenFiles, Role, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::networks::Networks;
@@ -116,7 +116,7 @@ fn status(networks: &Networks, url: String) -> Status {
         })
         .unzip();
     let (used, limit) = mesh_daemon::open_files();
-    let mut findings = advice_of_all(&statuses, Timestamp::from(SystemTime::now()));
+    let mut findings = advice_of_all(Role::Gateway, &statuses, Timestamp::from(SystemTime::now()));
     findings.extend(OpenFiles { used, limit }.finding("the gateway", "mesh-traffic-gateway"));
     Status {
         schema: SCHEMA.to_owned(),

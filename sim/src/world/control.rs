@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_node::ControlState;
 use mesh_node::control::machine::{Action, Incoming};
-use mesh_types::Cursor;
+use mesh_types::{Cursor, Standing, Troubles};
 
 use super::{Event, World};
 use crate::grpc;
@@ -83,9 +83,15 @@ impl World {
                     nonce,
                     sequence,
                     time,
+                    stored_for,
                 } => {
                     let node = &self.nodes[n];
-                    let bytes = grpc::heartbeat(&node.identity, node.id, &nonce, sequence, time);
+                    let standing = Standing {
+                        troubles: Troubles::default(),
+                        stored_for,
+                    };
+                    let bytes =
+                        grpc::heartbeat(&node.identity, node.id, &nonce, sequence, time, standing);
                     self.send_up(n, bytes);
                 }
                 Action::Report(report) => self.send_up(n, grpc::report(report)),

@@ -537,6 +537,9 @@ pub struct Node {
     #[prost(map = "string, string", tag = "21")]
     pub labels:
         ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    /// words of what is wrong that only it sees; empty unless online
+    #[prost(string, repeated, tag = "22")]
+    pub troubles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {
@@ -2195,7 +2198,7 @@ pub struct HeartbeatBody {
     /// microseconds since the Unix epoch, by the node's clock
     #[prost(int64, tag = "3")]
     pub time: i64,
-    /// short text for people
+    /// what is wrong that only the node sees: words, a space between them
     #[prost(string, tag = "4")]
     pub status: ::prost::alloc::string::String,
 }

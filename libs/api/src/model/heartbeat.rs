@@ -1,11 +1,11 @@
 //! What a heartbeat's signed body says.
 
-use mesh_types::Timestamp;
+use mesh_types::{Standing, Timestamp};
 use prost::Message as _;
 
 use crate::pb;
 
-/// The facts of one heartbeat, as far as they decide whether it counts.
+/// The facts of one heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeartbeatFacts {
     /// Id of the node or relay that it names; `None` when that is no id.
@@ -14,6 +14,8 @@ pub struct HeartbeatFacts {
     pub sequence: u64,
     /// The sender's clock.
     pub time: Timestamp,
+    /// What it says of itself.
+    pub standing: Standing,
 }
 
 impl HeartbeatFacts {
@@ -23,12 +25,13 @@ impl HeartbeatFacts {
             node_id,
             sequence,
             time,
-            status: _,
+            status,
         } = pb::HeartbeatBody::decode(body).ok()?;
         Some(Self {
             subject: node_id.as_slice().try_into().ok(),
             sequence,
             time: Timestamp::from_micros(time),
+            standing: Standing::read(&status),
         })
     }
 }

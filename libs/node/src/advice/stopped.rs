@@ -1,4 +1,5 @@
-//! Nothing answers where a program should run: what its `status` says then.
+//! Nothing answers where a program should run, or it runs and is in no network: what its `status`
+//! says then.
 
 use std::path::Path;
 
@@ -18,11 +19,25 @@ pub fn of_stopped(role: Role, joined: bool, state_dir: &Path) -> Finding {
     Finding::error(
         "not-joined",
         format!("{program} does not run and has not joined: there is no identity in {dir}"),
-        format!(
-            "{program} join --token-file FILE, with a token of 'mesh token create --role {role}'; \
-             then {program} run"
-        ),
+        format!("{}; then {program} run", join(role)),
     )
+}
+
+/// The program of this role runs and is in no network: it never joined one, or was removed from
+/// its last.
+pub(super) fn of_no_network(role: Role) -> Finding {
+    let program = role.program();
+    Finding::error(
+        "not-joined",
+        format!("{program} is in no network, so it serves nobody"),
+        join(role),
+    )
+}
+
+/// How the program of this role joins.
+fn join(role: Role) -> String {
+    let program = role.program();
+    format!("{program} join --token-file FILE, with a token of 'mesh token create --role {role}'")
 }
 
 /// It cannot be asked; `error` says why.
@@ -40,7 +55,10 @@ pub fn of_silent(role: Role, error: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use mesh_types::Timestamp;
+
     use super::*;
+    use crate::advice::advice_of_all;
 
     #[test]
     fn what_does_not_run_is_started_and_what_never_joined_joins_first() {
@@ -82,6 +100,28 @@ mod tests {
             assert!(finding.next.contains(next), "{finding}");
             assert!(finding.what.contains("/var/lib/mesh/relay"), "{finding}");
             assert!(Finding::any_error(&[finding]));
+        }
+    }
+
+    #[test]
+    fn a_program_in_no_network_is_told_how_to_join_one() {
+        for (role, next) in [
+            (
+                Role::Gateway,
+                "traffic-gateway join --token-file FILE, with a token of 'mesh token create --role gateway'",
+            ),
+            (
+                Role::Deployer,
+                "deploy-manager join --token-file FILE, with a token of 'mesh token create --role deployer'",
+            ),
+        ] {
+            let found = advice_of_all(role, &[], Timestamp::from_secs(0));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(
+                (found[0].code.as_str(), found[0].next.as_str()),
+                ("not-joined", next)
+            );
+            assert!(Finding::any_error(&found));
         }
     }
 }

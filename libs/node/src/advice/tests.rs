@@ -381,9 +381,9 @@ fn of_several_networks_each_trouble_names_its_own() {
     };
     let (mut home, lab) = (in_network("default"), in_network("lab"));
     home.netmap_unsaved = Some("no space left".into());
-    let of_one = advice_of_all(std::slice::from_ref(&home), now());
+    let of_one = advice_of_all(Role::Gateway, std::slice::from_ref(&home), now());
     assert_eq!(of_one, advice(&home, now()), "there is only one to mean");
-    let found = advice_of_all(&[home, lab], now());
+    let found = advice_of_all(Role::Gateway, &[home, lab], now());
     let [finding] = &found[..] else {
         panic!("the lab is well: {found:?}");
     };

@@ -26,6 +26,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::{ControlState, TOOK_OVER};
+use crate::advice::STARTING;
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(HEARTBEAT_INTERVAL_SECS);
 /// A stream on which nothing arrives for this long is dead: three answered heartbeats are missing.
@@ -108,6 +109,8 @@ pub enum Action {
         sequence: u64,
         /// By this machine's clock.
         time: Timestamp,
+        /// It was on its stored netmap for so long before there was a coordinator.
+        stored_for: Option<Duration>,
     },
     /// Send the report.
     Report(NodeReport),
@@ -142,6 +145,10 @@ pub struct Machine {
     state: State,
     failures: u32,
     netmap: Option<Netmap>,
+    /// Since when it acts on a stored netmap that no coordinator has confirmed since the start.
+    on_stored: Option<Instant>,
+    /// For how long it did; told until a heartbeat counts.
+    stored_for: Option<Duration>,
     report: Option<NodeReport>,
     validity: Validity,
     renewing: bool,
@@ -159,6 +166,8 @@ impl Machine {
         let mut machine = Self {
             state: State::Waiting { until: now.at },
             failures: 0,
+            on_stored: netmap.is_some().then_some(now.at),
+            stored_for: None,
             netmap,
             report: None,
             validity,
@@ -264,6 +273,7 @@ impl Machine {
                     nonce,
                     sequence,
                     time: now.wall,
+                    stored_for: self.stored_for,
                 });
             }
             _ => {}
@@ -336,6 +346,11 @@ impl Machine {
         self.failures = 0;
         self.skew = skew_text(now.wall, server_time);
         self.last_error.clone_from(&self.skew);
+        if let Some(since) = self.on_stored.take() {
+            let span = now.at.saturating_duration_since(since);
+            // An ordinary start is nothing to tell of.
+            self.stored_for = (span >= STARTING).then_some(span);
+        }
         self.state = State::Live {
             nonce: nonce.clone(),
             sequence: 1,
@@ -350,6 +365,7 @@ impl Machine {
             nonce,
             sequence: 1,
             time: now.wall,
+            stored_for: self.stored_for,
         });
     }
 
@@ -379,6 +395,7 @@ impl Machine {
                 }
             }
             Incoming::HeartbeatAck { refusal: None } => {
+                self.stored_for = None;
                 if self.last_error.take().is_some() {
                     self.actions.push_back(Action::StateChanged);
                 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_api::client::{ALPN_H2, connect};
 use mesh_api::model::node::NodeReport;
 use mesh_api::tls::COORDINATOR_NAME;
-use mesh_types::{Cursor, Netmap, Timestamp};
+use mesh_types::{Cursor, Netmap, Standing, Timestamp, Troubles};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
@@ -41,6 +41,7 @@ pub(super) struct Parts {
     pub(super) netmap: watch::Sender<Option<Arc<Netmap>>>,
     pub(super) status: watch::Sender<ControlStatus>,
     pub(super) report: watch::Receiver<NodeReport>,
+    pub(super) troubles: watch::Receiver<Troubles>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -182,13 +183,17 @@ impl Shell {
                 nonce,
                 sequence,
                 time,
+                stored_for,
             } => {
+                let standing = Standing {
+                    troubles: *self.parts.troubles.borrow(),
+                    stored_for,
+                };
                 let node = self.parts.enrolled.node;
                 let state = &self.parts.state;
-                let taken = self
-                    .stream
-                    .as_ref()
-                    .is_some_and(|stream| stream.heartbeat(node, &nonce, sequence, time, state));
+                let taken = self.stream.as_ref().is_some_and(|stream| {
+                    stream.heartbeat(node, &nonce, sequence, time, standing, state)
+                });
                 if !taken {
                     self.machine
                         .handle_closed("the stream takes nothing more".into(), now());

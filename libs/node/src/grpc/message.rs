@@ -7,7 +7,7 @@ use mesh_api::model::netmap::Assembler;
 use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_types::heartbeat::{HeartbeatRefusal, signed_bytes};
-use mesh_types::{Cursor, NodeId, Timestamp};
+use mesh_types::{Cursor, NodeId, Standing, Timestamp};
 use prost::Message as _;
 
 use crate::control::{Goodbye, Incoming};
@@ -30,12 +30,13 @@ pub fn heartbeat(
     nonce: &[u8],
     sequence: u64,
     time: Timestamp,
+    standing: Standing,
 ) -> Result<pb::SyncRequest, InvalidIdentity> {
     let body = pb::HeartbeatBody {
         node_id: node.as_bytes().to_vec(),
         sequence,
         time: time.as_micros(),
-        status: String::new(),
+        status: standing.to_string(),
     }
     .encode_to_vec();
     let signature = identity.sign(&signed_bytes(nonce, &body))?;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_api::model::node::NodeReport;
 use mesh_tunnel::{DropReason, PathKind, PeerStats};
-use mesh_types::{NodeId, OverlayAddrs, RelayId, Service, Timestamp};
+use mesh_types::{Netmap, NodeId, OverlayAddrs, RelayId, Service, Timestamp, Trouble, Troubles};
 use tokio::sync::{Notify, watch};
 
 use super::RelayMode;
+use crate::advice::Udp;
 use crate::control::ControlSession;
 use crate::counters::Counters;
 use crate::credential::Credential;
@@ -101,6 +102,42 @@ impl Shared {
         active.map(|stats| stats.node).collect()
     }
 
+    /// What is wrong now that only this node sees.
+    pub(crate) fn troubles(&self, now: Timestamp) -> Troubles {
+        let unsaved = {
+            let reason = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+            reason.is_some()
+        };
+        let has_stun = self
+            .control
+            .netmap()
+            .borrow()
+            .as_deref()
+            .is_some_and(has_stun);
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        let device = matches!(
+            snapshot.shell,
+            ShellStatus::Tun {
+                problem: Some(_),
+                ..
+            }
+        );
+        let mut peers = snapshot.peers.values();
+        let udp = Udp {
+            has_stun,
+            by_relay: snapshot.relays.values().any(|relay| relay.connected)
+                && peers.any(|stats| matches!(stats.path, PathKind::Relay(_))),
+            heard: snapshot.udp_heard.unwrap_or(self.started).into(),
+        };
+        let troubles = [
+            (Trouble::TunTrouble, device),
+            (Trouble::NetmapUnsaved, unsaved),
+            (Trouble::UdpBlocked, udp.is_blocked(now)),
+        ];
+        let is = troubles.into_iter().filter(|(_, is)| *is);
+        is.map(|(trouble, _)| trouble).collect()
+    }
+
     pub(crate) fn control(&self) -> &ControlSession {
         &self.control
     }
@@ -165,10 +202,7 @@ impl Shared {
             netmap_stored: stored.is_some() && control.stale_since == stored,
             netmap_unsaved,
             udp_heard: snapshot.udp_heard.map(Timestamp::from),
-            has_stun: netmap
-                .iter()
-                .flat_map(|netmap| &netmap.relays)
-                .any(|relay| !relay.stun.is_empty()),
+            has_stun: netmap.as_deref().is_some_and(has_stun),
             control,
             home_relay: snapshot.home,
             relays: snapshot
@@ -197,6 +231,11 @@ impl Shared {
             enrolled,
         }
     }
+}
+
+/// Whether silence on UDP means something.
+fn has_stun(netmap: &Netmap) -> bool {
+    netmap.relays.iter().any(|relay| !relay.stun.is_empty())
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -245,6 +245,7 @@ pub(crate) async fn open(
         genuine: Mutex::new(genuine),
         refusals: Mutex::new(RefusalEvents::default()),
         take_overs: Mutex::default(),
+        standings: Mutex::default(),
         happened: happened_in,
         feed: broadcast::Sender::new(FEED),
         writers: Mutex::new(mesh_daemon::Tasks::new()),

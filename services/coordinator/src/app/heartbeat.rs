@@ -135,6 +135,7 @@ impl RefusalEvents {
 #[cfg(test)]
 mod tests {
     use mesh_api::identity::Identity;
+    use mesh_types::Standing;
 
     use super::*;
 
@@ -147,6 +148,7 @@ mod tests {
             subject: Some(NODE),
             sequence,
             time: NOW,
+            standing: Standing::default(),
         }
     }
 

@@ -1,12 +1,12 @@
 //! Nodes as operators see and change them.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mesh_types::{
     Endpoint, Label, NetworkId, NetworkName, NodeId, NodeName, NodeState, RelayId, Timestamp,
-    UptimeClass,
+    Troubles, UptimeClass,
 };
 
 use super::enrol::secret_hash;
@@ -45,6 +45,8 @@ pub(crate) struct NodeView {
     pub(crate) last_seen: Option<Timestamp>,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) home_relay: Option<RelayId>,
+    /// What it says is wrong, while it is online.
+    pub(crate) troubles: Troubles,
 }
 
 impl Core {
@@ -78,7 +80,8 @@ impl Core {
     /// Adds their volatile facts to these nodes, keeping the order.
     async fn viewed(&self, records: Vec<Arc<NodeRecord>>) -> Result<Vec<NodeView>, Error> {
         let networks: Vec<Arc<NetworkInfo>> = self.members.networks();
-        self.netmap
+        let mut views: Vec<NodeView> = self
+            .netmap
             .with(move |engine, _| {
                 let view = |record: Arc<NodeRecord>| {
                     let node = engine.node(record.id);
@@ -96,12 +99,21 @@ impl Core {
                             .map(|node| node.endpoints().to_vec())
                             .unwrap_or_default(),
                         home_relay: node.as_ref().and_then(|node| node.home_relay()),
+                        troubles: Troubles::default(),
                         record,
                     })
                 };
                 records.into_iter().filter_map(view).collect()
             })
-            .await
+            .await?;
+        let standings = self.standings.lock();
+        let standings = standings.unwrap_or_else(PoisonError::into_inner);
+        for view in &mut views {
+            if view.state == NodeState::Online {
+                view.troubles = standings.of(view.record.id);
+            }
+        }
+        Ok(views)
     }
 
     async fn view(&self, record: Arc<NodeRecord>) -> Result<NodeView, Error> {
@@ -277,6 +289,10 @@ impl Core {
             .await?;
         let _turn = change.commit().await?;
         self.members.remove_node(id);
+        {
+            let standings = self.standings.lock();
+            standings.unwrap_or_else(PoisonError::into_inner).forget(id);
+        }
         self.netmap
             .with(move |engine, _| engine.node_removed(id, version))
             .await??;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_api::model::node::NodeReport;
 use mesh_ssh::key::PublicKey;
 use mesh_types::heartbeat::HeartbeatRefusal;
-use mesh_types::{IdentityPublicKey, NetworkName, NodeId, RelayId, Service, Timestamp};
+use mesh_types::{IdentityPublicKey, NetworkName, NodeId, RelayId, Service, Standing, Timestamp};
 
 use super::enrol::short;
 use super::heartbeat::refusal_word;
@@ -116,7 +116,7 @@ impl Core {
     }
 
     /// An accepted heartbeat.
-    pub(crate) async fn heartbeat(&self, party: Party) -> Result<(), Error> {
+    pub(crate) async fn heartbeat(&self, party: Party, said: Standing) -> Result<(), Error> {
         let at = self.now();
         let beat = self.netmap.with(move |engine, now| match party {
             Party::Node(id) => engine.heartbeat(id, at, now),
@@ -129,6 +129,7 @@ impl Core {
         };
         self.bus.note_seen(id, at);
         self.figures.heartbeats.inc();
+        self.take_standing(party, said);
         let over = {
             let mut refusals = self
                 .refusals

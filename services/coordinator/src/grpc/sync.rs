@@ -334,9 +334,10 @@ impl Stream {
         let now = self.core().now();
         let facts = HeartbeatFacts::read(&body);
         let sequence = facts.map_or(0, |facts| facts.sequence);
+        let said = facts.map(|facts| facts.standing).unwrap_or_default();
         match check.accept(&body, &signature, facts, now) {
             Ok(sequence) => {
-                if let Err(error) = self.core().heartbeat(self.party).await {
+                if let Err(error) = self.core().heartbeat(self.party, said).await {
                     let error = mesh_daemon::report::chain(&error);
                     tracing::debug!(party = ?self.party, error, "a heartbeat did not count");
                 }

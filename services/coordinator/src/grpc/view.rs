@@ -94,6 +94,7 @@ pub(super) fn node(view: NodeView) -> pb::Node {
         last_seen,
         endpoints,
         home_relay,
+        troubles,
     } = view;
     let SshFacts {
         user,
@@ -129,6 +130,10 @@ pub(super) fn node(view: NodeView) -> pb::Node {
             .labels
             .iter()
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+        troubles: troubles
+            .iter()
+            .map(|trouble| trouble.as_str().to_owned())
             .collect(),
     }
 }

@@ -97,7 +97,7 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 22] = [
     (
         |mesh| mesh.happened(60, "identity-twice", "its streams take turns"),
         "identity-twice",
@@ -227,6 +227,27 @@ const ROWS: [Row; 19] = [
         Severity::Warning,
         "the certificate of web ends in 3 days",
         "worker-agent status",
+    ),
+    (
+        |mesh| mesh.nodes[0].troubles = vec!["netmap-unsaved".into()],
+        "netmap-unsaved",
+        Severity::Warning,
+        "web cannot store its netmap",
+        "on web: worker-agent status",
+    ),
+    (
+        |mesh| mesh.nodes[0].troubles = vec!["tun-trouble".into(), "udp-blocked".into()],
+        "tun-trouble",
+        Severity::Error,
+        "web has trouble with its network device",
+        "on web: worker-agent status",
+    ),
+    (
+        |mesh| mesh.nodes[0].troubles = vec!["later".into()],
+        "later",
+        Severity::Warning,
+        "web says: later",
+        "on web: worker-agent status",
     ),
     (
         |mesh| mesh.nodes[0].ssh_host_keys_held = vec!["ssh-ed25519 AAAA".into()],

@@ -340,6 +340,7 @@ pub(super) fn json_of(node: &pb::Node) -> serde_json::Value {
         "ssh_host_keys": node.ssh_host_keys,
         "ssh_host_keys_held": node.ssh_host_keys_held,
         "wg_key": STANDARD.encode(&node.wg_key),
+        "troubles": node.troubles,
         "version": node.version,
         "created_at": text::rfc3339(node.created_at),
         "last_seen": text::rfc3339(node.last_seen),
