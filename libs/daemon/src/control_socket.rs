@@ -1,13 +1,13 @@
 //! The control socket: how a program's own verbs, such as `status`, ask the one that runs.
 //!
 //! A Unix socket (0600) in the state directory, which only its owner can enter. One line asks, one line
-//! of JSON answers.
+//! of JSON answers. Both sides look who the other is: [`check_peer`].
 
 use std::fs::{File, Permissions};
 use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -68,30 +68,74 @@ pub enum AskError {
     /// No answer within ten seconds, or none at all.
     #[error("it does not answer")]
     Silent,
+    /// Somebody answers who cannot speak for this state directory.
+    #[error(
+        "a process of user id {uid} is at its control socket, though the state directory belongs to \
+         user id {owner}: it was not asked; see what it is with 'ss -xlp', and who else may write \
+         into that directory"
+    )]
+    Stranger {
+        /// Whose process it is.
+        uid: u32,
+        /// Whose directory it is.
+        owner: u32,
+    },
     /// The socket cannot be used.
     #[error("its control socket cannot be used")]
     Io(#[source] io::Error),
 }
 
+/// Looks who is at the other end of a connection by a socket in `state_dir`: only its owner, root and
+/// this very user are to be talked to.
+///
+/// # Errors
+/// [`AskError::Stranger`] when it is somebody else, or who it is cannot be found out.
+pub fn check_peer(stream: &UnixStream, state_dir: &Path) -> Result<(), AskError> {
+    let uid = stream.peer_cred().map_err(AskError::Io)?.uid();
+    let owner = std::fs::metadata(state_dir).map_err(AskError::Io)?.uid();
+    let own = nix::unistd::geteuid().as_raw();
+    if [owner, own, 0].contains(&uid) {
+        return Ok(());
+    }
+    Err(AskError::Stranger { uid, owner })
+}
+
+/// Connects to the program that listens at the socket of this name in `state_dir`.
+///
+/// # Errors
+/// Nobody listens there, or somebody whose word means nothing.
+pub async fn connect(state_dir: &Path, name: &str) -> Result<UnixStream, AskError> {
+    let connected = async {
+        let path = SocketPath::of(state_dir, name)?;
+        UnixStream::connect(&path).await
+    };
+    let stream = connected.await.map_err(|error| match is_nobody(&error) {
+        true => AskError::NotRunning,
+        false => AskError::Io(error),
+    })?;
+    check_peer(&stream, state_dir)?;
+    Ok(stream)
+}
+
 /// Asks the program that runs with `state_dir`; gives its line of JSON.
 ///
 /// # Errors
-/// None runs, or it does not answer.
+/// None runs, it does not answer, or who answers is not to be believed.
 pub async fn ask(state_dir: &Path, request: &str) -> Result<String, AskError> {
     let asked = async {
-        let path = SocketPath::of(state_dir, SOCKET)?;
-        let mut stream = UnixStream::connect(&path).await?;
-        stream.write_all(format!("{request}\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.take(ANSWER_LEN).read_to_string(&mut answer).await?;
-        io::Result::Ok(answer)
+        let mut stream = connect(state_dir, SOCKET).await?;
+        let exchange = async {
+            stream.write_all(format!("{request}\n").as_bytes()).await?;
+            let mut answer = String::new();
+            stream.take(ANSWER_LEN).read_to_string(&mut answer).await?;
+            io::Result::Ok(answer)
+        };
+        exchange.await.map_err(AskError::Io)
     };
     let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await;
-    match answer.map_err(|_| AskError::Silent)? {
-        Ok(answer) if answer.is_empty() => Err(AskError::Silent),
-        Ok(answer) => Ok(answer),
-        Err(error) if is_nobody(&error) => Err(AskError::NotRunning),
-        Err(error) => Err(AskError::Io(error)),
+    match answer.map_err(|_| AskError::Silent)?? {
+        answer if answer.is_empty() => Err(AskError::Silent),
+        answer => Ok(answer),
     }
 }
 
@@ -156,6 +200,11 @@ impl ControlSocket {
             tokio::select! {
                 accepted = self.listener.accept(), if open.len() < MOST => match accepted {
                     Ok((stream, _)) => {
+                        let dir = self.path.parent().unwrap_or(&self.path);
+                        if let Err(error) = check_peer(&stream, dir) {
+                            tracing::debug!(%error, "a local connection was refused");
+                            continue;
+                        }
                         let exchange = exchange(stream, answer.clone());
                         open.spawn(tokio::time::timeout(ANSWER_LIMIT, exchange));
                     }
@@ -215,6 +264,71 @@ mod tests {
             let second = ControlSocket::bind(dir).await.expect_err("one runs");
             assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         }
+    }
+
+    /// Answers everything, as another user.
+    struct Stranger(std::process::Child);
+
+    impl Stranger {
+        const UID: u32 = 65534;
+
+        fn listen(dir: &Path) -> Self {
+            use std::os::unix::process::CommandExt as _;
+            use std::process::{Command, Stdio};
+
+            let program = "$SIG{PIPE} = 'IGNORE'; \
+                           my $l = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 5) or die; \
+                           while (my $c = $l->accept) { <$c>; print $c \"{}\\n\"; close $c }";
+            let mut command = Command::new("perl");
+            command.args(["-MIO::Socket::UNIX", "-e", program]);
+            command.arg(dir.join(SOCKET)).uid(Self::UID).gid(Self::UID);
+            Self(command.stdin(Stdio::null()).spawn().expect("perl starts"))
+        }
+    }
+
+    impl Drop for Stranger {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stranger_at_the_socket_is_not_believed_and_the_owner_of_the_directory_is() {
+        if !nix::unistd::geteuid().is_root() {
+            // Only root can be somebody else.
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        // A directory that others may write into, as it never should be.
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("set");
+        let _stranger = Stranger::listen(dir.path());
+        let asked = async || loop {
+            match ask(dir.path(), "status").await {
+                Err(AskError::NotRunning) => tokio::time::sleep(Duration::from_millis(10)).await,
+                asked => break asked,
+            }
+        };
+        let asked = async || {
+            let limit = Duration::from_secs(20);
+            tokio::time::timeout(limit, asked()).await.expect("listens")
+        };
+        let refused = asked().await;
+        let error = refused.expect_err("not believed");
+        assert!(
+            matches!(
+                error,
+                AskError::Stranger {
+                    uid: Stranger::UID,
+                    owner: 0
+                }
+            ),
+            "{error}"
+        );
+        assert!(error.to_string().contains("ss -xlp"), "{error}");
+        std::os::unix::fs::chown(dir.path(), Some(Stranger::UID), None).expect("chown");
+        let answer = asked().await.expect("it is the owner's now");
+        assert_eq!(answer, "{}\n");
     }
 
     #[tokio::test]

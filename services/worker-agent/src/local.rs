@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_daemon::Tasks;
-use mesh_daemon::control_socket::SocketPath;
+use mesh_daemon::control_socket::{self, SocketPath};
 use mesh_node::{StateDir, StateDirError};
 use mesh_types::ServiceName;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,9 @@ pub(crate) enum AskError {
     /// The socket belongs to another user.
     #[error("the agent's socket belongs to another user: run this as that user, or as root")]
     NotAllowed,
+    /// Who listens is neither the state directory's owner nor root.
+    #[error(transparent)]
+    Stranger(mesh_daemon::AskError),
     /// The agent does not answer in time.
     #[error("the agent does not answer: look at its log")]
     Silent,
@@ -129,6 +132,7 @@ impl LocalSocket {
     /// Takes requests and hands them to the agent; ends when the agent does.
     pub(crate) async fn serve(self, agent: mpsc::Sender<Asked>) {
         let mut open = Tasks::new();
+        let dir = self.path.parent().unwrap_or(&self.path);
         while !agent.is_closed() {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -136,7 +140,7 @@ impl LocalSocket {
             };
             open.reap();
             match accepted {
-                Ok((stream, _)) if open.len() < CONNECTIONS && is_ours(&stream) => {
+                Ok((stream, _)) if open.len() < CONNECTIONS && is_trusted(&stream, dir) => {
                     let agent = agent.clone();
                     open.spawn("local request", async move { answer(stream, agent).await });
                 }
@@ -159,12 +163,8 @@ impl Drop for LocalSocket {
     }
 }
 
-/// Whether the other side is this user or root.
-fn is_ours(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+fn is_trusted(stream: &UnixStream, state_dir: &Path) -> bool {
+    control_socket::check_peer(stream, state_dir).is_ok()
 }
 
 async fn answer(stream: UnixStream, agent: mpsc::Sender<Asked>) {
@@ -202,13 +202,9 @@ fn stopping() -> Answer {
 
 /// Asks the agent that runs on this state directory.
 pub(crate) async fn ask(state_dir: &Path, request: &Request) -> Result<Answer, AskError> {
-    let short = SocketPath::of(state_dir, NAME).map_err(connect_error)?;
-    let stream = UnixStream::connect(&short)
+    let stream = control_socket::connect(state_dir, NAME)
         .await
-        .map_err(connect_error)?;
-    if !is_ours(&stream) && !nix::unistd::geteuid().is_root() {
-        return Err(AskError::NotAllowed);
-    }
+        .map_err(unreached)?;
     let (read, mut write) = stream.into_split();
     let mut bytes = serde_json::to_vec(request).map_err(AskError::OtherVersion)?;
     bytes.push(b'\n');
@@ -261,11 +257,17 @@ pub(crate) async fn open_for_running(state_dir: &Path) -> Result<StateDir, State
     }
 }
 
-fn connect_error(error: io::Error) -> AskError {
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning,
-        io::ErrorKind::PermissionDenied => AskError::NotAllowed,
-        _ => AskError::Io(error),
+fn unreached(error: mesh_daemon::AskError) -> AskError {
+    use mesh_daemon::AskError as Unreached;
+
+    match error {
+        Unreached::NotRunning => AskError::NotRunning,
+        Unreached::Silent => AskError::Silent,
+        Unreached::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            AskError::NotAllowed
+        }
+        Unreached::Io(error) => AskError::Io(error),
+        stranger @ Unreached::Stranger { .. } => AskError::Stranger(stranger),
     }
 }
 
