@@ -10,7 +10,7 @@ use http::StatusCode;
 use hyper::server::conn::http1::UpgradeableConnection;
 use hyper::service::service_fn;
 use hyper_reverse_proxy::{Connector, GuardedIo, Inbound, Scheme};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_daemon::{Turn, UnderWay};
 use rustls::ServerConfig as TlsConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::answering::Answering;
-use super::http2::{self, Answer, Patient, Streams};
+use super::http2::{self, Answer, Patient, Requests, Streams};
 use super::stop::Stop;
 use crate::admission::{Place, Placed};
 use crate::config::ServerConfig;
@@ -153,13 +153,14 @@ impl<C: Connector<Target = Target>> Core<C> {
             let (core, visitor) = (Arc::clone(&core), Arc::clone(&visitor));
             let (stream, turn) = (entered.enter(), turn.clone());
             async move {
+                let stream = stream.in_its_task();
                 let under_way = begin(&turn).await;
                 let response = core.gateway.serve(&visitor, request).await;
                 Ok::<_, Infallible>(response.map(|body| Answer::new(body, under_way, stream)))
             }
         });
         // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        let connection = hyper::server::conn::http2::Builder::new(Requests)
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(self.head_limit))
             .max_concurrent_streams(http2::MAX_STREAMS)

@@ -9,8 +9,11 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 mod answer;
+mod request;
 
 pub(super) use answer::Answer;
+pub(super) use request::Requests;
+use request::Waiting;
 
 /// Requests that may be under way at a time on one connection.
 pub(super) const MAX_STREAMS: u32 = 100;
@@ -47,8 +50,32 @@ impl Streams {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
         Stream {
             streams: Arc::clone(self),
+            waiting: Arc::default(),
             is_answered: false,
         }
+    }
+}
+
+/// Looks, [`LOOKS`] times in [`NO_ROOM`], whether anything is taken of what waits for the client.
+#[derive(Debug, Default)]
+struct Looks {
+    /// What had been taken at the last look, and at how many in a row nothing more.
+    taken: usize,
+    in_vain: u32,
+}
+
+impl Looks {
+    fn look(&mut self, waits: bool, taken: usize) {
+        self.in_vain = match waits && taken == self.taken {
+            true => self.in_vain + 1,
+            false => 0,
+        };
+        self.taken = taken;
+    }
+
+    /// Whether nothing was taken for too long. The first look came some time after whatever waits.
+    fn is_stalled(&self) -> bool {
+        self.in_vain > LOOKS
     }
 }
 
@@ -56,6 +83,7 @@ impl Streams {
 #[derive(Debug)]
 pub(super) struct Stream {
     streams: Arc<Streams>,
+    waiting: Arc<Waiting>,
     is_answered: bool,
 }
 
@@ -71,22 +99,25 @@ impl Stream {
     /// Something waits for the client, until this is dropped.
     fn offer(&self) -> Offer {
         self.streams.offers.fetch_add(1, Ordering::Relaxed);
-        Offer(Arc::clone(&self.streams))
+        self.waiting.offers.fetch_add(1, Ordering::Relaxed);
+        Offer(Arc::clone(&self.streams), Arc::clone(&self.waiting))
     }
 
     /// The client took something.
     fn taken(&self) {
         self.streams.taken.fetch_add(1, Ordering::Relaxed);
+        self.waiting.taken.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Something that the client has yet to take.
 #[derive(Debug)]
-struct Offer(Arc<Streams>);
+struct Offer(Arc<Streams>, Arc<Waiting>);
 
 impl Drop for Offer {
     fn drop(&mut self) {
         self.0.offers.fetch_sub(1, Ordering::Relaxed);
+        self.1.offers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -99,7 +130,8 @@ impl Drop for Stream {
 
 /// A connection that ends when it has had no request for a while, the first one included, or when
 /// its client has taken nothing for [`NO_ROOM`] of what waits for it. While a request on it has no
-/// answer so far, that one is worth more than the room that others hold.
+/// answer so far, that one is worth more than the room that others hold. An answer of which nothing is
+/// taken beside others that are ends by itself: [`Requests`].
 pub(super) struct Patient<F, E> {
     connection: Pin<Box<F>>,
     /// Tells the connection to end.
@@ -110,9 +142,7 @@ pub(super) struct Patient<F, E> {
     limit: Duration,
     timer: Pin<Box<Sleep>>,
     is_ending: bool,
-    /// What had been taken at the last look, and at how many in a row nothing more.
-    taken: usize,
-    in_vain: u32,
+    looks: Looks,
     look: Pin<Box<Sleep>>,
 }
 
@@ -127,8 +157,7 @@ impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
             limit,
             timer: Box::pin(tokio::time::sleep(limit)),
             is_ending: false,
-            taken: 0,
-            in_vain: 0,
+            looks: Looks::default(),
             look: Box::pin(tokio::time::sleep(NO_ROOM / LOOKS)),
         }
     }
@@ -139,16 +168,10 @@ impl<F, E: Fn(Pin<&mut F>)> Patient<F, E> {
             let taken = self.streams.taken.load(Ordering::Relaxed);
             let offers = self.streams.offers.load(Ordering::Relaxed);
             let unanswered = self.streams.unanswered.load(Ordering::Relaxed);
-            let waits = offers > 0 && unanswered == 0;
-            self.in_vain = match waits && taken == self.taken {
-                true => self.in_vain + 1,
-                false => 0,
-            };
-            self.taken = taken;
+            self.looks.look(offers > 0 && unanswered == 0, taken);
             self.look.as_mut().reset(Instant::now() + NO_ROOM / LOOKS);
         }
-        // The first look came some time after whatever waits.
-        self.in_vain > LOOKS
+        self.looks.is_stalled()
     }
 
     /// Asks the connection to end.

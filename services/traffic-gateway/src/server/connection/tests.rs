@@ -4,6 +4,7 @@ use std::io;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2::SendRequest;
 use hyper_reverse_proxy::{Client, ConnectError, Limits, ReverseProxy};
+use hyper_util::rt::TokioExecutor;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::sync::CancellationToken;
@@ -269,6 +270,46 @@ async fn an_http2_client_that_asks_on_and_takes_nothing_is_cut_off_all_the_same(
         assert!(begun.elapsed() < NO_ROOM * 2, "asking on is enough");
     }
     assert!(begun.elapsed() >= NO_ROOM);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_client_that_takes_one_answer_loses_another_of_which_it_takes_nothing() {
+    let (mut sender, neglected, [served, _connection]) = ask_with_room(1, "/_mesh/events").await;
+    let slow = get(&mut sender, "/_mesh/events", "").await;
+    let taken = get(&mut sender, "/_mesh/events", "").await;
+    let (mut neglected, mut slow) = (neglected.into_body(), slow.into_body());
+    let mut taken = taken.into_body();
+    let begun = Instant::now();
+    for round in 1..=3 {
+        let takes = async {
+            while let Some(frame) = taken.frame().await {
+                frame.expect("this one goes on");
+            }
+        };
+        let until = begun + round * (NO_ROOM - PATIENCE);
+        let end = tokio::time::timeout_at(until, takes).await;
+        end.expect_err("events have no end");
+        // A byte now and then is enough for the one, and nothing would do for the other.
+        let frame = slow.frame().await.expect("more").expect("not reset");
+        assert_eq!(frame.into_data().expect("data").len(), 1);
+    }
+    assert!(
+        !served.is_finished(),
+        "the connection has nothing to do with it"
+    );
+    assert_eq!(get(&mut sender, "/health", "").await.status(), 200);
+    let first = neglected
+        .frame()
+        .await
+        .expect("a byte")
+        .expect("it had come");
+    assert_eq!(first.into_data().expect("data").len(), 1);
+    let end = neglected
+        .frame()
+        .await
+        .expect("it was not served to its end");
+    let error = format!("{:?}", end.expect_err("reset"));
+    assert!(error.contains("CANCEL"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
