@@ -211,21 +211,29 @@ fn deploy_cli_and_the_services_print_documents_with_a_schema() {
     let status = agent.run(&["status", "--json"]).expect_code(0);
     assert_schema("worker-agent status", &status.stdout, "mesh.agent-status/1");
     for (program, schema) in [
+        ("relay", "mesh.relay/1"),
         ("traffic-gateway", "mesh.traffic-gateway/1"),
         ("deploy-manager", "mesh.deploy-manager/1"),
+        ("worker-agent", "mesh.agent-status/1"),
     ] {
-        // That of the running mesh, and one that never ran.
-        for (name, code) in [
-            (format!("state/{program}"), 0),
-            (format!("no-{program}"), 1),
-        ] {
-            let state = format!("state_dir={}", cli.work(&name).display());
+        let asked = |dir: &Path, code: i32| {
+            let state = format!("state_dir={}", dir.display());
             let status = ran(cli
                 .product(program)
                 .args(["status", "--json", "--set", &state]));
-            assert_eq!(status.code, Some(code), "{}", status.all());
-            assert_schema(program, &status.stdout, schema);
-        }
+            assert_eq!(status.code, Some(code), "{program}: {}", status.all());
+            assert_schema(program, &status.stdout, schema)["findings"].clone()
+        };
+        // That of the running mesh, and one that never ran.
+        let running = match program {
+            "worker-agent" => agent.state_dir().to_path_buf(),
+            _ => cli.work(&format!("state/{program}")),
+        };
+        assert!(asked(&running, 0).is_array(), "{program}");
+        let none = asked(&cli.work(&format!("no-{program}")), 1);
+        assert_eq!(none[0]["code"], "not-joined", "{program}: {none}");
+        let next = none[0]["next"].as_str().expect("a command");
+        assert!(next.contains(&format!("{program} join")), "{next}");
     }
     for program in [
         "coordinator",

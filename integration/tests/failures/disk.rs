@@ -83,6 +83,16 @@ fn a_coordinator_without_room_refuses_changes_keeps_everything_and_heals_by_itse
     });
 }
 
+/// Waits for an event of this kind, of which the rest of its line says this.
+fn wait_for_event(cli: &Cli, kind: &str, rest: &str) {
+    let wanted = format!("  {kind}  {rest}");
+    eventually(&format!("an event {kind}"), SOON, || {
+        let events = cli.mesh(&["events"]).success()?.stdout;
+        ensure!(events.contains(&wanted), "{events}");
+        Ok(())
+    });
+}
+
 #[test]
 fn an_agent_without_room_goes_on_and_stores_its_netmap_when_there_is_room() {
     if !needs(&[Need::Root, Need::Program("curl")]) {
@@ -108,12 +118,18 @@ fn an_agent_without_room_goes_on_and_stores_its_netmap_when_there_is_room() {
         assert_eq!(stored().expect("the last good one"), before);
         wait_for_console(&up, "attic", SOON);
         wait_for_state(&cli, &["attic", "cellar"], "online", SOON);
+        // The coordinator hears of it with the next heartbeat.
+        wait_for_event(&cli, "node-trouble", "attic  netmap-unsaved: ");
+        let shown = cli.mesh(&["node", "show", "attic"]).expect_code(0);
+        let named = shown.stdout.contains("attic cannot store its netmap");
+        assert!(named, "{}", shown.all());
 
         filled.free().expect("freed");
         agent
             .child()
             .wait_for_line("the netmap is stored again", SOON);
         assert_ne!(stored().expect("there"), before);
+        wait_for_event(&cli, "node-trouble-over", "attic  it was netmap-unsaved");
         agent
             .child()
             .assert_log_clean(&["the netmap was not stored"]);
