@@ -5,9 +5,9 @@
 //! oldest and the newest supported Kubernetes ([`schemas`]); kinds of other projects against
 //! schemas made from those projects' own types ([`crds`]); who names whom ([`references`]); and the programs themselves,
 //! which get each container's arguments and environment ([`settings`]); what the bootstrap's pod
-//! publishes, made of what the bootstrap writes ([`publish`]). Then faults are planted, and
-//! each must be found ([`planted`]). With `--run` the pods of every overlay run in a container
-//! engine ([`containers`]).
+//! publishes, asked of the programs before a stand-in of Kubernetes' API ([`publish`], [`api`]). Then
+//! faults are planted, and each must be found ([`planted`]). With `--run` the pods of every overlay
+//! run in a container engine ([`containers`]).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{process, workspace};
 
+mod api;
 mod containers;
 mod crds;
 mod manifest;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use coordinator::ProvisionOptions;
+use coordinator::{ACCOUNT_DIR, NODES_NAMESPACE, ProvisionOptions, PublishOptions};
 use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb};
 use mesh_types::Role;
 
@@ -30,6 +30,9 @@ pub(crate) enum Command {
     /// Make what services need before they start, and end: certificate authority, first operator
     /// with its context, one join token per role. Safe to repeat.
     Bootstrap(BootstrapArgs),
+    /// Put what `bootstrap` wrote into Secrets of the Kubernetes cluster that this runs in, and end.
+    /// Safe to repeat.
+    PublishSecrets(PublishSecretsArgs),
     #[command(flatten)]
     Service(ServiceVerb),
 }
@@ -76,6 +79,43 @@ pub(crate) struct BootstrapArgs {
     reusable: Vec<Role>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct PublishSecretsArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// What `bootstrap --tokens-dir` wrote.
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// Gets the Secrets of relay, gateway, deployer and operator (default: the pod's own).
+    #[arg(long, value_parser = namespace)]
+    namespace: Option<String>,
+    /// Gets the workers' Secret.
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        value_parser = namespace,
+        default_value = NODES_NAMESPACE
+    )]
+    nodes_namespace: String,
+    /// Has the token, ca.crt and namespace of the pod's account.
+    #[arg(long, value_name = "DIR", default_value = ACCOUNT_DIR)]
+    account_dir: PathBuf,
+}
+
+/// A name as Kubernetes takes it (RFC 1123 label); it becomes part of a path.
+fn namespace(text: &str) -> Result<String, &'static str> {
+    let is_good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_name = (1..=63).contains(&text.len())
+        && text.bytes().all(is_good)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("a namespace has 1 to 63 small letters, digits and hyphens in between")
+    }
+}
+
 impl RunArgs {
     /// What the flags say about the configuration.
     pub(crate) fn overrides(&self) -> Overrides {
@@ -109,6 +149,23 @@ impl BootstrapArgs {
     }
 }
 
+impl PublishSecretsArgs {
+    /// The flags about configuration, with what was set before the verb.
+    pub(crate) fn config(&self) -> ConfigArgs {
+        self.config.clone().with_every_set(Args::command())
+    }
+
+    /// What is to be published.
+    pub(crate) fn options(&self) -> PublishOptions {
+        PublishOptions {
+            from: self.from.clone(),
+            namespace: self.namespace.clone(),
+            nodes_namespace: self.nodes_namespace.clone(),
+            account_dir: self.account_dir.clone(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,5 +192,33 @@ mod tests {
         assert_eq!(options.reusable, [Role::Worker, Role::Relay].into());
         let line = "coordinator bootstrap --tokens-dir /t --reusable cat";
         assert!(Args::try_parse_from(line.split(' ')).is_err());
+    }
+
+    #[test]
+    fn namespaces_are_names() {
+        let parse = |name: &str| {
+            let line = format!("coordinator publish-secrets --from /t --nodes-namespace {name}");
+            Args::try_parse_from(line.split(' '))
+        };
+        let Some(Command::PublishSecrets(args)) = parse("my-nodes-2").expect("parses").command
+        else {
+            panic!("another verb")
+        };
+        let options = args.options();
+        assert_eq!(options.nodes_namespace, "my-nodes-2");
+        assert_eq!(options.namespace, None);
+        assert_eq!(options.account_dir, PathBuf::from(ACCOUNT_DIR));
+        for bad in [
+            "",
+            "a/b",
+            "A",
+            "a_b",
+            "a-",
+            "-a",
+            "a?force=true",
+            &"a".repeat(64),
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 }

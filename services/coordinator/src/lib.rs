@@ -21,6 +21,7 @@ mod error;
 mod grpc;
 pub mod grpc_message;
 mod http_pages;
+mod kubernetes;
 mod latches;
 mod members;
 mod metrics;
@@ -51,6 +52,9 @@ pub use crate::config::{
     BusConfig, BusTls, Config, LimitsConfig, OverlayConfig, ServerConfig, StoreConfig, StoreTls,
 };
 pub use crate::error::REASON_KEY;
+pub use crate::kubernetes::{
+    ACCOUNT_DIR, NODES_NAMESPACE, PublishError, PublishOptions, Published, publish_secrets,
+};
 pub use crate::rate::RateConfig;
 
 use crate::app::Core;

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory as _, Parser as _};
-use coordinator::{App, Config, SystemClock, provision};
-use mesh_daemon::{ShutdownTrigger, config, signals, telemetry};
+use coordinator::{App, Config, PublishError, SystemClock, provision, publish_secrets};
+use mesh_daemon::{EXIT_CONFIG, Overrides, ShutdownTrigger, config, signals, telemetry};
 use mesh_trace::FLUSH;
 
-use crate::args::{Args, BootstrapArgs, Command, RunArgs};
+use crate::args::{Args, BootstrapArgs, Command, PublishSecretsArgs, RunArgs};
 
 /// Gives memory back that a moment has needed, such as all nodes that come at once: the system's
 /// allocator keeps half as much again (docs/scale.md).
@@ -28,6 +28,7 @@ async fn main() -> ExitCode {
         None => run(flags).await,
         Some(Command::Run(flags)) => run(flags).await,
         Some(Command::Bootstrap(args)) => bootstrap(args).await,
+        Some(Command::PublishSecrets(args)) => publish(args).await,
         Some(Command::Service(verb)) => {
             let flags = flags.whole();
             return verb.run::<Config>(Args::command(), &flags.config, flags.overrides());
@@ -37,8 +38,17 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             drop(writeln!(std::io::stderr(), "error: {error:#}"));
-            ExitCode::FAILURE
+            exit_code(&error)
         }
+    }
+}
+
+/// 64 for what is wrong with how we were started, as for a faulty configuration.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let publish = error.downcast_ref::<PublishError>();
+    match u8::try_from(EXIT_CONFIG) {
+        Ok(code) if publish.is_some_and(PublishError::is_configuration) => ExitCode::from(code),
+        _ => ExitCode::FAILURE,
     }
 }
 
@@ -61,5 +71,20 @@ async fn bootstrap(args: BootstrapArgs) -> anyhow::Result<()> {
     let _log = telemetry::init(&config.log)?;
     let made = provision(&config, &options, Arc::new(SystemClock)).await?;
     write!(std::io::stdout(), "{made}")?;
+    Ok(())
+}
+
+async fn publish(args: PublishSecretsArgs) -> anyhow::Result<()> {
+    let options = args.options();
+    let config: Config = config::load_or_exit("coordinator", &args.config(), Overrides::new());
+    let _log = telemetry::init(&config.log)?;
+    let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
+    let _signals = signals(trigger)?;
+    tokio::select! {
+        published = publish_secrets(&options) => write!(std::io::stdout(), "{}", published?)?,
+        () = shutdown.draining() => {
+            anyhow::bail!("ended before all was published: the next run publishes everything")
+        }
+    }
     Ok(())
 }

@@ -3,9 +3,9 @@
 //! container's own probe passes. A pod that is the same as one before is not run again.
 //!
 //! What a cluster does besides is done by hand here: names of Services are aliases in the engine's
-//! network, volumes are directories, Secrets are made up, and what the bootstrap's second container
-//! would tell Kubernetes is read from its kustomization and put into Secrets. Databases that an
-//! overlay has outside of the cluster are real ones, by TLS only ([`databases`]).
+//! network, volumes are directories, and Secrets that people make are made up. What the bootstrap
+//! publishes arrives at a stand-in of Kubernetes' API ([`super::api`]), and from there in the pods.
+//! Databases that an overlay has outside of the cluster are real ones, by TLS only ([`databases`]).
 
 use std::fs;
 use std::process::{Command, Stdio};

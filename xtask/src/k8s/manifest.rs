@@ -203,6 +203,11 @@ impl<'a> Workload<'a> {
         !matches!(self.object.kind(), "Job" | "CronJob")
     }
 
+    /// Whether Kubernetes gives its pods a token for its API.
+    pub(super) fn has_account_token(self) -> bool {
+        self.pod["automountServiceAccountToken"] != Value::Bool(false)
+    }
+
     pub(super) fn containers(self) -> Vec<Container<'a>> {
         let of = move |value: &'a Value, is_init| Container {
             workload: self,
@@ -241,6 +246,11 @@ impl<'a> Container<'a> {
     pub(super) fn program(self) -> Option<&'a str> {
         let image = text(self.value, "/image").strip_prefix("wonder-mesh/")?;
         Some(image.split_once(':').map_or(image, |(name, _)| name))
+    }
+
+    /// Whether it puts what the bootstrap wrote into Secrets.
+    pub(super) fn publishes(self) -> bool {
+        self.program().is_some() && text(self.value, "/args/0") == "publish-secrets"
     }
 
     pub(super) fn ports(self) -> impl Iterator<Item = (&'a str, u64, &'a str)> {

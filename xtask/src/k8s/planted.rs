@@ -302,22 +302,17 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         what: "a right too many",
         overlay: "production",
-        found_by: "more than the least rights: {\"get\", \"list\"",
+        found_by: "more than the least rights: {\"create\", \"get\", \"patch\"}",
         plant: |it| {
             let at = "/rules/0/verbs";
-            set(
-                it,
-                "Role",
-                "mesh-bootstrap",
-                at,
-                json!(["get", "list", "patch"]),
-            )
+            let verbs = json!(["create", "get", "patch"]);
+            set(it, "Role", "mesh-bootstrap", at, verbs)
         },
     },
     Fault {
         what: "a right on every Secret",
         overlay: "dev",
-        found_by: "more than the least rights: {\"get\", \"patch\"} on {\"secrets\"} {}",
+        found_by: "more than the least rights: {\"create\", \"patch\"} on {\"secrets\"} {}",
         plant: |it| {
             let at = "/rules/0/resourceNames";
             set(it, "Role", "mesh-bootstrap", at, json!([]))
@@ -357,22 +352,61 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     },
     Fault {
-        what: "a token that is published under another name",
+        what: "a Secret that nobody publishes",
         overlay: "production",
-        found_by: "nobody makes the Secret wonder-mesh/mesh-token-relay with the key token",
-        plant: |it| republish(it, "name: mesh-token-relay", "name: mesh-token-realy"),
+        found_by: "nobody makes the Secret wonder-mesh/mesh-token-realy with the key token",
+        plant: |it| {
+            let relay = find(it, |value| is(value, "StatefulSet", "relay"))?;
+            let volumes = relay.pointer_mut("/spec/template/spec/volumes");
+            volumes
+                .and_then(Value::as_array_mut)
+                .context("no volumes")?
+                .iter_mut()
+                .filter(|volume| volume["secret"]["secretName"] == "mesh-token-relay")
+                .for_each(|volume| volume["secret"]["secretName"] = json!("mesh-token-realy"));
+            Ok(())
+        },
     },
     Fault {
         what: "a token for the wrong namespace",
         overlay: "dev",
         found_by: "nobody makes the Secret wonder-mesh-nodes/mesh-token-worker",
-        plant: |it| republish(it, "namespace: wonder-mesh-nodes", "namespace: wonder-mesh"),
+        plant: |it| republish(it, json!(["--nodes-namespace", "wonder-mesh"])),
     },
     Fault {
-        what: "a file that the bootstrap does not write",
+        what: "a token for a namespace that nobody gave the right to",
         overlay: "dev",
-        found_by: "publish: ",
-        plant: |it| republish(it, "files/gateway/token", "files/gateways/token"),
+        found_by: "must give the verb patch on the resource secrets for resourceNames \
+                   [mesh-token-worker]",
+        plant: |it| republish(it, json!(["--nodes-namespace", "wonder-mesh"])),
+    },
+    Fault {
+        what: "a directory that the bootstrap does not write",
+        overlay: "dev",
+        found_by: "publish: the bootstrap writes to /files, and /files/tokens is published",
+        plant: |it| {
+            let at = format!("{CONTAINER}/args/2");
+            set(it, "Job", "mesh-bootstrap", &at, json!("/files/tokens"))
+        },
+    },
+    Fault {
+        what: "a right that publishing needs",
+        overlay: "dev",
+        found_by: "publish: coordinator says: error: Kubernetes does not let this pod's account \
+                   apply Secret wonder-mesh-nodes/mesh-token-worker",
+        plant: |it| {
+            let verbs = json!(["patch"]);
+            set(it, "Role", "mesh-bootstrap", "/rules/0/verbs", verbs)
+        },
+    },
+    Fault {
+        what: "no token for Kubernetes in the pod that needs one",
+        overlay: "dev",
+        found_by: "Kubernetes puts it into pods whose spec has automountServiceAccountToken: true",
+        plant: |it| {
+            let at = "/spec/template/spec/automountServiceAccountToken";
+            set(it, "Job", "mesh-bootstrap", at, json!(false))
+        },
     },
     Fault {
         what: "an address that leads nowhere",
@@ -431,16 +465,14 @@ fn add(
     Ok(())
 }
 
-/// Changes what the bootstrap publishes.
-fn republish(manifest: &mut Manifest, from: &str, to: &str) -> Result<()> {
-    let map = find(manifest, |value| {
-        !value["data"]["kustomization.yaml"].is_null()
-    })?;
-    let recipe = map["data"]["kustomization.yaml"]
-        .as_str()
-        .context("no text")?;
-    anyhow::ensure!(recipe.contains(from), "{from} is not there");
-    map["data"]["kustomization.yaml"] = json!(recipe.replace(from, to));
+/// Changes where the bootstrap's Job publishes the workers' token.
+fn republish(manifest: &mut Manifest, to: Value) -> Result<()> {
+    let job = find(manifest, |value| is(value, "Job", "mesh-bootstrap"))?;
+    let args = job.pointer_mut(&format!("{CONTAINER}/args"));
+    let args = args.and_then(Value::as_array_mut).context("no arguments")?;
+    let at = args.iter().position(|word| *word == to[0]);
+    let at = at.context("it names no namespace")? + 1;
+    *args.get_mut(at).context("nor after that")? = to[1].clone();
     Ok(())
 }
 

@@ -209,10 +209,10 @@ fn paths(manifest: &Manifest, container: Container<'_>, faults: &mut Vec<String>
             _ => {}
         }
     }
-    if !written
+    let has_state = written
         .iter()
-        .any(|(name, _)| name.ends_with("__STATE_DIR"))
-    {
+        .any(|(name, _)| name.ends_with("__STATE_DIR"));
+    if !has_state && !container.publishes() {
         faults.push(format!(
             "{}: no …__STATE_DIR says where it may write",
             container.key()

@@ -184,8 +184,7 @@ fn accounts(manifest: &Manifest, faults: &mut Vec<String>) {
         {
             faults.push(format!("{key}: there is no ServiceAccount {name:?}"));
         }
-        let mounted = workload.pod["automountServiceAccountToken"] != Value::Bool(false);
-        if mounted != bound.contains(name) {
+        if workload.has_account_token() != bound.contains(name) {
             faults.push(format!(
                 "{key}: pods hold a token for Kubernetes exactly when a RoleBinding gives it rights"
             ));

@@ -27,7 +27,7 @@ use crate::record::{AuditEntry, EventKind, EventRecord, TokenRecord};
 use crate::store::StoreError;
 
 /// The services that join by a token file, each in a directory of this name.
-const ROLES: [Role; 4] = [Role::Relay, Role::Gateway, Role::Deployer, Role::Worker];
+pub(crate) const ROLES: [Role; 4] = [Role::Relay, Role::Gateway, Role::Deployer, Role::Worker];
 /// How long the tokens live: as long as an operator's may at most.
 const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// A token with less than this left is replaced, so that whoever starts after us has time.
@@ -35,6 +35,20 @@ const ENOUGH: Duration = Duration::from_secs(12 * 60 * 60);
 const ACTOR: &str = "bootstrap";
 const FILE: &str = "token";
 const CONTEXT: &str = "default";
+
+/// Where a role's token is, below the directory of all.
+pub(crate) fn token_file(tokens_dir: &Path, role: Role) -> PathBuf {
+    tokens_dir.join(role.as_str()).join(FILE)
+}
+
+/// Where the operator's context is, below the operator's directory.
+pub(crate) fn context_file(operator_dir: &Path) -> PathBuf {
+    contexts(operator_dir).path(CONTEXT)
+}
+
+fn contexts(operator_dir: &Path) -> Contexts {
+    Contexts::in_dir(operator_dir.join("mesh/contexts"))
+}
 
 /// What is to be made, and where.
 #[derive(Debug, Clone)]
@@ -130,8 +144,8 @@ pub(crate) async fn provision(
             is_reusable: options.reusable.contains(&role),
             addresses: &addresses,
         };
-        let dir = options.tokens_dir.join(role.as_str());
-        tokens.push(provide(&foundation, &wish, &dir, now).await?);
+        let path = token_file(&options.tokens_dir, role);
+        tokens.push(provide(&foundation, &wish, path, now).await?);
     }
     write_addresses(&config.state_dir, &addresses)?;
     let context = write_context(&config.state_dir, options, &addresses)?;
@@ -154,14 +168,13 @@ struct Wish<'a> {
 async fn provide(
     foundation: &Foundation,
     wish: &Wish<'_>,
-    dir: &Path,
+    path: PathBuf,
     now: Timestamp,
 ) -> Result<ProvisionedToken, ProvisionError> {
     // A directory that is there may be a volume with an owner of its own: it is used as it is.
-    if !dir.is_dir() {
+    if let Some(dir) = path.parent().filter(|dir| !dir.is_dir()) {
         private_dir(dir)?;
     }
-    let path = dir.join(FILE);
     if let Some(expires_at) = still_good(foundation, wish, &path, now).await? {
         return Ok(ProvisionedToken {
             role: wish.role,
@@ -277,7 +290,7 @@ fn write_context(
         &files.key_pem,
         default.as_str(),
     )?;
-    let contexts = Contexts::in_dir(options.operator_dir.join("mesh/contexts"));
+    let contexts = contexts(&options.operator_dir);
     if let Ok(before) = contexts.load(Some(CONTEXT))
         && before.key == context.key
     {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,11 +14,15 @@ use serde_json::Value;
 use super::databases::{Databases, Images};
 use super::{Pod, names, probe, quiet};
 use crate::compose::Engine;
-use crate::k8s::manifest::{self, Container, Manifest, Workload, list, text};
+use crate::k8s::api::Api;
+use crate::k8s::manifest::{Container, Manifest, Workload, list, text};
+use crate::k8s::publish::TOKENS;
 use crate::k8s::settings::secret_content;
 use crate::workspace;
 
 const POLL: Duration = Duration::from_millis(200);
+/// Where Kubernetes puts what a pod needs to speak to its API.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a container may take to be ready, or to end: a fault should not hold a run up for as long
 /// as a cluster may wait for its other parts.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -25,13 +30,44 @@ const LONGEST: Duration = Duration::from_secs(120);
 pub(super) struct Cluster<'a> {
     engine: &'a Engine,
     pub(super) manifest: &'a Manifest,
-    network: String,
-    /// Volumes and Secrets.
+    /// Volumes, and Secrets that people make.
     dir: PathBuf,
     /// Names of containers, to be removed.
     containers: Vec<String>,
     /// Those outside of the cluster; `None`: they are among its pods.
     pub(super) databases: Option<Databases<'a>>,
+    /// Kubernetes' own API, which keeps the Secrets that the bootstrap publishes.
+    pub(super) api: Api,
+    /// Goes last: it is removed when nobody is in it.
+    network: Network<'a>,
+}
+
+/// A network of the engine, for as long as this lives.
+struct Network<'a> {
+    engine: &'a Engine,
+    name: String,
+}
+
+impl<'a> Network<'a> {
+    fn new(engine: &'a Engine, name: String) -> Result<Self> {
+        quiet(engine.docker().args(["network", "create", &name]))?;
+        Ok(Self { engine, name })
+    }
+
+    /// The address under which containers reach this machine.
+    fn gateway(&self) -> Result<IpAddr> {
+        let gateway = "{{(index .IPAM.Config 0).Gateway}}";
+        let mut docker = self.engine.docker();
+        let gateway = quiet(docker.args(["network", "inspect", "--format", gateway, &self.name]))?;
+        gateway.parse().context("read the network's gateway")
+    }
+}
+
+impl Drop for Network<'_> {
+    fn drop(&mut self) {
+        let mut docker = self.engine.docker();
+        drop(quiet(docker.args(["network", "rm", &self.name])));
+    }
 }
 
 /// Where the volumes of one pod are.
@@ -54,19 +90,20 @@ impl<'a> Cluster<'a> {
         manifest: &'a Manifest,
         images: &Images,
     ) -> Result<Self> {
-        let network = format!("mesh-k8s-{}-{overlay}", std::process::id());
-        let dir = workspace::target_dir().join("k8s").join(&network);
+        let name = format!("mesh-k8s-{}-{overlay}", std::process::id());
+        let dir = workspace::target_dir().join("k8s").join(&name);
         fs::create_dir_all(&dir)?;
-        quiet(engine.docker().args(["network", "create", &network]))?;
+        let network = Network::new(engine, name)?;
         let mut cluster = Self {
             engine,
             manifest,
-            network,
             dir,
             containers: Vec::new(),
             databases: None,
+            api: Api::serve(network.gateway()?, manifest)?,
+            network,
         };
-        let (network, dir) = (&cluster.network, &cluster.dir);
+        let (network, dir) = (&cluster.network.name, &cluster.dir);
         cluster.databases = Databases::start(engine, manifest, images, network, dir)?;
         Ok(cluster)
     }
@@ -78,23 +115,14 @@ impl<'a> Cluster<'a> {
             .find(|it| it.object.kind() == kind && it.object.name() == name)
     }
 
-    /// Runs one pod: its init containers to their end, the others until their probes pass.
+    /// Runs one pod: what ends to its end, the others until their probes pass.
     pub(super) fn run(&mut self, pod: &Pod<'_>) -> Result<()> {
         let volumes = self.volumes(pod, &pod.name)?;
         for container in pod.workload.containers() {
-            if !container.is_init && !pod.workload.is_service() {
-                // The one container that is not run: it speaks to Kubernetes' API.
-                ensure!(
-                    container.program().is_none(),
-                    "{}: nothing runs it here",
-                    container.key()
-                );
-                self.publish(&volumes)?;
-                continue;
-            }
+            let ends = container.is_init || !pod.workload.is_service();
             let begun = Instant::now();
             let name = self.start(container, pod, &volumes)?;
-            if container.is_init {
+            if ends {
                 self.wait_for_end(container, &name)?;
             } else {
                 self.wait_until_ready(container, &name, startup_limit(container))?;
@@ -103,7 +131,7 @@ impl<'a> Cluster<'a> {
                 "k8s: run: {}: {} {} after {:.1} s",
                 container.key(),
                 pod.name,
-                if container.is_init { "done" } else { "ready" },
+                if ends { "done" } else { "ready" },
                 begun.elapsed().as_secs_f64()
             );
         }
@@ -117,10 +145,10 @@ impl<'a> Cluster<'a> {
         pod: &Pod<'_>,
         volumes: &Volumes,
     ) -> Result<String> {
-        let name = format!("{}-{}", self.network, self.containers.len());
+        let name = format!("{}-{}", self.network.name, self.containers.len());
         let mut docker = self.engine.docker();
         docker.args(["run", "--detach", "--name", &name, "--pull", "never"]);
-        docker.args(["--network", &self.network, "--hostname", &pod.name]);
+        docker.args(["--network", &self.network.name, "--hostname", &pod.name]);
         for alias in names::of(self.manifest, pod) {
             docker.args(["--network-alias", &alias]);
         }
@@ -132,6 +160,14 @@ impl<'a> Cluster<'a> {
             let mode = if is_read_only { ":ro" } else { "" };
             docker.arg("--volume");
             docker.arg(format!("{}:{path}{mode}", source.display()));
+        }
+        if pod.workload.has_account_token() {
+            let account = self.account(pod)?;
+            docker.arg("--volume");
+            docker.arg(format!("{}:{ACCOUNT}:ro", account.display()));
+        }
+        for (key, value) in self.api.environment() {
+            docker.arg("--env").arg(format!("{key}={value}"));
         }
         for pair in container.environment_in(self.manifest, &pod.name) {
             let (key, value) = pair.map_err(anyhow::Error::msg)?;
@@ -160,11 +196,7 @@ impl<'a> Cluster<'a> {
     /// Directories for the volumes of a pod, with the owners and modes that a kubelet gives them.
     pub(super) fn volumes(&self, pod: &Pod<'_>, below: &str) -> Result<Volumes> {
         let workload = pod.workload;
-        let group = workload.pod.pointer("/securityContext/fsGroup");
-        let group = group
-            .and_then(Value::as_u64)
-            .map(u32::try_from)
-            .transpose()?;
+        let group = group(pod)?;
         let below = self.dir.join(below);
         let mut volumes = Volumes::new();
         for volume in list(workload.pod, "/volumes") {
@@ -172,7 +204,8 @@ impl<'a> Cluster<'a> {
             let dir = below.join(name);
             fs::create_dir_all(&dir)?;
             if volume.get("secret").is_some() {
-                self.secret(&volume["secret"], &dir, group)?;
+                let namespace = workload.object.namespace();
+                self.secret(namespace, &volume["secret"], &dir, group)?;
             } else if volume.get("emptyDir").is_some() {
                 own(&dir, group, 0o2777)?;
             } else if volume.get("hostPath").is_some() {
@@ -189,17 +222,42 @@ impl<'a> Cluster<'a> {
         Ok(volumes)
     }
 
-    /// Files of a Secret: those that the bootstrap made, or the databases' maker; else made up.
-    fn secret(&self, secret: &Value, dir: &Path, group: Option<u32>) -> Result<()> {
+    /// The files of a pod's account, with the owner and mode that a kubelet gives them.
+    fn account(&self, pod: &Pod<'_>) -> Result<PathBuf> {
+        let dir = self.dir.join(format!("account-of-{}", pod.name));
+        let name = text(pod.workload.pod, "/serviceAccountName");
+        self.api
+            .account(&dir, pod.workload.object.namespace(), name)?;
+        let group = group(pod)?;
+        for file in fs::read_dir(&dir)? {
+            own(&file?.path(), group, 0o640)?;
+        }
+        own(&dir, group, 0o755)?;
+        Ok(dir)
+    }
+
+    /// Files of a Secret: what the bootstrap has published; of the databases, what their maker says;
+    /// else made up.
+    fn secret(
+        &self,
+        namespace: &str,
+        secret: &Value,
+        dir: &Path,
+        group: Option<u32>,
+    ) -> Result<()> {
         let mode = secret["defaultMode"].as_u64().unwrap_or(0o644);
+        let name = text(secret, "/secretName");
         for item in list(secret, "/items") {
             let key = text(item, "/key");
-            let made = self
-                .dir
-                .join("secrets")
-                .join(text(secret, "/secretName"))
-                .join(key);
-            let content = fs::read(made).unwrap_or_else(|_| secret_content(key).into_bytes());
+            let content = if name.starts_with(TOKENS) {
+                let published = self.api.content(namespace, name, key);
+                published.with_context(|| {
+                    format!("nobody published the Secret {namespace}/{name} with the key {key}")
+                })?
+            } else {
+                let made = self.dir.join("secrets").join(name).join(key);
+                fs::read(made).unwrap_or_else(|_| secret_content(key).into_bytes())
+            };
             let file = dir.join(text(item, "/path"));
             fs::write(&file, content)?;
             own(&file, group, u32::try_from(mode)?)?;
@@ -207,38 +265,19 @@ impl<'a> Cluster<'a> {
         own(dir, group, 0o755)
     }
 
-    /// What the bootstrap's second container has Kubernetes do, by the same kustomization.
-    fn publish(&self, volumes: &Volumes) -> Result<()> {
-        let files = volumes.get("files").context("no volume for the tokens")?;
-        let map = self
-            .manifest
-            .of_kind("ConfigMap")
-            .find_map(|map| map.value()["data"]["kustomization.yaml"].as_str())
-            .context("no ConfigMap has the kustomization of the bootstrap")?;
-        let kustomization = manifest::parse(map)?;
-        let kustomization = kustomization.first().context("it is empty")?;
-        for secret in list(kustomization, "/secretGenerator") {
-            let name = text(secret, "/name");
-            let dir = self.dir.join("secrets").join(name);
-            fs::create_dir_all(&dir)?;
-            for file in list(secret, "/files").filter_map(Value::as_str) {
-                let (key, path) = file.split_once('=').context("a file without a key")?;
-                let path = path.strip_prefix("files/").context("a file elsewhere")?;
-                fs::copy(files.join(path), dir.join(key))
-                    .with_context(|| format!("the bootstrap made no {path} for Secret {name}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn wait_for_end(&self, container: Container<'_>, name: &str) -> Result<()> {
+    pub(super) fn wait_for_end(&self, container: Container<'_>, name: &str) -> Result<()> {
         let log = self.wait_for(container, name, LONGEST, |look| match look {
             Look::Ended(log) => Some(log.clone()),
             Look::Ready | Look::NotYet(_) => None,
         })?;
-        let code = quiet(self.engine.docker().args(["wait", name]))?;
+        let code = self.exit_code(name)?;
         ensure!(code == "0", "{}: exit code {code}: {log}", container.key());
         Ok(())
+    }
+
+    /// With which a container has ended.
+    pub(super) fn exit_code(&self, name: &str) -> Result<String> {
+        quiet(self.engine.docker().args(["wait", name]))
     }
 
     pub(super) fn wait_until_ready(
@@ -328,11 +367,8 @@ impl<'a> Cluster<'a> {
 
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
-        // A network goes when nobody is in it.
         drop(self.clear());
         self.databases = None;
-        let mut network = self.engine.docker();
-        drop(quiet(network.args(["network", "rm", &self.network])));
         drop(fs::remove_dir_all(&self.dir));
     }
 }
@@ -376,6 +412,13 @@ fn startup_limit(container: Container<'_>) -> Duration {
     let probe = &container.value["startupProbe"];
     let number = |name: &str| probe[name].as_u64().unwrap_or(1);
     Duration::from_secs(number("periodSeconds") * number("failureThreshold")).min(LONGEST)
+}
+
+/// The group that owns the volumes of a pod.
+fn group(pod: &Pod<'_>) -> Result<Option<u32>> {
+    let group = pod.workload.pod.pointer("/securityContext/fsGroup");
+    let group = group.and_then(Value::as_u64).map(u32::try_from);
+    Ok(group.transpose()?)
 }
 
 fn own(path: &Path, group: Option<u32>, mode: u32) -> Result<()> {

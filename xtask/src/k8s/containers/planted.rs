@@ -1,14 +1,16 @@
 //! Pods that must not work, each by one fault; each must be found out, and say why.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::Pod;
-use super::cluster::{Cluster, Look};
+use super::cluster::{Cluster, Look, Volumes};
 use super::databases::{Database, Databases, Server};
-use crate::k8s::manifest::Container;
+use crate::k8s::manifest::{Container, Manifest};
 
 /// How long a planted fault may take to show.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -65,7 +67,7 @@ impl Cluster<'_> {
     /// Plants what can go wrong in this overlay; how many faults were found.
     pub(super) fn planted(&mut self, overlay: &str) -> Result<usize> {
         match overlay {
-            "dev" => self.planted_relays(),
+            "dev" => Ok(self.planted_relays()? + self.planted_publishing()?),
             "production" => self.planted_databases(),
             _ => Ok(0),
         }
@@ -123,6 +125,94 @@ impl Cluster<'_> {
         Ok(2)
     }
 
+    /// The bootstrap's second container: once more as it is, and before an API that it cannot or
+    /// must not use.
+    fn planted_publishing(&mut self) -> Result<usize> {
+        let workload = self.workload("Job", "mesh-bootstrap");
+        let workload = workload.context("there is no bootstrap")?;
+        let pods = Pod::all(workload);
+        let pod = pods.first().context("no pod")?;
+        let container = workload.containers().into_iter().find(|it| it.publishes());
+        let container = container.context("it publishes nothing")?;
+        // With what the container before it wrote.
+        let volumes = self.volumes(pod, &pod.name)?;
+
+        let written = volumes.get("files").context("no volume for the files")?;
+        let written = fs::read(written.join("operator/mesh/contexts/default.json"))?;
+        let namespace = workload.object.namespace();
+        let context = self.api.content(namespace, "mesh-operator", "default.json");
+        ensure!(
+            context.is_some_and(|it| it == written),
+            "the operator's context arrived as another one"
+        );
+
+        let (taken, changed) = self.api.counts();
+        let name = self.start(container, pod, &volumes)?;
+        self.wait_for_end(container, &name)?;
+        let again = self.api.counts();
+        ensure!(
+            again.0 == 2 * taken && again.1 == changed && taken == self.api.secrets().len(),
+            "published once more: {again:?} after {taken} Secrets with {changed} changes"
+        );
+        println!("k8s: run: {}: once more changes nothing", container.key());
+
+        let mut tokenless = workload.object.value().clone();
+        tokenless["spec"]["template"]["spec"]["automountServiceAccountToken"] = Value::Bool(false);
+        let tokenless = Manifest::new(vec![tokenless], BTreeSet::new());
+        let workload = tokenless.workloads().next().context("no workload")?;
+        let without = Container {
+            workload,
+            ..container
+        };
+        let pod_without = Pod {
+            workload,
+            name: pod.name.clone(),
+        };
+        let what = "no token for Kubernetes' API";
+        let said = self.fails(without, &pod_without, &volumes, "64");
+        found_with(
+            what,
+            said.context(what)?,
+            "automountServiceAccountToken: true",
+        )?;
+
+        self.api.forbid();
+        let what = "an API that forbids it";
+        let said = self.fails(container, pod, &volumes, "1");
+        found_with(what, said.context(what)?, "must give the verb patch")?;
+
+        self.api.forget_authority()?;
+        let what = "an authority that is not the API's";
+        let said = self.fails(container, pod, &volumes, "1");
+        found_with(what, said.context(what)?, "cannot be trusted")?;
+        ensure!(
+            self.api.counts() == again,
+            "something was taken all the same"
+        );
+        Ok(3)
+    }
+
+    /// Runs a container that must end with this code; the line that says why.
+    fn fails(
+        &mut self,
+        container: Container<'_>,
+        pod: &Pod<'_>,
+        volumes: &Volumes,
+        code: &str,
+    ) -> Result<String> {
+        let name = self.start(container, pod, volumes)?;
+        let log = self.wait_for(container, &name, LIMIT, |look| match look {
+            Look::Ended(log) => Some(log.clone()),
+            Look::Ready | Look::NotYet(_) => None,
+        })?;
+        let ended = self.exit_code(&name)?;
+        ensure!(ended == code, "it ended with {ended}: {log}");
+        let error = log.lines().find(|line| line.starts_with("error: "));
+        error
+            .map(str::to_owned)
+            .with_context(|| format!("it says: {log}"))
+    }
+
     /// A coordinator before databases that are not who they should be: without the store it does
     /// not start, and of the bus it says why it goes on without it.
     fn planted_databases(&mut self) -> Result<usize> {
@@ -170,6 +260,12 @@ impl Cluster<'_> {
         let databases = self.databases.as_ref();
         databases.context("there are no databases outside")
     }
+}
+
+fn found_with(what: &str, said: String, part: &str) -> Result<()> {
+    ensure!(said.contains(part), "{what}: {said}");
+    found(what, &said);
+    Ok(())
 }
 
 fn found(what: &str, said: &str) {

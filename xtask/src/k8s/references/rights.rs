@@ -22,35 +22,29 @@ struct Given {
     rights: &'static [Right],
 }
 
-/// Publishing what the bootstrap made: these Secrets and no others are read or changed. Making one
-/// cannot be limited to a name.
+/// Publishing what the bootstrap made: these Secrets and no others are made or changed, and none is
+/// read.
 const GIVEN: &[Given] = &[
     Given {
         namespace: "wonder-mesh",
         role: "mesh-bootstrap",
         account: ("wonder-mesh", "mesh-bootstrap"),
-        rights: &[
-            (
-                &["secrets"],
-                &[
-                    "mesh-operator",
-                    "mesh-token-deployer",
-                    "mesh-token-gateway",
-                    "mesh-token-relay",
-                ],
-                &["get", "patch"],
-            ),
-            (&["secrets"], &[], &["create"]),
-        ],
+        rights: &[(
+            &["secrets"],
+            &[
+                "mesh-operator",
+                "mesh-token-deployer",
+                "mesh-token-gateway",
+                "mesh-token-relay",
+            ],
+            &["create", "patch"],
+        )],
     },
     Given {
         namespace: "wonder-mesh-nodes",
         role: "mesh-bootstrap",
         account: ("wonder-mesh", "mesh-bootstrap"),
-        rights: &[
-            (&["secrets"], &["mesh-token-worker"], &["get", "patch"]),
-            (&["secrets"], &[], &["create"]),
-        ],
+        rights: &[(&["secrets"], &["mesh-token-worker"], &["create", "patch"])],
     },
 ];
 
