@@ -16,10 +16,16 @@ const EVENTS: u8 = 4;
 const WINDOW: Duration = Duration::from_secs(60 * 60);
 /// How many nodes are remembered at most that say anything.
 const CAPACITY: usize = 10_000;
+/// When there is no room, it is looked for no more often than this.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// The nodes that say that something is wrong, or did lately. Of others nothing is kept.
 #[derive(Debug, Default)]
-pub(crate) struct Standings(HashMap<NodeId, Known>);
+pub(crate) struct Standings {
+    known: HashMap<NodeId, Known>,
+    /// When room was last looked for.
+    looked: Option<Timestamp>,
+}
 
 #[derive(Debug)]
 struct Known {
@@ -61,18 +67,11 @@ enum News {
 impl Standings {
     /// Takes over what a node said; answers what of it is to be told.
     fn take(&mut self, id: NodeId, said: Standing, now: Timestamp) -> Vec<News> {
-        if !self.0.contains_key(&id) {
-            if said == Standing::default() {
-                return Vec::new();
-            }
-            if self.0.len() >= CAPACITY {
-                self.0.retain(|_, known| !known.is_over(now));
-                if self.0.len() >= CAPACITY {
-                    return Vec::new();
-                }
-            }
+        let is_new = !self.known.contains_key(&id);
+        if is_new && (said == Standing::default() || !self.has_room(now)) {
+            return Vec::new();
         }
-        let known = self.0.entry(id).or_insert(Known {
+        let known = self.known.entry(id).or_insert(Known {
             troubles: Troubles::default(),
             told: Troubles::default(),
             window: now,
@@ -97,20 +96,30 @@ impl Standings {
             });
         }
         if known.is_over(now) {
-            self.0.remove(&id);
+            self.known.remove(&id);
         }
         news
     }
 
+    /// Whether one more may be remembered; forgets whoever does not matter any more, now and then.
+    fn has_room(&mut self, now: Timestamp) -> bool {
+        let rests = |at| now.since(at) < LOOK_EVERY;
+        if self.known.len() >= CAPACITY && !self.looked.is_some_and(rests) {
+            self.looked = Some(now);
+            self.known.retain(|_, known| !known.is_over(now));
+        }
+        self.known.len() < CAPACITY
+    }
+
     /// What a node said last that is wrong.
     pub(super) fn of(&self, id: NodeId) -> Troubles {
-        let known = self.0.get(&id);
+        let known = self.known.get(&id);
         known.map(|known| known.troubles).unwrap_or_default()
     }
 
     /// The node is none of ours any more.
     pub(super) fn forget(&mut self, id: NodeId) {
-        self.0.remove(&id);
+        self.known.remove(&id);
     }
 }
 
@@ -179,7 +188,7 @@ mod tests {
         let both = wrong(&[Trouble::UdpBlocked, Trouble::NetmapUnsaved]);
         let well = Standing::default();
         assert_eq!(standings.take(NODE, well, at(0)), []);
-        assert!(standings.0.is_empty(), "nothing is kept of who is well");
+        assert!(standings.known.is_empty(), "nothing is kept of who is well");
         let news = |said: Standing| [News::Troubles(said.troubles)];
         assert_eq!(standings.take(NODE, unsaved, at(15)), news(unsaved));
         assert_eq!(standings.take(NODE, unsaved, at(30)), []);
@@ -190,7 +199,7 @@ mod tests {
         assert!(standings.of(NODE).is_empty());
         assert_eq!(standings.take(NODE, well, at(3_600)), []);
         assert_eq!(standings.take(NODE, well, at(3_615)), []);
-        assert!(standings.0.is_empty());
+        assert!(standings.known.is_empty());
     }
 
     #[test]
@@ -236,13 +245,15 @@ mod tests {
             let told = standings.take(id(n), said, at(0)).len();
             assert_eq!(told, usize::from(n < many), "{n}");
         }
-        assert_eq!(standings.0.len(), CAPACITY);
+        assert_eq!(standings.known.len(), CAPACITY);
         standings.take(id(0), Standing::default(), at(15));
-        assert_eq!(standings.take(id(many), said, at(20)), [], "lately");
-        let told = standings.take(id(many), said, at(3_600)).len();
-        assert_eq!((told, standings.0.len()), (1, CAPACITY));
+        assert_eq!(standings.take(id(many), said, at(3_550)), [], "lately");
+        // Its place is free from now on, and room is looked for once a minute.
+        assert_eq!(standings.take(id(many), said, at(3_600)), [], "rests");
+        let told = standings.take(id(many), said, at(3_610)).len();
+        assert_eq!((told, standings.known.len()), (1, CAPACITY));
         standings.forget(id(many));
-        assert_eq!(standings.0.len(), CAPACITY - 1);
+        assert_eq!(standings.known.len(), CAPACITY - 1);
     }
 
     #[test]

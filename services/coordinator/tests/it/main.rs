@@ -13,6 +13,7 @@ mod renew;
 mod report;
 mod rights;
 mod session;
+mod standing;
 mod stream;
 
 /// What these tests run on; `tests/postgres` runs the same on Postgres.
