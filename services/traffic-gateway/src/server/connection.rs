@@ -159,8 +159,9 @@ impl<C: Connector<Target = Target>> Core<C> {
                 Ok::<_, Infallible>(response.map(|body| Answer::new(body, under_way, stream)))
             }
         });
+        let requests = Requests::default();
         // Extended CONNECT stays off, so browsers open WebSockets over HTTP/1.1.
-        let connection = hyper::server::conn::http2::Builder::new(Requests)
+        let connection = hyper::server::conn::http2::Builder::new(requests.runner())
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(self.head_limit))
             .max_concurrent_streams(http2::MAX_STREAMS)

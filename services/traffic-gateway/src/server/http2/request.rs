@@ -4,8 +4,10 @@
 //! What has room in the stream's buffer when the body is done is not the task's any more, but the
 //! connection's: [`SEND_BUFFER`](super::SEND_BUFFER) and a piece at most for each stream.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::task::JoinSet;
 
 use super::{LOOKS, Looks, NO_ROOM, Stream};
 
@@ -34,7 +36,7 @@ impl Waiting {
 }
 
 impl Stream {
-    /// Called in the task that [`Requests`] made: what waits of the answer is this task's to look at.
+    /// Called in the task that a [`Runner`] made: what waits of the answer is this task's to look at.
     pub(in super::super) fn in_its_task(mut self) -> Self {
         if let Ok(waiting) = WAITING.try_with(Arc::clone) {
             self.waiting = waiting;
@@ -43,18 +45,35 @@ impl Stream {
     }
 }
 
-/// Runs each request of a connection in a task.
-#[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Requests;
+/// The tasks of a connection's requests, which end with it.
+#[derive(Debug, Default)]
+pub(in super::super) struct Requests(Arc<Mutex<JoinSet<()>>>);
 
-impl<F> hyper::rt::Executor<F> for Requests
+impl Requests {
+    /// Runs each request in a task.
+    pub(in super::super) fn runner(&self) -> Runner {
+        Runner(Arc::downgrade(&self.0))
+    }
+}
+
+/// See [`Requests::runner`]. The tasks hold it too, so it does not hold them.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Runner(Weak<Mutex<JoinSet<()>>>);
+
+impl<F> hyper::rt::Executor<F> for Runner
 where
     F: Future + Send + 'static,
 {
     fn execute(&self, request: F) {
+        // Without its connection a request is over.
+        let Some(tasks) = self.0.upgrade() else {
+            return;
+        };
         let waiting = Arc::<Waiting>::default();
         let looked_at = Arc::clone(&waiting);
-        tokio::spawn(WAITING.scope(waiting, async move {
+        let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(WAITING.scope(waiting, async move {
             tokio::select! {
                 biased;
                 _ = request => {}
