@@ -10,20 +10,20 @@ pub enum Trouble {
     /// Its newest netmap is not on its disk.
     NetmapUnsaved,
     /// Its network device is gone, or not as it should be.
-    TunTrouble,
+    DeviceFault,
     /// No UDP datagram reaches it.
     UdpBlocked,
 }
 
 impl Trouble {
     /// Each of them, the most far-reaching first.
-    pub const ALL: [Self; 3] = [Self::TunTrouble, Self::NetmapUnsaved, Self::UdpBlocked];
+    pub const ALL: [Self; 3] = [Self::DeviceFault, Self::NetmapUnsaved, Self::UdpBlocked];
 
     /// Its word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NetmapUnsaved => "netmap-unsaved",
-            Self::TunTrouble => "tun-trouble",
+            Self::DeviceFault => "tun-trouble",
             Self::UdpBlocked => "udp-blocked",
         }
     }
@@ -34,7 +34,7 @@ impl Trouble {
             Self::NetmapUnsaved => {
                 "cannot store its netmap, so a restart of it would need the coordinator"
             }
-            Self::TunTrouble => "has trouble with its network device",
+            Self::DeviceFault => "has trouble with its network device",
             Self::UdpBlocked => "gets no UDP datagrams: everything goes through relays",
         }
     }

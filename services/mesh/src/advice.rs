@@ -330,7 +330,7 @@ fn troubles(node: &pb::Node) -> impl Iterator<Item = Finding> {
         let program = enums::role(node.role).unwrap_or(Role::Worker).program();
         let next = format!("on {}: {program} status (it says why)", node.name);
         match known {
-            Some(Trouble::TunTrouble) => Finding::error(word, what, next),
+            Some(Trouble::DeviceFault) => Finding::error(word, what, next),
             _ => Finding::warning(word, what, next),
         }
     })

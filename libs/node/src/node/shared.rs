@@ -130,7 +130,7 @@ impl Shared {
             heard: snapshot.udp_heard.unwrap_or(self.started).into(),
         };
         let troubles = [
-            (Trouble::TunTrouble, device),
+            (Trouble::DeviceFault, device),
             (Trouble::NetmapUnsaved, unsaved),
             (Trouble::UdpBlocked, udp.is_blocked(now)),
         ];

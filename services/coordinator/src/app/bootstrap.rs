@@ -143,7 +143,7 @@ pub(super) async fn found(
         Opening::Serving => Box::pin(Store::open(&config.store, dir)).await?,
         Opening::Beside => Box::pin(Store::open_beside(&config.store, dir)).await?,
     };
-    match furnish(&store, config, had_one, now).await {
+    match Box::pin(furnish(&store, config, had_one, now)).await {
         Ok((sealer, ca, is_new)) => Ok(Foundation {
             store,
             sealer,
@@ -152,7 +152,7 @@ pub(super) async fn found(
         }),
         Err(error) => {
             if opening == Opening::Serving {
-                not_started::note(&store, dir, &error, now).await;
+                Box::pin(not_started::note(&store, dir, &error, now)).await;
             }
             Err(error)
         }
@@ -220,7 +220,7 @@ pub(crate) async fn open(
     let members = match members {
         Ok(members) => members,
         Err(error) => {
-            not_started::note(&store, &config.state_dir, &error, now).await;
+            Box::pin(not_started::note(&store, &config.state_dir, &error, now)).await;
             return Err(error);
         }
     };

@@ -218,7 +218,7 @@ mod tests {
             told.extend(standings.take(NODE, said, at(beat * 15)));
         }
         assert_eq!(told.len(), 4);
-        let last = wrong(&[Trouble::TunTrouble]);
+        let last = wrong(&[Trouble::DeviceFault]);
         let news = standings.take(NODE, last, at(3_600));
         assert_eq!(news, [News::Troubles(last.troubles)]);
     }
