@@ -73,7 +73,8 @@ fuzz_target!(init: fuzz::seeds(seeds), |input: &[u8]| {
     let mut device = device(now);
     let mut out = Out::new();
     // A handshake is under way, so that answers have something to answer.
-    device.handshake_now(NodeId::from_bytes([2; 16]), &mut out, now);
+    device.greet(&[NodeId::from_bytes([2; 16])], now);
+    device.handle_timeout(&mut out, now);
     for step in Steps::new(input) {
         now += Duration::from_millis(u64::from(step.number));
         out.clear();
@@ -171,7 +172,8 @@ fn initiation() -> Vec<u8> {
     device.apply_netmap(&map, now);
     device.handle_relay_up(RELAY, now);
     let mut out = Out::new();
-    device.handshake_now(NodeId::from_bytes([2; 16]), &mut out, now);
+    device.greet(&[NodeId::from_bytes([2; 16])], now);
+    device.handle_timeout(&mut out, now);
     let first = out.transmits().next().map(|sent| sent.bytes.to_vec());
     let relayed = || out.relayed().next().map(|sent| sent.payload().to_vec());
     first.or_else(relayed).expect("a handshake is sent")

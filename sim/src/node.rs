@@ -56,7 +56,7 @@ pub(crate) struct Process {
     pub(crate) links: BTreeMap<RelayId, Link>,
     pub(crate) home: Option<RelayId>,
     pub(crate) relays: Vec<Relay>,
-    /// Peers to shake hands with again once there is a relay.
+    /// Peers there was traffic with before the restart: greeted once there is a netmap.
     pub(crate) greet: Vec<NodeId>,
     /// The version of the netmap that the device works by.
     pub(crate) version: Option<u64>,

@@ -21,13 +21,11 @@ use tokio::time::Sleep;
 
 mod derp;
 mod endpoints;
-mod greeting;
 mod home;
 mod udp;
 mod upkeep;
 
 use derp::{Inbox, Item, Link};
-use greeting::Greeting;
 use udp::ReadBuffers;
 pub(crate) use udp::UdpPort;
 
@@ -61,13 +59,12 @@ pub(crate) struct Parts {
     pub(crate) netmap: watch::Receiver<Option<Arc<Netmap>>>,
     pub(crate) control: watch::Receiver<ControlStatus>,
     pub(crate) stop: watch::Receiver<bool>,
-    /// Peers that are greeted once there is a netmap.
+    /// Peers that are greeted once there is a netmap: those there was traffic with before the restart.
     pub(crate) greet: Vec<NodeId>,
 }
 
 pub(crate) struct Driver {
     parts: Parts,
-    greeting: Greeting,
     out: Out,
     batch: Batch,
     /// Which of the packets in `out` are the machine's, from the first to the last.
@@ -101,10 +98,9 @@ enum Event {
 }
 
 impl Driver {
-    pub(crate) fn new(mut parts: Parts) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         let now = Instant::now();
         Self {
-            greeting: Greeting::new(std::mem::take(&mut parts.greet), now),
             parts,
             out: Out::new(),
             batch: Batch::new(),
@@ -181,7 +177,6 @@ impl Driver {
         [
             self.parts.device.poll_timeout(),
             self.stack_deadline,
-            self.greeting.poll_timeout(),
             Some(self.housekeeping),
             self.snapshot_at,
         ]
@@ -237,10 +232,6 @@ impl Driver {
         if now >= self.housekeeping {
             self.keep_house(now);
         }
-        // Handshakes with peers there was traffic with before the restart.
-        while let Some(peer) = self.greeting.next(now) {
-            self.parts.device.handshake_now(peer, &mut self.out, now);
-        }
         if self.parts.device.poll_timeout().is_some_and(|at| at <= now) {
             self.parts.device.handle_timeout(&mut self.out, now);
         }
@@ -295,7 +286,7 @@ impl Driver {
                 match *item {
                     Item::Up => {
                         device.handle_relay_up(*id, now);
-                        // A home is chosen and those who wait are greeted in a moment.
+                        // A home is chosen in a moment.
                         self.housekeeping = now;
                     }
                     Item::Down => {
@@ -421,7 +412,6 @@ impl Driver {
         match event {
             TunnelEvent::HandshakeDone { peer } => {
                 add(&counters.handshakes, 1);
-                self.greeting.answered(peer);
                 tracing::debug!(%peer, "session established");
             }
             TunnelEvent::PathChanged { peer, path } => {

@@ -16,6 +16,7 @@
 //!                      └─▶ handshake, disco, STUN ─▶ path choice, answers
 //! ```
 
+mod asking;
 mod control;
 mod discovery;
 mod handshake;
@@ -43,6 +44,7 @@ use crate::peer::Peer;
 use crate::router::{Router, Slot};
 use crate::stats::{DropCounters, PeerStats};
 use crate::timers::Timers;
+use crate::turns::Turns;
 use crate::wg::Identity;
 
 use mapped::Mapped;
@@ -114,14 +116,13 @@ pub struct Device {
     disco_public: DiscoPublicKey,
     mtu: usize,
     rng: StdRng,
-    /// Any random number, for the next handshake.
-    jitter: u32,
     /// The last `now` that was given.
     now: Instant,
     peers: Peers,
     router: Router,
     filter: Filter,
     timers: Timers,
+    turns: Turns,
     relays: Relays,
     mapped: Mapped,
     local: Vec<SocketAddr>,
@@ -213,6 +214,7 @@ impl Device {
             router: Router::new(rng.next_u64()),
             filter: Filter::new(rng.next_u64(), MAX_FLOWS, now),
             timers: Timers::default(),
+            turns: Turns::new(now),
             relays: Relays::default(),
             mapped: Mapped::default(),
             local: Vec::new(),
@@ -224,7 +226,6 @@ impl Device {
             scratch: Vec::new(),
             message: Vec::new(),
             actions: Vec::new(),
-            jitter: rng.next_u32(),
             rng,
         }
     }
@@ -243,10 +244,15 @@ impl Device {
     /// every other call.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let sweep = (self.filter.flows() > 0).then_some(self.next_sweep);
-        [self.timers.next(), self.mapped.next(), sweep]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.timers.next(),
+            self.turns.poll_timeout(),
+            self.mapped.next(),
+            sweep,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The next event; call until `None` after every other call.
@@ -291,6 +297,11 @@ impl Device {
     /// How many deadlines are remembered, stale ones that are ignored when they come up included.
     pub fn pending_timers(&self) -> usize {
         self.timers.len()
+    }
+
+    /// How many peers have the state of a session, established or asked for: 11 KiB each.
+    pub fn sessions(&self) -> usize {
+        self.peers.by_index.len()
     }
 
     fn path_of(&self, peer: &Peer, now: Instant) -> PathKind {

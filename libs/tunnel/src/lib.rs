@@ -28,6 +28,7 @@ mod router;
 pub mod stats;
 pub mod stun;
 mod timers;
+mod turns;
 mod wg;
 
 pub use buffers::{Batch, Out, Received, Relayed, Transmit};
@@ -35,6 +36,7 @@ pub use device::{Device, DeviceConfig, Source};
 pub use event::{Event, PathKind};
 pub use nacl::{disco_public_key, wg_public_key};
 pub use stats::{DropCounters, DropReason, PeerStats};
+pub use turns::{MOST_AT_ONCE, MOST_PER_SECOND};
 
 /// Overlay MTU in bytes, unless a larger path MTU has been proven: the least that IPv6 allows
 /// (RFC 8200, section 5).

@@ -4,15 +4,17 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use mesh_types::{DiscoPublicKey, NodeId, OverlayAddrs, RelayId, WgPublicKey};
+use mesh_types::{DiscoPublicKey, NodeId, NodeState, OverlayAddrs, RelayId, WgPublicKey};
 
 use crate::event::PathKind;
 use crate::nacl::SharedBox;
 use crate::path::Paths;
 use crate::stats::PeerStats;
+use crate::turns::Place;
 use crate::wg::Session;
 
-/// Thousands of these may lie idle: session and box are made when they are first needed.
+/// Thousands of these may lie idle, at 1 to 2 KiB each: session and box are made when they are
+/// first needed, and the session of a peer that never answered goes again.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
@@ -22,6 +24,8 @@ pub(crate) struct Peer {
     pub(crate) routes: Vec<IpNet>,
     pub(crate) endpoints: Vec<std::net::SocketAddr>,
     pub(crate) home_relay: Option<RelayId>,
+    /// Whether the coordinator hears it.
+    pub(crate) online: bool,
     /// The relay that something authentic last came by.
     pub(crate) seen_relay: Option<RelayId>,
     /// A relay that said the peer is not there, and until when that is believed.
@@ -40,6 +44,19 @@ pub(crate) struct Peer {
     pub(crate) last_revival: Option<Instant>,
     /// When its home relay was last asked for.
     pub(crate) relay_wanted: Option<Instant>,
+    /// Where it stands while a handshake with it waits for its turn.
+    pub(crate) place: Option<Place>,
+    /// It may hold a session that we lost, and has not answered yet.
+    pub(crate) greeting: Option<Greeting>,
+}
+
+/// How far we are in telling a peer that we lost its session.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Greeting {
+    /// How often it was told, since there was last news of it.
+    pub(crate) tries: u32,
+    /// When it is told again.
+    pub(crate) next: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +79,7 @@ impl Peer {
             routes: facts.routes.clone(),
             endpoints: Vec::new(),
             home_relay: facts.home_relay,
+            online: facts.state == NodeState::Online,
             seen_relay: None,
             gone: None,
             index: None,
@@ -73,6 +91,8 @@ impl Peer {
             told: PathKind::None,
             last_revival: None,
             relay_wanted: None,
+            place: None,
+            greeting: None,
         }
     }
 

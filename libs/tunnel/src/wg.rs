@@ -1,10 +1,13 @@
 //! WireGuard sessions: the only file that knows boringtun (docs/adr/0004-boringtun-and-time.md).
 //!
 //! A [`Session`] is one peer's tunnel with our own driver around boringtun's `Tunn`: it takes
-//! `now`, retries handshakes with jitter, pads, and says what a datagram turned out to be.
+//! `now`, says when handshakes are to be asked for again, and what a datagram turned out to be.
 //! boringtun reads the clock for its own timers. With the feature `virtual-time` that clock is a
 //! mock which follows our `now`; without it, it is the machine's, and our `now` decides only when
 //! boringtun is asked.
+
+mod attempt;
+mod clock;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,24 +23,13 @@ use mesh_types::key::SecretKey;
 
 use crate::stats::DropReason;
 
+use attempt::Attempt;
+
 /// Longest handshake message, in bytes (an initiation).
 pub(crate) const MAX_HANDSHAKE: usize = 148;
 /// Handshake messages per second from which on cookies are asked for. Every initiation is counted
 /// twice: when its sender is looked up, and by the session.
 const HANDSHAKES_PER_SECOND: u64 = 1000;
-/// A handshake without an answer is given up after this long (WireGuard: REKEY_ATTEMPT_TIME).
-const GIVE_UP: Duration = Duration::from_secs(90);
-/// Pauses between initiations; the last one repeats. WireGuard's REKEY_TIMEOUT is 5 s; the first
-/// ones are shorter because a path may open any moment, and the last one is a little shorter so
-/// that the jitter is ours, not boringtun's.
-const RETRY: [Duration; 4] = [
-    Duration::from_millis(500),
-    Duration::from_millis(1000),
-    Duration::from_millis(2000),
-    Duration::from_millis(4500),
-];
-/// Up to this is added to each pause.
-const JITTER_MILLIS: u32 = 333;
 /// A session is not used for longer (WireGuard: REJECT_AFTER_TIME).
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// All keys are gone this long after the last authentic packet.
@@ -45,6 +37,8 @@ const SESSIONS_GONE: Duration = Duration::from_secs(200);
 
 /// Timers that did not run for this long had stopped.
 const RESTED: Duration = Duration::from_secs(5);
+/// The answer to an initiation that nobody waits for comes within this, or never.
+const ANSWER: Duration = Duration::from_secs(5);
 
 const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
@@ -158,7 +152,8 @@ impl Identity {
 pub(crate) enum Sealed {
     /// This many bytes are the datagram with the packet.
     Data(usize),
-    /// There is no session: the packet waits, and this many bytes are an initiation to be sent.
+    /// There is no session: the packet waits, and this many bytes are an initiation, the first one
+    /// of a handshake. It is as good as never made unless [`Session::on_sent`] is told of it.
     Initiation(usize),
     /// There is no session yet: the packet waits.
     Waits,
@@ -185,21 +180,15 @@ pub(crate) enum Handled {
 /// What the timers want.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// Send these many bytes: an initiation, to be sent wherever the peer may be.
+    /// Send these many bytes: an initiation, to be sent wherever the peer may be. The same holds
+    /// as for [`Sealed::Initiation`].
     Initiation(usize),
     /// Send these many bytes: a keepalive.
     Keepalive(usize),
     Nothing,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Attempt {
-    since: Instant,
-    next: Instant,
-    retries: usize,
-}
-
-/// The WireGuard tunnel to one peer.
+/// The WireGuard tunnel to one peer: 11 KiB, and what waits for it.
 pub(crate) struct Session {
     tunn: Tunn,
     attempt: Option<Attempt>,
@@ -207,7 +196,10 @@ pub(crate) struct Session {
     newest: Option<u32>,
     last_tick: Instant,
     established: Option<Instant>,
-    last_authentic: Instant,
+    /// When it was made, or an initiation was sent last.
+    asked: Instant,
+    /// When something authentic came last.
+    heard: Option<Instant>,
     unreachable: bool,
 }
 
@@ -237,7 +229,8 @@ impl Session {
             newest: None,
             last_tick: now,
             established: None,
-            last_authentic: now,
+            asked: now,
+            heard: None,
             unreachable: false,
         }
     }
@@ -246,21 +239,15 @@ impl Session {
         self.established
     }
 
-    /// For how long nothing authentic has come.
-    pub(crate) fn silence(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.last_authentic)
+    /// For how long nothing authentic has come; `None` when nothing ever did.
+    pub(crate) fn silence(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.heard?))
     }
 
     /// Encrypts a packet, which the caller padded; `into` has at least 32 bytes more and at least
     /// [`MAX_HANDSHAKE`].
     #[inline]
-    pub(crate) fn seal(
-        &mut self,
-        padded: &[u8],
-        into: &mut [u8],
-        jitter: u32,
-        now: Instant,
-    ) -> Sealed {
+    pub(crate) fn seal(&mut self, padded: &[u8], into: &mut [u8], now: Instant) -> Sealed {
         clock::follow(now);
         self.wake_up(now);
         match self.tunn.encapsulate(padded, into) {
@@ -269,13 +256,16 @@ impl Session {
             }
             TunnResult::WriteToNetwork(datagram) => {
                 let len = datagram.len();
-                self.begin_attempt(jitter, now);
+                self.begin(now);
                 Sealed::Initiation(len)
             }
-            // boringtun believes that a handshake is under way, but ours was given up.
-            _ if self.attempt.is_none() => self
-                .initiate(into, jitter, now)
-                .map_or(Sealed::Waits, Sealed::Initiation),
+            // boringtun believes that a handshake is under way, but ours was given up, or was a
+            // greeting that is not asked again.
+            _ if self.attempt.is_none() => {
+                self.begin(now);
+                self.initiation(into, now)
+                    .map_or(Sealed::Waits, Sealed::Initiation)
+            }
             _ => Sealed::Waits,
         }
     }
@@ -298,7 +288,7 @@ impl Session {
             TunnResult::WriteToNetwork(_) => Opened::Invalid(DropReason::Unauthentic),
             TunnResult::Err(error) => return Opened::Invalid(reason(&error)),
         };
-        self.last_authentic = now;
+        self.heard = Some(now);
         if self.newest != Some(receiver) {
             self.on_established(receiver, now);
         }
@@ -320,7 +310,7 @@ impl Session {
                 let len = reply.len();
                 // A cookie reply is no proof of anything about the sender.
                 if reply[0] != COOKIE {
-                    self.last_authentic = now;
+                    self.heard = Some(now);
                     self.unreachable = false;
                     if let (Some(&RESPONSE), Some(Kind::Answer { receiver })) =
                         (datagram.first(), classify(datagram))
@@ -344,42 +334,53 @@ impl Session {
         }
     }
 
+    /// Somebody waits for a handshake from now on, if nobody did: its first initiation is due.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.attempt.get_or_insert(Attempt::new(now));
+    }
+
     /// Writes a new initiation, whatever is under way; `into` has at least [`MAX_HANDSHAKE`].
-    pub(crate) fn initiate(&mut self, into: &mut [u8], jitter: u32, now: Instant) -> Option<usize> {
+    pub(crate) fn initiation(&mut self, into: &mut [u8], now: Instant) -> Option<usize> {
         clock::follow(now);
-        self.wake_up(now);
+        if let Some(len) = self.catch_up(into, now) {
+            return Some(len);
+        }
         match self.tunn.format_handshake_initiation(into, true) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let len = datagram.len();
-                self.begin_attempt(jitter, now);
-                Some(len)
-            }
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
             _ => None,
         }
     }
 
-    /// Runs the timers; `jitter` is any random number.
-    pub(crate) fn tick(&mut self, into: &mut [u8], jitter: u32, now: Instant) -> Due {
-        clock::follow(now);
-        self.last_tick = now;
-        if let Some(attempt) = self.attempt {
-            if now.saturating_duration_since(attempt.since) >= GIVE_UP {
-                self.attempt = None;
-                self.unreachable = true;
-            } else if attempt.next <= now
-                && let TunnResult::WriteToNetwork(datagram) =
-                    self.tunn.format_handshake_initiation(into, true)
-            {
-                let len = datagram.len();
-                self.begin_attempt(jitter, now);
-                return Due::Initiation(len);
-            }
+    /// An initiation was sent; `jitter` is any random number.
+    pub(crate) fn on_sent(&mut self, jitter: u32, now: Instant) {
+        self.asked = now;
+        if let Some(attempt) = &mut self.attempt {
+            attempt.on_sent(jitter, now);
         }
+    }
+
+    /// Runs the timers. Initiations that are due again are not theirs: see
+    /// [`Self::next_initiation`].
+    pub(crate) fn tick(&mut self, into: &mut [u8], now: Instant) -> Due {
+        clock::follow(now);
+        if self.attempt.is_some_and(|attempt| attempt.ends() <= now) {
+            self.attempt = None;
+            self.unreachable = true;
+            self.last_tick = now;
+            // It gives up at about the same time, with what waited; whatever else it wants is late.
+            let _expired = self.tunn.update_timers(into);
+            return Due::Nothing;
+        }
+        // Without keys its timers could only ask again.
+        if self.is_silent(now) {
+            return Due::Nothing;
+        }
+        self.last_tick = now;
         match self.tunn.update_timers(into) {
             TunnResult::WriteToNetwork(datagram) => {
                 let len = datagram.len();
                 if datagram[0] == INITIATION {
-                    self.begin_attempt(jitter, now);
+                    self.begin(now);
                     Due::Initiation(len)
                 } else {
                     Due::Keepalive(len)
@@ -389,15 +390,27 @@ impl Session {
         }
     }
 
-    /// Brings boringtun's idea of the time up to date after the timers rested: otherwise it would
-    /// take what begins now for something that began long ago, and throw it away as expired.
     #[inline]
     fn wake_up(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.last_tick) > RESTED {
-            self.last_tick = now;
-            let mut message = [0; MAX_HANDSHAKE];
-            // Whatever it wants to send is about a session that nobody needs any more.
-            let _expired = self.tunn.update_timers(&mut message);
+        // Whatever it wants to send is about a session that nobody needs any more.
+        let mut message = [0; MAX_HANDSHAKE];
+        let _expired = self.catch_up(&mut message, now);
+    }
+
+    /// Brings boringtun's idea of the time up to date after the timers rested: otherwise it would
+    /// take what begins now for something that began long ago, and throw it away as expired. Gives
+    /// the initiation that it wants to send.
+    #[inline]
+    fn catch_up(&mut self, into: &mut [u8], now: Instant) -> Option<usize> {
+        if now.saturating_duration_since(self.last_tick) <= RESTED {
+            return None;
+        }
+        self.last_tick = now;
+        match self.tunn.update_timers(into) {
+            TunnResult::WriteToNetwork(datagram) if datagram[0] == INITIATION => {
+                Some(datagram.len())
+            }
+            _ => None,
         }
     }
 
@@ -406,39 +419,50 @@ impl Session {
         std::mem::take(&mut self.unreachable)
     }
 
-    /// Whether there is nothing left for the timers to do: no handshake, all keys gone.
-    pub(crate) fn is_idle(&self, now: Instant) -> bool {
-        self.attempt.is_none()
-            && now.saturating_duration_since(self.last_authentic) >= SESSIONS_GONE
+    /// Whether all keys are gone, or there never were any.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        self.silence(now)
+            .is_none_or(|silence| silence >= SESSIONS_GONE)
+    }
+
+    /// Whether nothing would be lost with it: the peer was never heard, and is asked no more. What
+    /// a peer is heard with is kept: its time stamp keeps old initiations from being repeated.
+    pub(crate) fn is_spent(&self, now: Instant) -> bool {
+        self.heard.is_none() && self.attempt.is_none() && self.asked + ANSWER <= now
+    }
+
+    /// When a session without keys wants to be looked at, but for initiations that are due.
+    pub(crate) fn ends(&self) -> Option<Instant> {
+        match self.attempt {
+            Some(attempt) => Some(attempt.ends()),
+            None => self.heard.is_none().then(|| self.asked + ANSWER),
+        }
     }
 
     /// Makes the next initiation due at once, while a handshake is under way.
     pub(crate) fn hurry(&mut self, now: Instant) {
         if let Some(attempt) = &mut self.attempt {
-            attempt.next = now;
-            attempt.retries = 0;
+            attempt.hurry(now);
         }
     }
 
-    /// When the next initiation is due, while a handshake is under way.
-    pub(crate) fn next_attempt(&self) -> Option<Instant> {
-        self.attempt.map(|attempt| attempt.next)
+    /// The same, before all others: the peer may be somewhere else now. Whether a handshake is
+    /// under way.
+    pub(crate) fn begin_anew(&mut self, now: Instant) -> bool {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.begin_anew(now);
+        }
+        self.attempt.is_some()
     }
 
-    fn begin_attempt(&mut self, jitter: u32, now: Instant) {
-        let (since, retries) = self
-            .attempt
-            .map_or((now, 0), |attempt| (attempt.since, attempt.retries + 1));
-        let pause = RETRY
-            .get(retries)
-            .copied()
-            .unwrap_or(RETRY[RETRY.len() - 1]);
-        let jitter = Duration::from_millis(u64::from(jitter % JITTER_MILLIS));
-        self.attempt = Some(Attempt {
-            since,
-            next: now + pause + jitter,
-            retries,
-        });
+    /// When the next initiation is due, while a handshake is under way.
+    pub(crate) fn next_initiation(&self) -> Option<Instant> {
+        self.attempt.map(|attempt| attempt.next())
+    }
+
+    /// How many initiations were sent, while a handshake is under way.
+    pub(crate) fn tries(&self) -> Option<u32> {
+        self.attempt.map(|attempt| attempt.tries())
     }
 
     /// A session can carry data, as a response or data on it shows. Late packets of an older
@@ -474,30 +498,5 @@ fn reason(error: &WireGuardError) -> DropReason {
             DropReason::Malformed
         }
         _ => DropReason::Unauthentic,
-    }
-}
-
-/// Makes boringtun's clock follow ours, where that is possible.
-mod clock {
-    use std::time::Instant;
-
-    #[cfg(not(feature = "virtual-time"))]
-    #[inline]
-    pub(super) fn follow(_now: Instant) {}
-
-    #[cfg(feature = "virtual-time")]
-    pub(super) fn follow(now: Instant) {
-        use std::sync::OnceLock;
-        use std::time::Duration;
-
-        /// boringtun's mock starts at zero; this leaves room for instants before the first one.
-        const START: Duration = Duration::from_secs(1_000_000);
-        static EPOCH: OnceLock<Instant> = OnceLock::new();
-        let epoch = *EPOCH.get_or_init(|| now);
-        let time = match now.checked_duration_since(epoch) {
-            Some(after) => START + after,
-            None => START.saturating_sub(epoch.duration_since(now)),
-        };
-        mock_instant::MockClock::set_time(time);
     }
 }

@@ -93,6 +93,9 @@ impl World {
             _ => {}
         }
         process.device.apply_netmap(&shown, at);
+        if first {
+            process.device.greet(&process.greet, at);
+        }
         process.version = Some(version);
         let wait = match process.stored_version == Some(version) {
             true => STORE_LATER,
@@ -103,9 +106,6 @@ impl World {
         let relays = shown.relays;
         self.note("netmap", format_args!("{n} version {version}"));
         self.follow_relays(n, relays);
-        if first {
-            self.greet(n);
-        }
         self.report_node(n);
     }
 
@@ -131,19 +131,6 @@ impl World {
         }
         process.relays = relays;
         process.house_at = now;
-    }
-
-    /// Shakes hands at once with those there was traffic with before the restart.
-    fn greet(&mut self, n: usize) {
-        let at = self.at();
-        let Some(process) = self.nodes[n].process.as_deref_mut() else {
-            return;
-        };
-        let mut out = Out::new();
-        for peer in process.greet.clone() {
-            process.device.handshake_now(peer, &mut out, at);
-        }
-        self.dispatch(n, &out);
     }
 
     /// Tells the control session what the node says of itself.
@@ -218,7 +205,6 @@ impl World {
             process.home = home;
             process.device.set_home_relay(home, at);
             self.report_node(n);
-            self.greet(n);
         }
     }
 
@@ -261,9 +247,6 @@ impl World {
         {
             match event {
                 TunnelEvent::HandshakeDone { peer } => {
-                    if let Some(process) = self.nodes[n].process.as_deref_mut() {
-                        process.greet.retain(|waiting| *waiting != peer);
-                    }
                     self.note("handshake", format_args!("{n} {peer}"));
                 }
                 TunnelEvent::PathChanged { peer, path } => {

@@ -63,7 +63,8 @@ impl Driver {
         if first {
             self.interfaces = now;
             self.housekeeping = now;
-            self.greeting.begin();
+            let greet = std::mem::take(&mut self.parts.greet);
+            self.parts.device.greet(&greet, now);
         }
         self.snapshot_at = Some(now);
     }
@@ -157,8 +158,6 @@ impl Driver {
             self.home = home;
             self.parts.device.set_home_relay(home, now);
             self.report();
-            // By relay too, for those who did not answer directly.
-            self.greeting.begin();
         }
         let standing: BTreeSet<RelayId> = self
             .relays

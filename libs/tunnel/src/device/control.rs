@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mesh_types::{Netmap, RelayId, WgPublicKey};
+use mesh_types::{Netmap, NodeState, RelayId, WgPublicKey};
 
 use super::{Device, Peers};
 use crate::event::Event;
@@ -34,7 +34,7 @@ impl Device {
         }
         for facts in netmap.peers.values() {
             match self.peers.by_node.get(&facts.id) {
-                Some(&slot) => self.update_peer(slot, facts),
+                Some(&slot) => self.update_peer(slot, facts, now),
                 None => self.add_peer(facts),
             }
         }
@@ -96,11 +96,14 @@ impl Device {
         if let Some(index) = peer.index {
             self.peers.by_index.remove(&index);
         }
+        if let Some(place) = peer.place {
+            self.turns.leave(place);
+        }
         self.router.remove(peer.hosts(), slot);
         self.peers.free.push(slot);
     }
 
-    fn update_peer(&mut self, slot: Slot, facts: &mesh_types::Peer) {
+    fn update_peer(&mut self, slot: Slot, facts: &mesh_types::Peer, now: Instant) {
         let Peers {
             slots, by_disco, ..
         } = &mut self.peers;
@@ -115,6 +118,9 @@ impl Device {
             peer.disco_key = facts.disco_key;
             peer.shared = None;
         }
+        let online = facts.state == NodeState::Online;
+        let is_news = peer.home_relay != facts.home_relay || (online && !peer.online);
+        peer.online = online;
         if peer.home_relay != facts.home_relay {
             peer.home_relay = facts.home_relay;
             peer.gone = None;
@@ -129,6 +135,9 @@ impl Device {
             for &net in &peer.routes {
                 self.router.insert_prefix(net, slot);
             }
+        }
+        if is_news {
+            self.on_news(slot, now);
         }
     }
 
@@ -158,6 +167,7 @@ impl Device {
         if peer.paths.is_active(now) {
             self.wake(slot, now);
         }
+        self.on_news(slot, now);
     }
 
     /// The addresses and port at which the UDP socket can be reached on this machine's networks.
@@ -190,6 +200,9 @@ impl Device {
     pub fn set_home_relay(&mut self, relay: Option<RelayId>, now: Instant) {
         self.now = now;
         self.relays.home = relay;
+        if let Some(relay) = relay {
+            self.greet_by(relay, now);
+        }
     }
 
     /// A relay took us in: packets can go through it.
@@ -208,6 +221,7 @@ impl Device {
                 }
             }
         }
+        self.greet_by(relay, now);
         self.wake_active(now);
     }
 
@@ -242,6 +256,7 @@ impl Device {
             if let Some(peer) = self.peers.slot_mut(slot) {
                 peer.paths.reset(now);
             }
+            self.greet_anew(slot);
         }
         self.mapped.restart(now);
         self.wake_active(now);

@@ -48,13 +48,20 @@ impl Device {
             self.drops.count(DropReason::Unauthentic);
             return;
         }
-        self.ensure_session(slot, now);
-        match self.session_handshake(slot, source, datagram, &mut answer, now) {
+        let is_new = self.ensure_session(slot, now);
+        let handled = self.session_handshake(slot, source, datagram, &mut answer, now);
+        let authentic = matches!(handled, Handled::Reply(_)) && answer[0] != COOKIE;
+        if is_new && !authentic {
+            // Anybody can claim a peer's key as far as this; it is no reason to keep a session.
+            self.let_go(slot);
+        }
+        match handled {
             Handled::Reply(len) if answer[0] == COOKIE => {
                 self.drops.count(DropReason::UnderLoad);
                 self.answer_stranger(source, &answer[..len], out);
             }
             Handled::Reply(len) => {
+                self.is_there(slot);
                 let Some(peer) = self.peers.slot_mut(slot) else {
                     return;
                 };
@@ -91,7 +98,8 @@ impl Device {
         let is_silent = peer
             .session
             .as_deref()
-            .is_some_and(|session| session.silence(now) >= LATE_COPY);
+            .and_then(|session| session.silence(now))
+            .is_some_and(|silence| silence >= LATE_COPY);
         if is_silent {
             if matches!(source, Source::Relay { .. }) {
                 peer.paths.doubt();

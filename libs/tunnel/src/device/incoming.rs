@@ -8,7 +8,7 @@ use crate::event::Event;
 use crate::packet::{self, Addr, InvalidPacket};
 use crate::router::Slot;
 use crate::stats::DropReason;
-use crate::wg::{self, Kind, MAX_HANDSHAKE, Opened};
+use crate::wg::{self, Kind, Opened};
 use crate::{disco, stun};
 
 /// A peer that forgot our session is shaken hands with at most this often.
@@ -153,6 +153,8 @@ impl Device {
     /// A session can carry data: send what waited for it and tell the shell.
     pub(super) fn on_established(&mut self, slot: Slot, out: &mut Out, now: Instant) {
         self.flush(slot, out, now);
+        self.leave_queue(slot);
+        self.is_there(slot);
         let Some(peer) = self.peers.slot_mut(slot) else {
             return;
         };
@@ -199,7 +201,7 @@ impl Device {
             return;
         }
         peer.last_revival = Some(now);
-        self.initiate(slot, out, now);
+        self.shake_hands(slot, out, now);
     }
 
     fn open_stun(&mut self, source: Source, datagram: &[u8], now: Instant) {
@@ -211,30 +213,6 @@ impl Device {
             Some(true) => self.push_event(Event::EndpointsChanged),
             Some(false) => {}
             None => self.drops.count(DropReason::InvalidStun),
-        }
-    }
-
-    /// Starts a handshake with a peer at once: by relay and to every address that it may have.
-    /// A peer that is not in the netmap is ignored.
-    pub fn handshake_now(&mut self, peer: mesh_types::NodeId, out: &mut Out, now: Instant) {
-        self.now = now;
-        if let Some(&slot) = self.peers.by_node.get(&peer) {
-            self.initiate(slot, out, now);
-        }
-    }
-
-    pub(super) fn initiate(&mut self, slot: Slot, out: &mut Out, now: Instant) {
-        self.ensure_session(slot, now);
-        let jitter = self.next_jitter();
-        let mut message = [0; MAX_HANDSHAKE];
-        let len = self
-            .peers
-            .slot_mut(slot)
-            .and_then(|peer| peer.session.as_deref_mut())
-            .and_then(|session| session.initiate(&mut message, jitter, now));
-        if let Some(len) = len {
-            self.send_handshake(slot, &message[..len], out, now);
-            self.wake(slot, now);
         }
     }
 }

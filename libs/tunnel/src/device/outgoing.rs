@@ -144,7 +144,7 @@ impl Device {
                     continue;
                 }
             };
-            match session.seal(padded, into, self.jitter, now) {
+            match session.seal(padded, into, now) {
                 Sealed::Data(sealed) => match path {
                     PathKind::Direct(to) => out.commit_direct(to, sealed),
                     PathKind::Relay(relay) => {
@@ -163,8 +163,7 @@ impl Device {
             peer.counters.tx_packets += 1;
         }
         if let Some(len) = initiation_len {
-            self.jitter = self.rng.next_u32();
-            self.send_handshake(slot, &initiation[..len], out, now);
+            self.send_or_wait(slot, &initiation[..len], out, now);
         }
         if woke || initiation_len.is_some() {
             self.wake(slot, now);
@@ -172,14 +171,14 @@ impl Device {
     }
 
     /// Makes the peer's session if it has none: this is where an idle peer starts to cost more
-    /// than its facts.
-    pub(super) fn ensure_session(&mut self, slot: Slot, now: Instant) {
+    /// than its facts. True when it had none.
+    pub(super) fn ensure_session(&mut self, slot: Slot, now: Instant) -> bool {
         let has_one = self
             .peers
             .slot(slot)
             .is_none_or(|peer| peer.session.is_some());
         if has_one {
-            return;
+            return false;
         }
         // Random, so that indices tell nobody how many peers there are (WireGuard, 5.4.2).
         let index = loop {
@@ -193,6 +192,17 @@ impl Device {
             let session = Session::new(&self.identity, &peer.wg_key, index, now);
             peer.session = Some(Box::new(session));
             peer.index = Some(index);
+        }
+        true
+    }
+
+    /// Takes the session away again, with what waited for it.
+    pub(super) fn let_go(&mut self, slot: Slot) {
+        if let Some(peer) = self.peers.slot_mut(slot) {
+            peer.session = None;
+            if let Some(index) = peer.index.take() {
+                self.peers.by_index.remove(&index);
+            }
         }
     }
 

@@ -32,6 +32,7 @@ impl Device {
                 self.tick_peer(slot, out, now);
             }
         }
+        self.serve_turns(out, now);
         let rng = &mut self.rng;
         self.mapped.poll(
             || random_tx(rng),
@@ -49,6 +50,7 @@ impl Device {
 
     fn tick_peer(&mut self, slot: Slot, out: &mut Out, now: Instant) {
         self.tick_session(slot, out, now);
+        self.ask_again(slot, now);
         self.poll_paths(slot, out, now);
         self.tell_path(slot, now);
         self.want_relay(slot, now);
@@ -56,7 +58,6 @@ impl Device {
     }
 
     fn tick_session(&mut self, slot: Slot, out: &mut Out, now: Instant) {
-        let jitter = self.next_jitter();
         let mut message = [0; MAX_HANDSHAKE];
         let Some(peer) = self.peers.slot_mut(slot) else {
             return;
@@ -64,10 +65,10 @@ impl Device {
         let Some(session) = peer.session.as_deref_mut() else {
             return;
         };
-        let due = session.tick(&mut message, jitter, now);
+        let due = session.tick(&mut message, now);
         let unreachable = session.take_unreachable().then_some(peer.node);
         match due {
-            Due::Initiation(len) => self.send_handshake(slot, &message[..len], out, now),
+            Due::Initiation(len) => self.send_or_wait(slot, &message[..len], out, now),
             Due::Keepalive(len) => {
                 let path = self.peers.slot(slot).map(|peer| self.path_of(peer, now));
                 let via = match path {
@@ -82,6 +83,7 @@ impl Device {
             Due::Nothing => {}
         }
         if let Some(peer) = unreachable {
+            self.leave_queue(slot);
             self.push_event(Event::PeerUnreachable { peer });
         }
     }
@@ -108,39 +110,39 @@ impl Device {
         self.push_event(Event::RelayWanted { relay });
     }
 
-    fn schedule_next(&mut self, slot: Slot, now: Instant) {
+    pub(super) fn schedule_next(&mut self, slot: Slot, now: Instant) {
         let spread = self.rng.next_u32();
         let Some(peer) = self.peers.slot_mut(slot) else {
             return;
         };
         let session = peer.session.as_deref();
-        let attempting = session.and_then(|session| session.next_attempt());
-        let alive = session.is_some_and(|session| !session.is_idle(now));
+        // Who waits for a turn is called when it comes.
+        let waits = peer.place.is_some();
+        let initiation = session.and_then(|session| session.next_initiation());
+        let keys = session.is_some_and(|session| !session.is_silent(now));
         let active = peer.paths.is_active(now);
-        if !alive && !active {
-            return;
-        }
-        let pause = if active || attempting.is_some() {
+        let pause = if active || initiation.is_some() {
             LIVELY
         } else {
             CALM
         };
         let pause = pause + pause / 3 * (spread % 1000) / 1000;
-        let due = [Some(now + pause), attempting, peer.paths.next_due(now)]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(now + pause)
+        let due = [
+            (active || keys).then(|| now + pause),
+            initiation.filter(|_| !waits),
+            session.and_then(|session| session.ends()),
+            peer.greeting.and_then(|greeting| greeting.next),
+            peer.paths.next_due(now),
+        ];
+        let Some(due) = due.into_iter().flatten().min() else {
+            return;
+        };
+        let due = due
             // What is due already was done just now.
             .max(now + Duration::from_millis(20));
         if peer.due.is_none_or(|scheduled| scheduled > due) {
             peer.due = Some(due);
             self.timers.schedule(slot, due);
         }
-    }
-
-    pub(super) fn next_jitter(&mut self) -> u32 {
-        self.jitter = self.rng.next_u32();
-        self.jitter
     }
 }

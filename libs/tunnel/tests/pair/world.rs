@@ -243,9 +243,9 @@ impl World {
         if start {
             let peer = self.sides[1 - side].id;
             let mut out = Out::new();
-            self.sides[side]
-                .device
-                .handshake_now(peer, &mut out, self.now);
+            let device = &mut self.sides[side].device;
+            device.greet(&[peer], self.now);
+            device.handle_timeout(&mut out, self.now);
             self.dispatch(side, &out);
         }
     }
