@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use integration::hostile::{Others, resident};
+use integration::hostile::{Others, resident, used};
 use integration::raw::Applicant;
 use integration::wireguard::RawTunnel;
 use integration::{Cli, MeshUp};
@@ -167,6 +167,8 @@ fn heads_and_frames_without_end_are_cut_off() {
 
 /// Handshakes per second of the flood; cookies are asked for from 1 000 on.
 const FLOOD: u32 = 5_000;
+/// What it may take of a core, with those who are served meanwhile, in percent.
+const BUSY: u128 = 100;
 /// A cookie reply (WireGuard, 5.4.7).
 const COOKIE: u8 = 3;
 
@@ -205,6 +207,7 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
     let before = resident(pid).expect("memory");
     let others = Others::of(&up).expect("people");
     let begun = Instant::now();
+    let worked = used(pid).expect("time");
     let (mut sent, mut asked) = (0_u32, 0);
     while begun.elapsed() < Duration::from_secs(5) {
         let due = u32::try_from(begun.elapsed().as_millis()).expect("seconds") * FLOOD / 1000;
@@ -217,13 +220,15 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
         asked += cookies(&socket);
         std::thread::park_timeout(Duration::from_millis(1));
     }
+    let busy = (used(pid).expect("time") - worked).as_millis() * 100 / begun.elapsed().as_millis();
     tell("handshakes", others);
     let held = resident(pid).expect("memory").saturating_sub(before);
     println!(
-        "handshakes: {sent} sent, {asked} answered by a cookie, {} MiB",
+        "handshakes: {sent} sent, {asked} answered by a cookie, {} MiB, {busy} % of a core",
         held / MIB
     );
     assert!(asked > 0, "no cookie was asked for");
+    assert!(busy < BUSY, "{busy} % of a core");
     assert!(held < 32 * MIB, "{} MiB", held / MIB);
 
     // Cookie mode goes as it came: who is not known hears nothing again.
