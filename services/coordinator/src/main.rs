@@ -1,5 +1,6 @@
 //! The `coordinator` binary.
 
+mod allocator;
 mod args;
 
 use std::io::Write as _;
@@ -13,13 +14,9 @@ use mesh_trace::FLUSH;
 
 use crate::args::{Args, BootstrapArgs, Command, PublishSecretsArgs, RunArgs};
 
-/// Gives memory back that a moment has needed, such as all nodes that come at once: the system's
-/// allocator keeps half as much again (docs/scale.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> ExitCode {
+    allocator::give_back_at_once();
     let Args {
         command,
         run: flags,
