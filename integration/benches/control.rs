@@ -28,7 +28,7 @@ use mesh_testkit::artefact;
 use mesh_types::JoinToken;
 use serde_json::{Value, json};
 
-use coordinator::Coordinator;
+use coordinator::{Coordinator, Memory};
 use fleet::Fleet;
 use setup::{Asked, Setup};
 
@@ -99,10 +99,10 @@ fn main() -> anyhow::Result<()> {
 
 async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
     let mut coordinator = Coordinator::start(setup.settings())?;
-    let empty_kib = coordinator.resident_kib()?;
+    let empty = coordinator.memory().await?;
     let token: JoinToken = coordinator.token().parse()?;
     let (nodes, joins) = join_all(&coordinator, &token, size.agents).await?;
-    let joined_kib = coordinator.resident_kib()?;
+    let joined = coordinator.memory().await?;
 
     let cpu = coordinator.cpu_seconds()?;
     let begun = Instant::now();
@@ -116,7 +116,7 @@ async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
         "coordinator_cpu_seconds": coordinator.cpu_seconds()? - cpu,
     });
     println!("  connected: {first}");
-    let connected_kib = coordinator.resident_kib()?;
+    let connected = coordinator.memory().await?;
 
     let moves = changes(&coordinator, setup, &mut fleet, size, Kind::Moves).await?;
     let publishes = changes(&coordinator, setup, &mut fleet, size, Kind::Publishes).await?;
@@ -125,10 +125,17 @@ async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
 
     let cut = reconnect(&mut coordinator, &fleet, size, false).await?;
     let restart = reconnect(&mut coordinator, &fleet, size, true).await?;
-    let reconnected_kib = coordinator.resident_kib()?;
+    let reconnected = coordinator.memory().await?;
     coordinator.stop()?;
 
-    let per_agent = |kib: f64| (kib - empty_kib) / count(size.agents);
+    let of_agents = |memory: Memory| {
+        json!({
+            "own": memory.own,
+            "resident": memory.resident,
+            "own_per_agent": (memory.own - empty.own) / count(size.agents),
+            "resident_per_agent": (memory.resident - empty.resident) / count(size.agents),
+        })
+    };
     let p99 = [&moves, &publishes, &joining]
         .iter()
         .filter_map(|kind| kind["ms"]["p99"].as_f64())
@@ -137,7 +144,8 @@ async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
         .iter()
         .filter_map(|way| way["seconds"].as_f64())
         .fold(0.0, f64::max);
-    let kib = per_agent(connected_kib);
+    let most = connected.own.max(reconnected.own);
+    let kib = (most - empty.own) / count(size.agents);
     Ok(json!({
         "setup": setup.name(),
         "joins": joins,
@@ -146,12 +154,10 @@ async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
         "reconnect": { "all_cut": cut, "coordinator_killed": restart },
         "memory": {
             "unit": "KiB",
-            "empty": empty_kib,
-            "joined": joined_kib,
-            "connected": connected_kib,
-            "after_restart": reconnected_kib,
-            "per_agent": kib,
-            "per_agent_after_restart": per_agent(reconnected_kib),
+            "empty": { "own": empty.own, "resident": empty.resident },
+            "joined": of_agents(joined),
+            "connected": of_agents(connected),
+            "after_restart": of_agents(reconnected),
         },
         "aims": {
             "change_p99_ms": { "aim": millis(AIM_CHANGE), "is": p99, "met": p99 < millis(AIM_CHANGE) },

@@ -10,6 +10,9 @@ use mesh_testkit::{Child, free_tcp_port, http_get};
 
 const START: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(2);
+/// How often memory is looked at, and for how long it may not have fallen to be at rest.
+const LOOK: Duration = Duration::from_millis(100);
+const SETTLED: Duration = Duration::from_secs(5);
 /// Clock ticks of `/proc/<pid>/stat` in a second (`USER_HZ`, 100 on every Linux).
 const TICKS: f64 = 100.0;
 
@@ -87,15 +90,19 @@ impl Coordinator {
         }
     }
 
-    /// Its resident memory in KiB.
-    pub(crate) fn resident_kib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.pid()))?;
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.split_whitespace().next())
-            .and_then(|number| number.parse().ok())
-            .context("no VmRSS in /proc")
+    /// Its memory, once it has stopped to fall: what a moment needed is given back within seconds.
+    pub(crate) async fn memory(&self) -> anyhow::Result<Memory> {
+        let begun = Instant::now();
+        let mut least = Memory::of(self.child.pid())?;
+        let mut since = begun;
+        while since.elapsed() < SETTLED && begun.elapsed() < START {
+            tokio::time::sleep(LOOK).await;
+            let memory = Memory::of(self.child.pid())?;
+            if memory.own < least.own * 0.99 {
+                (least, since) = (memory, Instant::now());
+            }
+        }
+        Memory::of(self.child.pid())
     }
 
     /// The processor time that it has used, in seconds.
@@ -113,6 +120,30 @@ impl Coordinator {
         self.child.terminate()?;
         self.child.wait(USUAL)?;
         Ok(())
+    }
+}
+
+/// What a process has in memory, in KiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// Its own: heap and stacks (`RssAnon`).
+    pub(crate) own: f64,
+    /// Its program's pages too, which come in as code is first run (`VmRSS`).
+    pub(crate) resident: f64,
+}
+
+impl Memory {
+    fn of(pid: i32) -> anyhow::Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let figure = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            number.with_context(|| format!("no {name} in /proc"))
+        };
+        Ok(Self {
+            own: figure("RssAnon:")?,
+            resident: figure("VmRSS:")?,
+        })
     }
 }
 
