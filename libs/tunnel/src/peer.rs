@@ -51,12 +51,24 @@ pub(crate) struct Peer {
 }
 
 /// How far we are in telling a peer that we lost its session.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Greeting {
+    /// Who has the lowest goes first.
+    pub(crate) rank: u64,
     /// How often it was told, since there was last news of it.
     pub(crate) tries: u32,
     /// When it is told again.
     pub(crate) next: Option<Instant>,
+}
+
+impl Greeting {
+    pub(crate) fn new(rank: u64) -> Self {
+        Self {
+            rank,
+            tries: 0,
+            next: None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]

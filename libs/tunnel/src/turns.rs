@@ -39,7 +39,7 @@ pub(crate) struct Place {
     key: Key,
 }
 
-/// How often it was asked already, then the order: the least goes first.
+/// How often it was asked already, then the rank: the least goes first.
 type Key = (u32, u64, Slot);
 
 #[derive(Debug)]
@@ -80,16 +80,22 @@ impl Turns {
         free
     }
 
-    /// Waits for a turn, behind all who were asked as often and came before. Nobody may wait twice.
-    pub(crate) fn wait(&mut self, lane: Lane, tries: u32, slot: Slot) -> Place {
+    /// A rank behind all that were given before.
+    pub(crate) fn rank(&mut self) -> u64 {
         self.order += 1;
+        self.order
+    }
+
+    /// Waits for a turn, behind all who were asked as often and have a lower rank. Nobody may wait
+    /// twice.
+    pub(crate) fn wait(&mut self, lane: Lane, tries: u32, rank: u64, slot: Slot) -> Place {
         // Of traffic those who were never asked go first, whether they are there is not known yet;
         // all others in turn, or who was asked often would never be asked again.
         let tries = match lane {
             Lane::Traffic => tries.min(1),
             Lane::Greeting => tries,
         };
-        let key = (tries, self.order, slot);
+        let key = (tries, rank, slot);
         self.queue(lane).waiting.insert(key);
         Place { lane, key }
     }

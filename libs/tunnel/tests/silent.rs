@@ -259,6 +259,29 @@ fn silent_peers_are_greeted_twice_and_then_left_alone_at_no_cost() {
 }
 
 #[test]
+fn news_of_everybody_does_not_change_who_is_greeted_first() {
+    let mut world = World::new(1000);
+    let named: Vec<NodeId> = (1..=1000).rev().map(id).collect();
+    world.device.greet(&named, world.now);
+    world.run_for(secs(1));
+    for (n, facts) in (1..).zip(world.netmap.peers.values_mut()) {
+        facts.endpoints = vec![underlay(20_000 + n)];
+    }
+    world.device.apply_netmap(&world.netmap, world.now);
+    world.asked.clear();
+    world.run_for(secs(10));
+    let mut first = Vec::new();
+    for (_, to) in &world.asked {
+        if !first.contains(to) {
+            first.push(*to);
+        }
+    }
+    first.retain(|to| *to >= underlay(20_000));
+    let expected: Vec<SocketAddr> = (20_001..=21_000).rev().map(underlay).collect();
+    assert_eq!(first, expected);
+}
+
+#[test]
 fn traffic_is_not_delayed_by_greetings() {
     let mut world = World::new(2000);
     let everybody: Vec<NodeId> = (1..=2000).map(id).collect();

@@ -30,6 +30,7 @@ impl Device {
             let Some(&slot) = self.peers.by_node.get(node) else {
                 continue;
             };
+            let rank = self.turns.rank();
             if let Some(peer) = self.peers.slot_mut(slot)
                 && peer.greeting.is_none()
                 && peer
@@ -37,7 +38,7 @@ impl Device {
                     .as_deref()
                     .is_none_or(|session| session.is_silent(now))
             {
-                peer.greeting = Some(Greeting::default());
+                peer.greeting = Some(Greeting::new(rank));
                 self.greet_anew(slot);
             }
         }
@@ -68,7 +69,7 @@ impl Device {
         let Some(greeting) = peer.greeting.as_mut().filter(|_| !asked) else {
             return;
         };
-        *greeting = Greeting::default();
+        *greeting = Greeting::new(greeting.rank);
         self.wait_in(slot, Lane::Greeting, 0);
     }
 
@@ -212,7 +213,11 @@ impl Device {
     fn wait_in(&mut self, slot: Slot, lane: Lane, tries: u32) {
         self.leave_queue(slot);
         if let Some(peer) = self.peers.slot_mut(slot) {
-            peer.place = Some(self.turns.wait(lane, tries, slot));
+            let rank = match (lane, peer.greeting) {
+                (Lane::Greeting, Some(greeting)) => greeting.rank,
+                _ => self.turns.rank(),
+            };
+            peer.place = Some(self.turns.wait(lane, tries, rank, slot));
         }
     }
 

@@ -11,6 +11,12 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Behind all who wait.
+fn wait(turns: &mut Turns, lane: Lane, tries: u32, slot: Slot) -> Place {
+    let rank = turns.rank();
+    turns.wait(lane, tries, rank, slot)
+}
+
 #[test]
 fn the_bound_is_what_the_lanes_are_made_of() {
     let per_second = |apart: Duration| u32::try_from(SECOND.as_nanos() / apart.as_nanos());
@@ -23,10 +29,10 @@ fn greetings_go_in_the_order_in_which_they_were_named_and_again_only_after_all()
     let start = Instant::now();
     let mut turns = Turns::new(start);
     for slot in 0..100 {
-        turns.wait(Lane::Greeting, 0, slot);
+        wait(&mut turns, Lane::Greeting, 0, slot);
     }
-    turns.wait(Lane::Greeting, 1, 7);
-    turns.wait(Lane::Greeting, 0, 100);
+    wait(&mut turns, Lane::Greeting, 1, 7);
+    wait(&mut turns, Lane::Greeting, 0, 100);
     let order: Vec<Slot> = std::iter::from_fn(|| {
         let at = turns.poll_timeout()?;
         Some(turns.next(at.max(start)).expect("it is due").1)
@@ -42,7 +48,7 @@ fn whoever_was_never_asked_goes_before_all_who_were_and_the_others_in_turn() {
     let mut turns = Turns::new(start);
     while turns.take(Lane::Traffic, start) {}
     for (tries, slot) in [(3, 1), (1, 2), (0, 3), (20, 4)] {
-        turns.wait(Lane::Traffic, tries, slot);
+        wait(&mut turns, Lane::Traffic, tries, slot);
     }
     let later = start + SECOND;
     let order: Vec<Slot> = std::iter::from_fn(|| Some(turns.next(later)?.1)).collect();
@@ -58,7 +64,7 @@ fn neither_lane_takes_turns_of_the_other() {
     ] {
         let mut turns = Turns::new(start);
         for slot in 0..10_000 {
-            turns.wait(full, 0, slot);
+            wait(&mut turns, full, 0, slot);
         }
         while turns.next(start).is_some() {}
         for _ in 0..at_once {
@@ -104,7 +110,7 @@ proptest! {
                     }
                 }
                 Act::Wait(traffic, tries) => {
-                    waiting.push((slot, turns.wait(lane(traffic), tries, slot)));
+                    waiting.push((slot, wait(&mut turns, lane(traffic), tries, slot)));
                 }
                 Act::Leave(n) if !waiting.is_empty() => {
                     let (_, place) = waiting.swap_remove(n % waiting.len());
