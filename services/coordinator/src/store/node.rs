@@ -7,7 +7,7 @@ use mesh_types::{
     IdentityPublicKey, NetworkId, NodeId, NodeName, OverlayAddrs, Service, Timestamp, UptimeClass,
 };
 use sea_orm::ActiveValue::Set;
-use sea_orm::sea_query::{Expr, SimpleExpr};
+use sea_orm::sea_query::{CaseStatement, Expr, SimpleExpr};
 use sea_orm::{
     ColumnTrait as _, Condition, ConnectionTrait, EntityTrait as _, QueryFilter as _,
     QueryOrder as _,
@@ -19,6 +19,9 @@ use super::{Store, StoreError, Txn};
 use crate::record::{NodeRecord, SshFacts};
 
 const TABLE: &str = "node";
+/// Of so many nodes one statement notes when they were last seen: all go out once a minute, and
+/// whoever writes meanwhile waits.
+const SEEN_AT_ONCE: usize = 100;
 
 /// A node that is gone; kept so that others learn of it and that it is told so itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -307,10 +310,16 @@ impl Txn {
         &self,
         seen: &[(NodeId, Timestamp)],
     ) -> Result<(), StoreError> {
-        for (id, at) in seen {
+        for batch in seen.chunks(SEEN_AT_ONCE) {
+            let ids = batch.iter().map(|(id, _)| id.as_bytes().to_vec());
+            let mut each = CaseStatement::new();
+            for (id, at) in batch {
+                let is_it = node::Column::Id.eq(id.as_bytes().to_vec());
+                each = each.case(is_it, Expr::value(at.as_micros()));
+            }
             node::Entity::update_many()
-                .col_expr(node::Column::LastSeen, Expr::value(at.as_micros()))
-                .filter(node::Column::Id.eq(id.as_bytes().to_vec()))
+                .col_expr(node::Column::LastSeen, each.into())
+                .filter(node::Column::Id.is_in(ids))
                 .exec(&self.inner)
                 .await
                 .map_err(StoreError::writing)?;

@@ -28,8 +28,23 @@ mod report;
 mod rights;
 #[path = "../it/session.rs"]
 mod session;
+#[path = "../it/standing.rs"]
+mod standing;
 #[path = "../it/stream.rs"]
 mod stream;
+
+/// What is asked on SQLite is asked here too.
+#[test]
+fn nothing_is_left_out() {
+    let modules = |text: &'static str| {
+        let names = text.lines().filter_map(|line| line.strip_prefix("mod "));
+        names.filter_map(|rest| rest.strip_suffix(';'))
+    };
+    let here: Vec<&str> = modules(include_str!("main.rs")).collect();
+    for module in modules(include_str!("../it/main.rs")) {
+        assert!(here.contains(&module), "{module} is not asked on Postgres");
+    }
+}
 
 /// What these tests run on.
 mod engine {

@@ -11,6 +11,32 @@ on_both_engines! {
     what_is_old_is_forgotten_and_cursors_before_it_are_known,
     the_oldest_audit_goes_and_the_rest_is_still_a_chain,
     a_changed_or_missing_audit_row_breaks_the_chain,
+    when_many_were_seen_is_kept_of_each_and_of_nobody_else,
+}
+
+async fn when_many_were_seen_is_kept_of_each_and_of_nobody_else(engine: Engine) {
+    let (_home, store) = open(engine).await;
+    let id = with_network(&store, 1).await;
+    let seen = |n: u8| Timestamp::from_secs(NOW.as_secs() + i64::from(n));
+    let txn = store.write().await.expect("begins");
+    for n in 0..=115 {
+        txn.node_create(&node(n, id)).await.expect("creates");
+    }
+    txn.commit().await.expect("commits");
+    // More than one statement's worth, and some that are gone.
+    let many: Vec<_> = (5..=127)
+        .map(|n| (NodeId::from_bytes([n; 16]), seen(n)))
+        .collect();
+    let txn = store.write().await.expect("begins");
+    txn.node_set_last_seen(&many).await.expect("writes");
+    txn.node_set_last_seen(&[]).await.expect("nothing to write");
+    txn.commit().await.expect("commits");
+    let nodes = store.node_list().await.expect("reads");
+    assert_eq!(nodes.len(), 116);
+    for node in nodes {
+        let n = node.id.as_bytes()[0];
+        assert_eq!(node.last_seen, (n >= 5).then(|| seen(n)), "{n}");
+    }
 }
 
 async fn what_is_old_is_forgotten_and_cursors_before_it_are_known(engine: Engine) {
