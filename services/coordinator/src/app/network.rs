@@ -125,6 +125,7 @@ impl Core {
             self.members.remove_node(*node);
         }
         self.members.remove_network(id);
+        let gone = removed.iter().map(|(node, _)| *node).collect::<Vec<_>>();
         self.netmap
             .with(move |engine, _| {
                 for (node, version) in removed {
@@ -133,6 +134,7 @@ impl Core {
                 engine.network_removed(id)
             })
             .await??;
+        self.forget_standings(gone);
         Ok(())
     }
 }

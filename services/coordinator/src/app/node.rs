@@ -289,13 +289,10 @@ impl Core {
             .await?;
         let _turn = change.commit().await?;
         self.members.remove_node(id);
-        {
-            let standings = self.standings.lock();
-            standings.unwrap_or_else(PoisonError::into_inner).forget(id);
-        }
         self.netmap
             .with(move |engine, _| engine.node_removed(id, version))
             .await??;
+        self.forget_standings([id]);
         tracing::info!(node = %id, name = %node.name, network = %network.record.name, "a node was removed");
         Ok(())
     }

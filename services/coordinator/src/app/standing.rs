@@ -36,6 +36,8 @@ struct Known {
     window: Timestamp,
     /// In this window.
     events: u8,
+    /// When it said something last.
+    heard: Timestamp,
 }
 
 impl Known {
@@ -45,11 +47,11 @@ impl Known {
         may
     }
 
-    /// Nothing of it matters any more.
+    /// Nothing of it matters any more: it is well, or nobody knows how it is.
     fn is_over(&self, now: Timestamp) -> bool {
-        self.troubles.is_empty()
-            && self.told.is_empty()
-            && (self.events == 0 || now.since(self.window) >= WINDOW)
+        let is_well = self.troubles.is_empty() && self.told.is_empty();
+        (is_well && (self.events == 0 || now.since(self.window) >= WINDOW))
+            || now.since(self.heard) >= WINDOW
     }
 }
 
@@ -76,7 +78,9 @@ impl Standings {
             told: Troubles::default(),
             window: now,
             events: 0,
+            heard: now,
         });
+        known.heard = now;
         if now.since(known.window) >= WINDOW {
             (known.window, known.events) = (now, 0);
         }
@@ -132,6 +136,15 @@ fn described(troubles: Troubles) -> String {
 }
 
 impl Core {
+    /// Forgets nodes that the engine knows no more, so that no heartbeat brings them back.
+    pub(super) fn forget_standings(&self, gone: impl IntoIterator<Item = NodeId>) {
+        let standings = self.standings.lock();
+        let mut standings = standings.unwrap_or_else(PoisonError::into_inner);
+        for id in gone {
+            standings.forget(id);
+        }
+    }
+
     /// Takes over what a member said with a heartbeat that counts. Relays say nothing so.
     pub(super) fn take_standing(&self, party: Party, said: Standing) {
         let Party::Node(id) = party else { return };
@@ -247,13 +260,19 @@ mod tests {
         }
         assert_eq!(standings.known.len(), CAPACITY);
         standings.take(id(0), Standing::default(), at(15));
+        for n in 1..many {
+            assert_eq!(standings.take(id(n), said, at(3_500)), []);
+        }
         assert_eq!(standings.take(id(many), said, at(3_550)), [], "lately");
         // Its place is free from now on, and room is looked for once a minute.
         assert_eq!(standings.take(id(many), said, at(3_600)), [], "rests");
         let told = standings.take(id(many), said, at(3_610)).len();
         assert_eq!((told, standings.known.len()), (1, CAPACITY));
+        // Who has said nothing for an hour makes room too.
+        let told = standings.take(id(many + 1), said, at(7_110)).len();
+        assert_eq!((told, standings.known.len()), (1, 2));
         standings.forget(id(many));
-        assert_eq!(standings.known.len(), CAPACITY - 1);
+        assert_eq!(standings.known.len(), 1);
     }
 
     #[test]
