@@ -127,7 +127,8 @@ async fn insist(
                 None,
             ),
         };
-        let wait = asked.unwrap_or(pause).min(patience.longest_pause);
+        let wait = asked.unwrap_or(pause);
+        let wait = wait.clamp(patience.first_pause, patience.longest_pause);
         if Instant::now() + wait > until {
             return Err(PublishError::Away {
                 server: server.to_string(),

@@ -26,7 +26,7 @@ pub enum PublishError {
     },
     /// A file of the pod's account cannot be read.
     #[error(
-        "{} cannot be read: Kubernetes puts it into pods whose spec has automountServiceAccountToken: true and a serviceAccountName; --account-dir names another directory", path.display()
+        "{} cannot be read: the container must mount it there, as deploy/k8s does with a projected volume (serviceAccountToken, kube-root-ca.crt, namespace); --account-dir names another directory", path.display()
     )]
     Account {
         /// Which.

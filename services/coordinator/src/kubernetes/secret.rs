@@ -136,6 +136,7 @@ impl Secret {
         let plain = Zeroizing::new(String::from_utf8_lossy(&self.value).into_owned());
         let encoded = Zeroizing::new(STANDARD.encode(&*self.value));
         let is_secret = |word: &str| {
+            let word = word.trim_matches('=');
             let mut parts = plain.split_whitespace().chain([encoded.as_str()]);
             word.len() >= SHORTEST_SECRET
                 && parts.any(|part| {
@@ -143,7 +144,8 @@ impl Secret {
                 })
         };
         let mut masked = String::new();
-        let is_border = |of: char| of.is_whitespace() || of.is_control() || "\"'`,;:".contains(of);
+        // Whatever can stand in neither a token nor Base64.
+        let is_border = |of: char| !of.is_ascii_alphanumeric() && !"+/=_.-".contains(of);
         for piece in text.split_inclusive(is_border) {
             let word = piece.trim_end_matches(is_border);
             let rest = piece[word.len()..].replace(char::is_control, " ");
@@ -197,12 +199,14 @@ mod tests {
         };
         let encoded = STANDARD.encode(&*secret.value);
         for told in ["hunter2hunter2", "unter2hunt", &encoded, &encoded[4..20]] {
-            let text =
-                format!("admission denied: value \"{told}\" of data\nis {told}: not allowed");
+            let text = format!(
+                "admission denied: value \"{told}\" of data\nis {told}: not allowed (<{told}>[{told}|)"
+            );
             let masked = secret.masked(&text);
             assert_eq!(
                 masked,
-                "admission denied: value \"[redacted]\" of data is [redacted]: not allowed"
+                "admission denied: value \"[redacted]\" of data is [redacted]: not allowed \
+                 (<[redacted]>[[redacted]|)"
             );
         }
         assert_eq!(format!("{secret:?}"), "Secret(mesh/mesh-operator)");

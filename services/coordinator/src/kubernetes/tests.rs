@@ -21,6 +21,9 @@ use tokio::net::TcpListener;
 
 use super::*;
 
+/// How long a condition may take that is as good as there.
+const SOON: Duration = Duration::from_secs(10);
+
 /// A join token's text; nothing may tell it.
 const MARKER: &str = "mesh1.marker-of-a-secret";
 const BEARER: &str = "bearer-marker.of-the-account";
@@ -239,9 +242,12 @@ async fn an_api_that_is_away_is_tried_again_with_the_token_of_then() {
     let stand = Stand::new([&away[..], &[status(200, "")]].concat()).await;
     // It rotates while the first try is under way.
     let rotated = async {
-        while stand.tries() == 0 {
-            tokio::task::yield_now().await;
-        }
+        let tried = async {
+            while stand.tries() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, tried).await.expect("it is tried");
         std::fs::write(stand.path("account/token"), "another").expect("written");
         std::future::pending::<()>().await;
     };
@@ -280,14 +286,17 @@ async fn patience_has_an_end() {
     drop(_serving);
     let account = Account::open(&dir.path().join("account")).expect("files");
     let all = secret::read(&dir.path().join("files"), "mesh", "nodes").expect("files");
-    loop {
-        match server.apply(&account, &all[0]).await {
-            Err(Failure::Passing { said, .. }) if said.contains("cannot be reached") => break,
-            // The task that listens is ended at its next step.
-            Err(Failure::Passing { .. }) => tokio::task::yield_now().await,
-            other => panic!("{other:?}"),
+    let gone = async {
+        loop {
+            match server.apply(&account, &all[0]).await {
+                Err(Failure::Passing { said, .. }) if said.contains("cannot be reached") => break,
+                // The task that listens is ended at its next step.
+                Err(Failure::Passing { .. }) => tokio::task::yield_now().await,
+                other => panic!("{other:?}"),
+            }
         }
-    }
+    };
+    timeout(SOON, gone).await.expect("nobody listens");
 }
 
 #[tokio::test]
@@ -421,8 +430,8 @@ async fn files_that_are_missing_are_named() {
     assert!(said.contains("--from must name the same"), "{said}");
 
     for (file, part) in [
-        ("namespace", "automountServiceAccountToken: true"),
-        ("token", "automountServiceAccountToken: true"),
+        ("namespace", "with a projected volume"),
+        ("token", "with a projected volume"),
     ] {
         remove(&stand.path("account").join(file));
         let error = stand.publish(SHORT).await.expect_err("no file");
