@@ -102,8 +102,11 @@ fn prepare(args: &Args) -> Result<()> {
 
 fn unit(args: &Args) -> Result<()> {
     let tests = targets::Tests::read()?;
+    // Programs that tests start; cargo builds them unasked only where no test is named.
+    process::run(process::cargo().args(["build", "--workspace", "--examples"]))
+        .context("build the examples")?;
     let mut command = of_workspace();
-    command.args(["--lib", "--bins", "--examples"]);
+    command.args(["--lib", "--bins"]);
     tests.name_others(&mut command);
     command.arg("--").args(&args.rest);
     let tested = process::run_logged(&mut command, &log_path()).context("unit tests");

@@ -47,7 +47,9 @@ impl Tests {
             };
             for target in list(&package, "targets")? {
                 let is_test = list(&target, "kind")?.contains(&"test".into());
-                if is_test && target["test"] == true {
+                // What needs features that are off is tested where they are on.
+                let is_built = target["required-features"].is_null();
+                if is_test && is_built && target["test"] == true {
                     let name = target["name"].as_str();
                     names.push(name.context("a target has no name")?.to_owned());
                 }
@@ -92,13 +94,19 @@ mod tests {
 
     fn workspace(other: &str) -> Value {
         let target = |kind: &str, name: &str, test: bool| json!({"kind": [kind], "name": name, "test": test});
+        let mut featured = target("test", "simulation", true);
+        featured["required-features"] = json!(["virtual-time"]);
         json!({"packages": [
             {"name": "integration", "targets": [
                 target("lib", "integration", true),
                 target("test", "console", true),
                 target("test", "soak", false),
             ]},
-            {"name": "relay", "targets": [target("bin", "relay", true), target("test", other, true)]},
+            {"name": "relay", "targets": [
+                target("bin", "relay", true),
+                target("test", other, true),
+                featured,
+            ]},
         ]})
     }
 
