@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use integration::hostile::{Others, PATIENCE, resident};
+use integration::hostile::{Others, PATIENCE, load, resident};
 use integration::raw::{Applicant, RawNode};
 use integration::{Cli, MeshUp};
 use mesh_api::client::ALPN_H2;
@@ -30,6 +30,10 @@ const MUTE: usize = 20;
 const LASTS: Duration = Duration::from_secs(5);
 /// What it may cost.
 const HELD: u64 = 16 * MIB;
+/// What they may take of a core while nothing changes, in percent, and over how long that is looked
+/// at.
+const BUSY: u128 = 50;
+const LOOK: Duration = Duration::from_secs(3);
 /// Updates that wait for a reader at most: those that were on their way when it stopped, and one
 /// with all that has changed since.
 const WAITING: usize = 8;
@@ -290,6 +294,7 @@ fn streams_that_never_read_cost_little_and_hold_nobody_up() {
     });
     let held = resident(pid).expect("memory").saturating_sub(before);
     tell("mute streams", others);
+    let busy = load(pid, LOOK).expect("time");
     for mute in &mut mutes {
         mute.widen().expect("it is still served");
     }
@@ -299,11 +304,12 @@ fn streams_that_never_read_cost_little_and_hold_nobody_up() {
     let most = waited.max().expect("some");
     println!(
         "mute streams: {MUTE} beside {last} changes took {} MiB, and {most} updates waited for \
-         each; who reads had each change within {worst:?}",
+         each; who reads had each change within {worst:?}; then {busy} % of a core",
         held / MIB
     );
     assert!(last > 20, "only {last} changes");
     assert!(held < HELD, "{} MiB", held / MIB);
+    assert!(busy < BUSY, "{busy} % of a core");
     assert!(most <= WAITING, "{most} updates waited");
     reading.abort();
     up.child().assert_log_clean(&[]);
