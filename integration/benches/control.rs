@@ -41,6 +41,9 @@ const JOINING: usize = 16;
 /// How long nothing may arrive at anybody before the network counts as quiet.
 const QUIET: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(180);
+/// How long agents do nothing but send their heartbeats: four each, and what is kept of them is
+/// stored once.
+const REST: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy)]
 struct Size {
@@ -118,6 +121,12 @@ async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
     println!("  connected: {first}");
     let connected = coordinator.memory().await?;
 
+    let cpu = coordinator.cpu_seconds()?;
+    tokio::time::sleep(REST).await;
+    let worked = coordinator.cpu_seconds()? - cpu;
+    let rest = worked * 1e6 / REST.as_secs_f64() / count(size.agents);
+    println!("  at rest: {rest:.1} us of a core for each agent and second");
+
     let moves = changes(&coordinator, setup, &mut fleet, size, Kind::Moves).await?;
     let publishes = changes(&coordinator, setup, &mut fleet, size, Kind::Publishes).await?;
     let joining = joins_with_viewers(&token, &mut fleet, size.changes).await?;
@@ -150,6 +159,7 @@ async fn measure(setup: &Setup, size: Size) -> anyhow::Result<Value> {
         "setup": setup.name(),
         "joins": joins,
         "first_connect": first,
+        "at_rest": { "coordinator_cpu_us_per_agent_and_second": rest },
         "changes_to_viewers": { "moves": moves, "publishes": publishes, "joins": joining },
         "reconnect": { "all_cut": cut, "coordinator_killed": restart },
         "memory": {
