@@ -24,6 +24,7 @@ mod fuzz;
 mod k8s;
 mod lint;
 mod process;
+mod secrets;
 mod setup;
 mod sim;
 mod soak;

@@ -5,15 +5,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::debian::Debian;
 use super::packages::PACKAGES;
 use crate::compose::Engine;
+use crate::secrets::Secrets;
 use crate::steps::Steps;
 
 /// The machine's host name, which becomes the worker's.
 const NAME: &str = "machine-1";
+/// The password of `somebody`, who logs in to Cockpit.
+const PASSWORD: &str = "correct-horse-battery";
+/// The password of the SOCKS proxy.
+const SOCKS_PASSWORD: &str = "staple-correct-battery-horse";
 const SOON: Duration = Duration::from_secs(60);
 /// Units that start once they have a token, in the order of docs/systemd.md: `(program, role)`.
 const JOINING: [(&str, &str); 4] = [
@@ -37,20 +42,30 @@ pub(super) fn check(
         wait_until_running(&debian)?;
         Ok(debian)
     })?;
-    let done = life(&debian, debs, steps);
-    let journal = debian
-        .ran("journalctl --no-pager --output=short-precise")?
-        .1;
-    fs::write(artefacts.join("journal.log"), journal)?;
-    done
+    let mut secrets = Secrets::default();
+    let done = life(&debian, debs, &mut secrets, steps);
+    let searched = steps.step("machine: journal", || {
+        search_journal(&debian, &secrets, &artefacts.join("journal.log"))
+    });
+    done.and(searched)
 }
 
-fn life(debian: &Debian<'_>, debs: &[PathBuf], steps: &mut Steps) -> Result<()> {
+fn life(
+    debian: &Debian<'_>,
+    debs: &[PathBuf],
+    secrets: &mut Secrets,
+    steps: &mut Steps,
+) -> Result<()> {
+    secrets.add("the password of somebody", PASSWORD)?;
+    secrets.add("the password of the SOCKS proxy", SOCKS_PASSWORD)?;
     prepare_administrator(debian)?;
     let before = debian.files()?;
     let files = debian.copy_in(debs)?;
     steps.step("machine: packages", || install(debian, &files))?;
-    steps.step("machine: joins", || join(debian))?;
+    steps.step("machine: joins", || {
+        join(debian)?;
+        learn(debian, secrets)
+    })?;
     steps.step("machine: console and SSH", || {
         debian.sh("worker-agent console configure && systemctl restart cockpit")?;
         use_mesh(debian)
@@ -88,18 +103,20 @@ fn wait_until_running(debian: &Debian<'_>) -> Result<()> {
 /// What is on the machine before our packages: a password for somebody, and what docs/systemd.md
 /// says about the SOCKS proxy.
 fn prepare_administrator(debian: &Debian<'_>) -> Result<()> {
-    debian.sh("echo somebody:correct-horse-battery | chpasswd
+    debian.sh(&format!(
+        "echo somebody:{PASSWORD} | chpasswd
         # At its first start Cockpit makes a certificate, which is not ours to purge.
         systemctl start cockpit
         umask 077
         mkdir -p /etc/systemd/system/mesh-deploy-manager.service.d
-        echo staple-correct-battery-horse > /root/socks-password
-        printf somebody:staple-correct-battery-horse > /root/socks-auth
+        echo {SOCKS_PASSWORD} > /root/socks-password
+        printf somebody:{SOCKS_PASSWORD} > /root/socks-auth
         printf '%s\\n' '[Service]' 'LoadCredential=socks-password:/root/socks-password' \
             'Environment=MESH_DEPLOY_MANAGER__SOCKS__USER=somebody' \
             'Environment=MESH_DEPLOY_MANAGER__SOCKS__PASSWORD_FILE=%d/socks-password' \
             > /etc/systemd/system/mesh-deploy-manager.service.d/socks.conf
-        systemctl daemon-reload")?;
+        systemctl daemon-reload"
+    ))?;
     Ok(())
 }
 
@@ -139,6 +156,22 @@ fn join(debian: &Debian<'_>) -> Result<()> {
     expect_active(debian)
 }
 
+/// What the machine keeps for itself by now, and no log may tell.
+fn learn(debian: &Debian<'_>, secrets: &mut Secrets) -> Result<()> {
+    for (what, script) in [
+        ("a join token", "cat /etc/credstore/mesh-*.join-token"),
+        (
+            "a node's private keys",
+            "find /var/lib/mesh -name node.key -exec cat {} +",
+        ),
+        ("the master key", "cat /var/lib/mesh/coordinator/master.key"),
+    ] {
+        secrets.add(what, &debian.sh(script)?)?;
+    }
+    let context = debian.sh("cat /root/.config/mesh/contexts/*.json")?;
+    secrets.add_context("the operator's key", &context)
+}
+
 fn expect_active(debian: &Debian<'_>) -> Result<()> {
     for package in PACKAGES {
         if let Some(unit) = &package.unit {
@@ -159,9 +192,7 @@ fn use_mesh(debian: &Debian<'_>) -> Result<()> {
         &format!("curl -sS --fail --max-time 10 {console}/ | grep -q login-user-input"),
     )?;
     let login = format!("curl -sS --max-time 20 {console}/cockpit/login");
-    let session = debian.sh(&format!(
-        "{login} --fail --user somebody:correct-horse-battery"
-    ))?;
+    let session = debian.sh(&format!("{login} --fail --user somebody:{PASSWORD}"))?;
     ensure!(session.contains("csrf-token"), "no session: {session}");
     let (code, refused) = debian.ran(&format!("{login} --fail --user somebody:wrong"))?;
     ensure!(code != Some(0), "a wrong password was taken: {refused}");
@@ -173,7 +204,7 @@ fn use_mesh(debian: &Debian<'_>) -> Result<()> {
     );
     let page = debian.sh(&format!(
         "curl -sS --fail --max-time 10 --socks5-hostname 127.0.0.1:1080 \
-            --proxy-user somebody:staple-correct-battery-horse http://{NAME}:9090/{NAME}/ping"
+            --proxy-user somebody:{SOCKS_PASSWORD} http://{NAME}:9090/{NAME}/ping"
     ))?;
     ensure!(page.contains("cockpit"), "by SOCKS5: {page}");
     Ok(())
@@ -253,5 +284,22 @@ fn expect_clean_journal(debian: &Debian<'_>) -> Result<()> {
         })
         .collect();
     ensure!(alarms.is_empty(), "in the journal:\n{}", alarms.join("\n"));
+    Ok(())
+}
+
+/// Nothing secret is in the journal, which is kept as `file`; and it would be found there.
+fn search_journal(debian: &Debian<'_>, secrets: &Secrets, file: &Path) -> Result<()> {
+    // Whole: also what is long or cannot be printed.
+    let journal = "journalctl --sync && journalctl --all --no-pager --output=short-precise";
+    let text = debian.sh(journal)?;
+    let told = secrets.told(&text);
+    fs::write(file, text)?;
+    if let Some(told) = told {
+        bail!("{}: {told}", file.display());
+    }
+    debian.sh("systemd-cat cat /root/socks-password")?;
+    let planted = secrets.told(&debian.sh(journal)?);
+    let planted = planted.context("nobody finds a password that is planted in the journal")?;
+    println!("deb: planted: a password in the journal: {planted}");
     Ok(())
 }
