@@ -4,7 +4,8 @@
 //!
 //! What a cluster does besides is done by hand here: names of Services are aliases in the engine's
 //! network, volumes are directories, and Secrets that people make are made up. What the bootstrap
-//! publishes arrives at a stand-in of Kubernetes' API ([`super::api`]), and from there in the pods.
+//! publishes arrives at a stand-in of Kubernetes' API ([`super::api`]), and from there in the pods;
+//! none of it may be in what the containers log ([`logs`]).
 //! Databases that an overlay has outside of the cluster are real ones, by TLS only ([`databases`]).
 
 use std::fs;
@@ -22,6 +23,7 @@ use crate::{process, workspace};
 
 mod cluster;
 mod databases;
+mod logs;
 mod names;
 mod planted;
 mod probe;
@@ -82,9 +84,12 @@ pub(super) fn run(overlays: &[(&str, Manifest)]) -> Result<()> {
         let planted = cluster
             .planted(overlay)
             .with_context(|| format!("faults planted into {overlay}"))?;
+        let searched = cluster
+            .end()
+            .with_context(|| format!("the logs of {overlay}"))?;
         println!(
             "k8s: run: {overlay}: {ran} pods run, {same} the same as one before, {planted} planted \
-             faults found, in {:.1} s",
+             faults found, no secret in {searched}, in {:.1} s",
             begun.elapsed().as_secs_f64()
         );
     }

@@ -166,6 +166,20 @@ impl<'a> Object<'a> {
     }
 }
 
+/// Where Kubernetes puts what a container needs to speak to its API.
+pub(super) const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Whether a volume has what a container needs to speak to Kubernetes' API.
+pub(super) fn is_account(volume: &Value) -> bool {
+    ["serviceAccountToken", "configMap", "downwardAPI"]
+        .iter()
+        .all(|source| has_source(volume, source))
+}
+
+fn has_source(volume: &Value, source: &str) -> bool {
+    list(volume, "/projected/sources").any(|it| it.get(source).is_some())
+}
+
 impl<'a> Workload<'a> {
     fn of(object: Object<'a>) -> Option<Self> {
         let template = match object.kind() {
@@ -203,8 +217,8 @@ impl<'a> Workload<'a> {
         !matches!(self.object.kind(), "Job" | "CronJob")
     }
 
-    /// Whether Kubernetes gives its pods a token for its API.
-    pub(super) fn has_account_token(self) -> bool {
+    /// Whether Kubernetes would put a token for its API into each of its containers.
+    pub(super) fn has_tokens_unasked(self) -> bool {
         self.pod["automountServiceAccountToken"] != Value::Bool(false)
     }
 
@@ -246,6 +260,23 @@ impl<'a> Container<'a> {
     pub(super) fn program(self) -> Option<&'a str> {
         let image = text(self.value, "/image").strip_prefix("wonder-mesh/")?;
         Some(image.split_once(':').map_or(image, |(name, _)| name))
+    }
+
+    /// Whether it holds a token for Kubernetes' API, wherever that is.
+    pub(super) fn holds_token(self) -> bool {
+        self.mounts_that(|_, volume| has_source(volume, "serviceAccountToken"))
+    }
+
+    /// Whether it has all that programs need to speak to that API, where they look for it.
+    pub(super) fn reaches_api(self) -> bool {
+        self.mounts_that(|path, volume| path == ACCOUNT && is_account(volume))
+    }
+
+    fn mounts_that(self, is_so: impl Fn(&str, &Value) -> bool) -> bool {
+        self.mounts().any(|(path, name, _)| {
+            list(self.workload.pod, "/volumes")
+                .any(|volume| text(volume, "/name") == name && is_so(path, volume))
+        })
     }
 
     /// Whether it puts what the bootstrap wrote into Secrets.

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::manifest::Manifest;
+use super::manifest::{ACCOUNT, Manifest};
 
 pub(super) struct Fault {
     pub(super) what: &'static str,
@@ -293,10 +293,23 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         what: "a token for Kubernetes in a pod that needs none",
         overlay: "dev",
-        found_by: "exactly when a RoleBinding",
+        found_by: "every container would hold a token for Kubernetes",
         plant: |it| {
             let at = "/spec/template/spec/automountServiceAccountToken";
             set(it, "StatefulSet", "relay", at, json!(true))
+        },
+    },
+    Fault {
+        what: "a token for Kubernetes beside the master key",
+        overlay: "dev",
+        found_by: "container bootstrap: a container holds a token for Kubernetes exactly when",
+        plant: |it| {
+            let job = find(it, |value| is(value, "Job", "mesh-bootstrap"))?;
+            let mount = json!({ "name": "api-access", "mountPath": "/run/api" });
+            let mounts = job.pointer_mut("/spec/template/spec/initContainers/0/volumeMounts");
+            let mounts = mounts.and_then(Value::as_array_mut);
+            mounts.context("no mounts")?.push(mount);
+            Ok(())
         },
     },
     Fault {
@@ -402,10 +415,14 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         what: "no token for Kubernetes in the pod that needs one",
         overlay: "dev",
-        found_by: "Kubernetes puts it into pods whose spec has automountServiceAccountToken: true",
+        found_by: "container publish: a container holds a token for Kubernetes exactly when",
         plant: |it| {
-            let at = "/spec/template/spec/automountServiceAccountToken";
-            set(it, "Job", "mesh-bootstrap", at, json!(false))
+            let job = find(it, |value| is(value, "Job", "mesh-bootstrap"))?;
+            let mounts = job.pointer_mut(&format!("{CONTAINER}/volumeMounts"));
+            let mounts = mounts.and_then(Value::as_array_mut);
+            let mounts = mounts.context("no mounts")?;
+            mounts.retain(|mount| mount["mountPath"] != ACCOUNT);
+            Ok(())
         },
     },
     Fault {

@@ -35,7 +35,13 @@ pub(super) fn check(manifest: &Manifest) -> Vec<String> {
 }
 
 /// The volumes that the level `restricted` allows, as far as we use them.
-const VOLUMES: &[&str] = &["configMap", "emptyDir", "persistentVolumeClaim", "secret"];
+const VOLUMES: &[&str] = &[
+    "configMap",
+    "emptyDir",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
 
 /// The Pod Security Standard `restricted`, as far as it is about a whole pod.
 fn restricted(workload: Workload<'_>, faults: &mut Vec<String>) {

@@ -167,7 +167,7 @@ fn published(tools: &Tools, manifest: &Manifest, container: Container<'_>) -> Re
     };
     let environment: BTreeMap<String, String> = environment.into_iter().flatten().collect();
     let workload = container.workload;
-    let has_token = workload.has_account_token();
+    let has_token = container.reaches_api();
     let given: Vec<&Value> = ["Namespace", "ServiceAccount", "Role", "RoleBinding"]
         .iter()
         .flat_map(|kind| manifest.of_kind(kind))

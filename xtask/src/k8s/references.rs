@@ -184,10 +184,21 @@ fn accounts(manifest: &Manifest, faults: &mut Vec<String>) {
         {
             faults.push(format!("{key}: there is no ServiceAccount {name:?}"));
         }
-        if workload.has_account_token() != bound.contains(name) {
+        if workload.has_tokens_unasked() {
             faults.push(format!(
-                "{key}: pods hold a token for Kubernetes exactly when a RoleBinding gives it rights"
+                "{key}: every container would hold a token for Kubernetes: \
+                 automountServiceAccountToken must be false, and who needs one mounts it"
             ));
+        }
+        for container in workload.containers() {
+            let needs = container.publishes() && bound.contains(name);
+            if container.holds_token() != needs || container.reaches_api() != needs {
+                faults.push(format!(
+                    "{}: a container holds a token for Kubernetes exactly when it publishes \
+                     Secrets and a RoleBinding gives it rights, and then where programs look for it",
+                    container.key()
+                ));
+            }
         }
     }
     for binding in manifest.of_kind("RoleBinding") {

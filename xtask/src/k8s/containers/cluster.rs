@@ -11,18 +11,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::databases::{Databases, Images};
+use super::databases::{Database, Databases, Images, Server};
+use super::logs::Search;
 use super::{Pod, names, probe, quiet};
 use crate::compose::Engine;
 use crate::k8s::api::Api;
-use crate::k8s::manifest::{Container, Manifest, Workload, list, text};
+use crate::k8s::manifest::{Container, Manifest, Workload, is_account, list, text};
 use crate::k8s::publish::TOKENS;
 use crate::k8s::settings::secret_content;
 use crate::workspace;
 
 const POLL: Duration = Duration::from_millis(200);
-/// Where Kubernetes puts what a pod needs to speak to its API.
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a container may take to be ready, or to end: a fault should not hold a run up for as long
 /// as a cluster may wait for its other parts.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -32,14 +31,21 @@ pub(super) struct Cluster<'a> {
     pub(super) manifest: &'a Manifest,
     /// Volumes, and Secrets that people make.
     dir: PathBuf,
-    /// Names of containers, to be removed.
-    containers: Vec<String>,
+    /// Those that were started, to be searched and removed.
+    containers: Vec<Started>,
+    search: Search,
     /// Those outside of the cluster; `None`: they are among its pods.
     pub(super) databases: Option<Databases<'a>>,
     /// Kubernetes' own API, which keeps the Secrets that the bootstrap publishes.
     pub(super) api: Api,
     /// Goes last: it is removed when nobody is in it.
     network: Network<'a>,
+}
+
+/// A container by its name, and what it is of.
+struct Started {
+    name: String,
+    of: String,
 }
 
 /// A network of the engine, for as long as this lives.
@@ -99,6 +105,7 @@ impl<'a> Cluster<'a> {
             manifest,
             dir,
             containers: Vec::new(),
+            search: Search::default(),
             databases: None,
             api: Api::serve(network.gateway()?, manifest)?,
             network,
@@ -135,7 +142,8 @@ impl<'a> Cluster<'a> {
                 begun.elapsed().as_secs_f64()
             );
         }
-        Ok(())
+        // Before others take their places.
+        self.search.know_published(&self.api.secrets())
     }
 
     /// Starts a container of a pod; its name.
@@ -161,11 +169,6 @@ impl<'a> Cluster<'a> {
             docker.arg("--volume");
             docker.arg(format!("{}:{path}{mode}", source.display()));
         }
-        if pod.workload.has_account_token() {
-            let account = self.account(pod)?;
-            docker.arg("--volume");
-            docker.arg(format!("{}:{ACCOUNT}:ro", account.display()));
-        }
         for (key, value) in self.api.environment() {
             docker.arg("--env").arg(format!("{key}={value}"));
         }
@@ -183,7 +186,10 @@ impl<'a> Cluster<'a> {
             docker.args(["--entrypoint", program]);
         }
         docker.arg(text(container.value, "/image")).args(words);
-        self.containers.push(name.clone());
+        self.containers.push(Started {
+            name: name.clone(),
+            of: format!("{} in {}", container.key(), pod.name),
+        });
         quiet(&mut docker).with_context(|| {
             format!(
                 "{}: are the images there? `cargo xtask images --local-images` makes them",
@@ -194,7 +200,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Directories for the volumes of a pod, with the owners and modes that a kubelet gives them.
-    pub(super) fn volumes(&self, pod: &Pod<'_>, below: &str) -> Result<Volumes> {
+    pub(super) fn volumes(&mut self, pod: &Pod<'_>, below: &str) -> Result<Volumes> {
         let workload = pod.workload;
         let group = group(pod)?;
         let below = self.dir.join(below);
@@ -208,6 +214,8 @@ impl<'a> Cluster<'a> {
                 self.secret(namespace, &volume["secret"], &dir, group)?;
             } else if volume.get("emptyDir").is_some() {
                 own(&dir, group, 0o2777)?;
+            } else if is_account(volume) {
+                self.account(pod, &dir)?;
             } else if volume.get("hostPath").is_some() {
                 own(&dir, None, 0o755)?;
             }
@@ -222,24 +230,24 @@ impl<'a> Cluster<'a> {
         Ok(volumes)
     }
 
-    /// The files of a pod's account, with the owner and mode that a kubelet gives them.
-    fn account(&self, pod: &Pod<'_>) -> Result<PathBuf> {
-        let dir = self.dir.join(format!("account-of-{}", pod.name));
+    /// Writes the files of a pod's account, with the owner and mode that a kubelet gives them.
+    fn account(&mut self, pod: &Pod<'_>, dir: &Path) -> Result<()> {
         let name = text(pod.workload.pod, "/serviceAccountName");
         self.api
-            .account(&dir, pod.workload.object.namespace(), name)?;
+            .account(dir, pod.workload.object.namespace(), name)?;
+        self.search
+            .know_account(&fs::read_to_string(dir.join("token"))?)?;
         let group = group(pod)?;
-        for file in fs::read_dir(&dir)? {
+        for file in fs::read_dir(dir)? {
             own(&file?.path(), group, 0o640)?;
         }
-        own(&dir, group, 0o755)?;
-        Ok(dir)
+        own(dir, group, 0o755)
     }
 
     /// Files of a Secret: what the bootstrap has published; of the databases, what their maker says;
     /// else made up.
     fn secret(
-        &self,
+        &mut self,
         namespace: &str,
         secret: &Value,
         dir: &Path,
@@ -258,6 +266,7 @@ impl<'a> Cluster<'a> {
                 let made = self.dir.join("secrets").join(name).join(key);
                 fs::read(made).unwrap_or_else(|_| secret_content(key).into_bytes())
             };
+            self.search.know_file(namespace, name, key, &content)?;
             let file = dir.join(text(item, "/path"));
             fs::write(&file, content)?;
             own(&file, group, u32::try_from(mode)?)?;
@@ -352,22 +361,64 @@ impl<'a> Cluster<'a> {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Ends every container, so that others may have their names.
+    /// Ends every container, so that others may have their names; fails when one has logged a secret.
     pub(super) fn clear(&mut self) -> Result<()> {
         if self.containers.is_empty() {
             return Ok(());
         }
+        // From here on nobody logs anything more.
+        let mut stop = self.engine.docker();
+        stop.args(["stop", "--time", "0"]);
+        quiet(stop.args(self.containers.iter().map(|it| &it.name)))?;
+        self.search.know_published(&self.api.secrets())?;
+        for it in &self.containers {
+            self.search.search(self.engine, &it.name, &it.of)?;
+        }
+        self.remove()?;
+        self.search.verdict()
+    }
+
+    fn remove(&mut self) -> Result<()> {
         let mut remove = self.engine.docker();
         remove.args(["rm", "--force", "--volumes"]);
-        quiet(remove.args(&self.containers))?;
+        quiet(remove.args(self.containers.iter().map(|it| &it.name)))?;
         self.containers.clear();
         Ok(())
+    }
+
+    /// Puts another server in the place of a database, when all that used the one before have ended.
+    pub(super) fn serve(&mut self, database: Database, server: Server) -> Result<()> {
+        // Their names and their locks on the database are for the next ones.
+        self.clear()?;
+        let databases = self.databases.as_ref();
+        let databases = databases.context("there are no databases outside")?;
+        let of = format!("{database:?} outside");
+        self.search
+            .search(self.engine, &databases.container(database), &of)?;
+        self.search.verdict()?;
+        databases.serve(database, server)
+    }
+
+    /// Ends every container for good; what was searched for secrets.
+    pub(super) fn end(&mut self) -> Result<String> {
+        self.clear()?;
+        if let Some(databases) = &self.databases {
+            for database in Database::ALL {
+                let of = format!("{database:?} outside");
+                self.search
+                    .search(self.engine, &databases.container(database), &of)?;
+            }
+        }
+        self.search.verdict()?;
+        self.search.sum()
     }
 }
 
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
-        drop(self.clear());
+        if !self.containers.is_empty() {
+            drop(self.remove());
+        }
         self.databases = None;
         drop(fs::remove_dir_all(&self.dir));
     }

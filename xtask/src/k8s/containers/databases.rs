@@ -26,6 +26,10 @@ pub(super) enum Database {
     Redis,
 }
 
+impl Database {
+    pub(super) const ALL: [Self; 2] = [Self::Postgres, Self::Redis];
+}
+
 /// How a server shows who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Server {
@@ -114,7 +118,7 @@ impl<'a> Databases<'a> {
         };
         let begun = Instant::now();
         databases.prepare(&dir.join("secrets"))?;
-        for database in [Database::Postgres, Database::Redis] {
+        for database in Database::ALL {
             databases.serve(database, Server::Sound)?;
             databases.speaks_tls_only(database)?;
         }
@@ -285,7 +289,8 @@ impl<'a> Databases<'a> {
         quiet(docker.args(["exec", &self.container(database)]).args(words))
     }
 
-    fn container(&self, database: Database) -> String {
+    /// What a server's container is called.
+    pub(super) fn container(&self, database: Database) -> String {
         match database {
             Database::Postgres => format!("{}-postgres", self.network),
             Database::Redis => format!("{}-redis", self.network),
@@ -302,8 +307,9 @@ impl<'a> Databases<'a> {
 
 impl Drop for Databases<'_> {
     fn drop(&mut self) {
-        self.remove(Database::Postgres);
-        self.remove(Database::Redis);
+        for database in Database::ALL {
+            self.remove(database);
+        }
     }
 }
 

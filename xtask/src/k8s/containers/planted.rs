@@ -1,16 +1,15 @@
 //! Pods that must not work, each by one fault; each must be found out, and say why.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Pod;
 use super::cluster::{Cluster, Look, Volumes};
-use super::databases::{Database, Databases, Server};
-use crate::k8s::manifest::{Container, Manifest};
+use super::databases::{Database, Server};
+use crate::k8s::manifest::{ACCOUNT, Container};
 
 /// How long a planted fault may take to show.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -67,7 +66,9 @@ impl Cluster<'_> {
     /// Plants what can go wrong in this overlay; how many faults were found.
     pub(super) fn planted(&mut self, overlay: &str) -> Result<usize> {
         match overlay {
-            "dev" => Ok(self.planted_relays()? + self.planted_publishing()?),
+            "dev" => {
+                Ok(self.planted_relays()? + self.planted_publishing()? + self.planted_logs()?)
+            }
             "production" => self.planted_databases(),
             _ => Ok(0),
         }
@@ -156,25 +157,17 @@ impl Cluster<'_> {
         );
         println!("k8s: run: {}: once more changes nothing", container.key());
 
-        let mut tokenless = workload.object.value().clone();
-        tokenless["spec"]["template"]["spec"]["automountServiceAccountToken"] = Value::Bool(false);
-        let tokenless = Manifest::new(vec![tokenless], BTreeSet::new());
-        let workload = tokenless.workloads().next().context("no workload")?;
-        let without = Container {
-            workload,
+        let mut tokenless = container.value.clone();
+        let mounts = tokenless["volumeMounts"].as_array_mut();
+        let mounts = mounts.context("no mounts")?;
+        mounts.retain(|mount| mount["mountPath"] != ACCOUNT);
+        let tokenless = Container {
+            value: &tokenless,
             ..container
         };
-        let pod_without = Pod {
-            workload,
-            name: pod.name.clone(),
-        };
         let what = "no token for Kubernetes' API";
-        let said = self.fails(without, &pod_without, &volumes, "64");
-        found_with(
-            what,
-            said.context(what)?,
-            "automountServiceAccountToken: true",
-        )?;
+        let said = self.fails(tokenless, pod, &volumes, "64");
+        found_with(what, said.context(what)?, "must mount it there")?;
 
         self.api.forbid();
         let what = "an API that forbids it";
@@ -182,6 +175,7 @@ impl Cluster<'_> {
         found_with(what, said.context(what)?, "must give the verb patch")?;
 
         self.api.forget_authority()?;
+        let volumes = self.volumes(pod, &pod.name)?;
         let what = "an authority that is not the API's";
         let said = self.fails(container, pod, &volumes, "1");
         found_with(what, said.context(what)?, "cannot be trusted")?;
@@ -213,6 +207,37 @@ impl Cluster<'_> {
             .with_context(|| format!("it says: {log}"))
     }
 
+    /// A container that logs the password that it was given.
+    fn planted_logs(&mut self) -> Result<usize> {
+        // What ran until here tells nothing.
+        self.clear()?;
+        let workload = self.workload("StatefulSet", "postgres");
+        let workload = workload.context("there is no postgres")?;
+        let pods = Pod::all(workload);
+        let pod = pods.first().context("no pod")?;
+        let container = workload.containers()[0];
+        let volumes = self.volumes(pod, "telling")?;
+
+        let mut mounts = container.mounts();
+        let mount = mounts.find(|(_, volume, _)| *volume == "password");
+        let (path, ..) = mount.context("no password")?;
+        let mut telling = container.value.clone();
+        telling["command"] = json!(["cat", format!("{path}/password")]);
+        let telling = Container {
+            value: &telling,
+            ..container
+        };
+        let what = "a password in a log";
+        let name = self.start(telling, pod, &volumes)?;
+        self.wait_for_end(telling, &name).context(what)?;
+        let Err(said) = self.clear() else {
+            bail!("{what}: nobody finds it");
+        };
+        let part = "line 1 tells the Secret wonder-mesh/mesh-postgres";
+        found_with(what, said.to_string(), part)?;
+        Ok(1)
+    }
+
     /// A coordinator before databases that are not who they should be: without the store it does
     /// not start, and of the bus it says why it goes on without it.
     fn planted_databases(&mut self) -> Result<usize> {
@@ -222,13 +247,11 @@ impl Cluster<'_> {
         let pod = pods.first().context("no pod")?;
         for database in [Database::Postgres, Database::Redis] {
             for impostor in IMPOSTORS.iter().filter(|it| it.database == database) {
-                // Its name and its lock on the database are for the next one.
-                self.clear()?;
-                self.outside()?.serve(database, impostor.server)?;
+                self.serve(database, impostor.server)?;
                 let said = self.refused(pod, impostor).context(impostor.what)?;
                 found(impostor.what, &said);
             }
-            self.outside()?.serve(database, Server::Sound)?;
+            self.serve(database, Server::Sound)?;
         }
         Ok(IMPOSTORS.len())
     }
@@ -254,11 +277,6 @@ impl Cluster<'_> {
             }
         });
         refused?.map_err(anyhow::Error::msg)
-    }
-
-    fn outside(&self) -> Result<&Databases<'_>> {
-        let databases = self.databases.as_ref();
-        databases.context("there are no databases outside")
     }
 }
 
