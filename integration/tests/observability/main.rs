@@ -10,7 +10,7 @@ mod selectors;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use integration::{Field, Layout};
@@ -260,6 +260,32 @@ fn names(alerts: &[Value]) -> BTreeSet<&str> {
         .collect()
 }
 
+/// Opens the page of a worker that is offline: an error that Prometheus sees under its own label.
+/// Gives the time of it.
+fn ask_for_the_absent(field: &Field, prometheus: &Prometheus, name: &str) -> Instant {
+    // What the gateway does not know yet is a failure like any other.
+    eventually("the gateway knows", SOON, || {
+        let curl = field.client_curl().args(["-H", "Accept: application/json"]);
+        let page: Value = serde_json::from_str(&curl.get(field.url("/"))?.ok()?)?;
+        let nodes = page["nodes"].as_array().context("nodes")?;
+        let node = nodes.iter().find(|node| node["name"] == name);
+        let state = &node.context("the worker")?["state"];
+        ensure!(state == "offline", "{state}");
+        Ok(())
+    });
+    let asked = Instant::now();
+    let reply = field.curl(&format!("/{name}/")).expect("an answer");
+    assert_eq!(reply.status, 503, "{reply:?}");
+    let sort = "class=\"5xx\",worker_offline=\"true\"";
+    let query = format!("mesh_gateway_requests_total{{route=\"{name}\",{sort}}}");
+    eventually("it is counted", SOON, || {
+        let samples = prometheus.query(&query)?;
+        ensure!(samples.iter().any(|(_, count)| *count > 0.0), "{samples:?}");
+        Ok(())
+    });
+    asked
+}
+
 /// Two installations at once, so that the minutes until a node counts as gone are those in which
 /// everything else happens.
 #[test]
@@ -343,6 +369,7 @@ fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
     };
     // 45 s of a heartbeat's life, then 60 s of doubt.
     eventually("both are offline", Duration::from_secs(130), || offline(2));
+    let asked = ask_for_the_absent(&field, &prometheus, "worker-node-2");
     let firing = eventually("the alerts fire", Duration::from_secs(40), || {
         let firing = prometheus.firing()?;
         ensure!(names(&firing).into_iter().eq(OF_ABSENCE), "{firing:#?}");
@@ -369,6 +396,11 @@ fn dashboards_have_data_and_only_an_unexpected_absence_alerts() {
         ensure!(firing.is_empty(), "{firing:?}");
         Ok(())
     });
+    let of_gateway = "ALERTS{alertname=~\"GatewayErrors|RouteFailing\"}";
+    let since = asked.elapsed().as_secs().max(1);
+    let query = format!("count_over_time({of_gateway}[{since}s])");
+    let alerts = prometheus.query(&query).expect("an answer");
+    assert!(alerts.is_empty(), "a sleeping worker alerts: {alerts:?}");
     field.assert_logs_clean(&[]);
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Response;
 use mesh_daemon::{BusyCounter, Latency, Metrics};
 use mesh_trace::Tracer;
 use mesh_types::{NetworkName, NodeName};
@@ -15,11 +16,29 @@ use prometheus_client::metrics::gauge::Gauge;
 /// Workers that get series of their own; the rest of them share `other`.
 const MAX_ROUTES: usize = 200;
 const OTHER: &str = "other";
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// What is counted apart: an answer's class of status, and whether it is of [`WorkerOffline`],
+/// which goes with one class only.
+const SORTS: [(&str, bool); 6] = [
+    ("1xx", false),
+    ("2xx", false),
+    ("3xx", false),
+    ("4xx", false),
+    ("5xx", false),
+    ("5xx", true),
+];
+/// The place of [`WorkerOffline`] in [`SORTS`].
+const OFFLINE: usize = 5;
+
+/// In the extensions of an answer: the gateway gives it because the worker is not there, and the
+/// coordinator had said that it is offline. An error to who asked, and none to who runs the mesh:
+/// whether that worker should be there at this hour is the coordinator's to know, and to tell.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerOffline;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Class {
+struct Sort {
     class: &'static str,
+    worker_offline: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -28,31 +47,36 @@ struct Route {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteClass {
+struct RouteSort {
     route: String,
     class: &'static str,
+    worker_offline: bool,
 }
 
 /// The figures of one worker. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteFigures {
-    requests: [BusyCounter; 5],
+    requests: [BusyCounter; SORTS.len()],
     /// Until the head of the answer.
     latency: Latency,
 }
 
 impl RouteFigures {
     /// Counts one answer that took so long to begin.
-    pub(crate) fn answered(&self, status: http::StatusCode, took: Duration) {
-        self.requests[class_of(status)].inc();
-        self.latency.observe(took);
+    pub(crate) fn answered<B>(&self, answer: &Response<B>, took: Duration) {
+        let sort = sort_of(answer);
+        self.requests[sort].inc();
+        // How long a dial in vain may take says nothing of how fast anybody is.
+        if sort != OFFLINE {
+            self.latency.observe(took);
+        }
     }
 }
 
 /// What there is of each worker with requests.
 #[derive(Debug, Clone, Default)]
 struct Routes {
-    requests: Family<RouteClass, BusyCounter>,
+    requests: Family<RouteSort, BusyCounter>,
     latency: Family<Route, Latency>,
     known: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -70,13 +94,15 @@ impl Routes {
                 OTHER.to_owned()
             }
         };
-        let counter = |class| {
-            let route = route.clone();
-            self.requests
-                .get_or_create_owned(&RouteClass { route, class })
+        let counter = |(class, worker_offline)| {
+            self.requests.get_or_create_owned(&RouteSort {
+                route: route.clone(),
+                class,
+                worker_offline,
+            })
         };
         RouteFigures {
-            requests: CLASSES.map(counter),
+            requests: SORTS.map(counter),
             latency: self.latency.get_or_create_owned(&Route {
                 route: route.clone(),
             }),
@@ -84,15 +110,19 @@ impl Routes {
     }
 }
 
-fn class_of(status: http::StatusCode) -> usize {
-    usize::from(status.as_u16() / 100).clamp(1, 5) - 1
+/// The place of an answer in [`SORTS`].
+fn sort_of<B>(answer: &Response<B>) -> usize {
+    if answer.extensions().get::<WorkerOffline>().is_some() {
+        return OFFLINE;
+    }
+    usize::from(answer.status().as_u16() / 100).clamp(1, 5) - 1
 }
 
 /// The gateway's counters. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct GatewayMetrics {
-    /// Answers by the first digit of their status; made once, so that counting takes no look-up.
-    answers: [BusyCounter; 5],
+    /// By [`SORTS`]; made once, so that counting takes no look-up.
+    answers: [BusyCounter; SORTS.len()],
     /// Requests whose worker did not answer as it should.
     pub(crate) upstream_failures: Counter,
     /// WebSockets and the like that were opened.
@@ -114,10 +144,15 @@ impl GatewayMetrics {
     /// Registers everything.
     pub fn new(metrics: &Metrics) -> Self {
         metrics.register(|registry| {
-            let answers = Family::<Class, BusyCounter>::default();
-            let class = |class| answers.get_or_create_owned(&Class { class });
+            let answers = Family::<Sort, BusyCounter>::default();
+            let counter = |(class, worker_offline)| {
+                answers.get_or_create_owned(&Sort {
+                    class,
+                    worker_offline,
+                })
+            };
             let ours = Self {
-                answers: CLASSES.map(class),
+                answers: SORTS.map(counter),
                 upstream_failures: Counter::default(),
                 tunnels: Counter::default(),
                 connections: Gauge::default(),
@@ -129,7 +164,7 @@ impl GatewayMetrics {
             };
             registry.register(
                 "mesh_gateway_answers",
-                "Answers by class of status",
+                "Answers by class of status, and whether the worker was known to be offline",
                 answers,
             );
             registry.register(
@@ -164,7 +199,7 @@ impl GatewayMetrics {
             );
             registry.register(
                 "mesh_gateway_requests",
-                "Answers by worker and class of status",
+                "Answers by worker, class of status, and whether it was known to be offline",
                 ours.by_route.requests.clone(),
             );
             registry.register(
@@ -177,8 +212,8 @@ impl GatewayMetrics {
     }
 
     /// Counts one answer.
-    pub(crate) fn answered(&self, status: http::StatusCode) {
-        self.answers[class_of(status)].inc();
+    pub(crate) fn answered<B>(&self, answer: &Response<B>) {
+        self.answers[sort_of(answer)].inc();
     }
 
     /// The figures of a worker; looked up once for each route.
@@ -204,6 +239,37 @@ mod tests {
 
     use super::*;
 
+    fn answer(status: StatusCode) -> Response<()> {
+        let mut answer = Response::new(());
+        *answer.status_mut() = status;
+        answer
+    }
+
+    #[test]
+    fn what_an_offline_worker_gets_is_no_failure_and_no_slowness() {
+        let metrics = Metrics::default();
+        let figures = GatewayMetrics::new(&metrics);
+        let node = "asleep".parse().expect("a name");
+        let route = figures.route(&NetworkName::default_network(), &node);
+        let failed = answer(StatusCode::SERVICE_UNAVAILABLE);
+        let mut offline = answer(StatusCode::SERVICE_UNAVAILABLE);
+        offline.extensions_mut().insert(WorkerOffline);
+        for answer in [&failed, &offline, &offline] {
+            route.answered(answer, Duration::from_secs(5));
+            figures.answered(answer);
+        }
+        let text = metrics.encode();
+        for line in [
+            "mesh_gateway_answers_total{class=\"5xx\",worker_offline=\"false\"} 1",
+            "mesh_gateway_answers_total{class=\"5xx\",worker_offline=\"true\"} 2",
+            "mesh_gateway_requests_total{route=\"asleep\",class=\"5xx\",worker_offline=\"false\"} 1",
+            "mesh_gateway_requests_total{route=\"asleep\",class=\"5xx\",worker_offline=\"true\"} 2",
+            "mesh_gateway_duration_seconds_count{route=\"asleep\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is missing");
+        }
+    }
+
     #[test]
     fn workers_beyond_the_limit_share_one_series() {
         let metrics = Metrics::default();
@@ -212,20 +278,20 @@ mod tests {
         for number in 0..MAX_ROUTES + 3 {
             let node = format!("w{number}").parse().expect("a name");
             let route = figures.route(&default, &node);
-            route.answered(StatusCode::BAD_GATEWAY, Duration::from_millis(3));
+            route.answered(&answer(StatusCode::BAD_GATEWAY), Duration::from_millis(3));
         }
         // One that is known stays itself.
         let first = figures.route(&default, &"w0".parse().expect("a name"));
-        first.answered(StatusCode::OK, Duration::from_millis(3));
+        first.answered(&answer(StatusCode::OK), Duration::from_millis(3));
         let other = "lab".parse().expect("a name");
         let elsewhere = figures.route(&other, &"w0".parse().expect("a name"));
-        elsewhere.answered(StatusCode::OK, Duration::from_millis(3));
+        elsewhere.answered(&answer(StatusCode::OK), Duration::from_millis(3));
         let text = metrics.encode();
         for line in [
-            "mesh_gateway_requests_total{route=\"w0\",class=\"2xx\"} 1",
-            "mesh_gateway_requests_total{route=\"w0\",class=\"5xx\"} 1",
-            "mesh_gateway_requests_total{route=\"other\",class=\"5xx\"} 3",
-            "mesh_gateway_requests_total{route=\"other\",class=\"2xx\"} 1",
+            "mesh_gateway_requests_total{route=\"w0\",class=\"2xx\",worker_offline=\"false\"} 1",
+            "mesh_gateway_requests_total{route=\"w0\",class=\"5xx\",worker_offline=\"false\"} 1",
+            "mesh_gateway_requests_total{route=\"other\",class=\"5xx\",worker_offline=\"false\"} 3",
+            "mesh_gateway_requests_total{route=\"other\",class=\"2xx\",worker_offline=\"false\"} 1",
             "mesh_gateway_duration_seconds_count{route=\"other\"} 4",
         ] {
             assert!(text.contains(line), "{line} is missing");

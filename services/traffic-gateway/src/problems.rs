@@ -217,12 +217,24 @@ pub fn upstream(error: &ProxyError, to: &Destination) -> Problem {
     }
 }
 
+/// Whether the worker did not answer because it is not there, as the coordinator had said before.
+/// What refuses, or breaks off, is there.
+pub fn is_offline(error: &ProxyError, to: &Destination) -> bool {
+    to.state == NodeState::Offline
+        && matches!(
+            error,
+            ProxyError::Connect(ConnectError::TimedOut | ConnectError::Unreachable(_))
+        )
+}
+
 fn unreachable_advice(node: &NodeName) -> String {
     format!("See 'mesh node show {node}'; on {node}: 'worker-agent status'.")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use hyper_reverse_proxy::{Mount, Upstream};
     use mesh_types::{NetworkName, ServiceKind};
 
@@ -257,6 +269,25 @@ mod tests {
         assert_eq!(status(NodeState::Online), 504);
         assert_eq!(status(NodeState::Stale), 503);
         assert_eq!(status(NodeState::Offline), 503);
+    }
+
+    #[test]
+    fn only_who_is_said_to_be_offline_and_is_not_there_counts_as_offline() {
+        let gone = || ProxyError::Connect(ConnectError::TimedOut);
+        let cut_off = || ProxyError::Connect(ConnectError::Unreachable("no path".into()));
+        for error in [gone(), cut_off()] {
+            assert!(is_offline(&error, &destination(NodeState::Offline)));
+            assert!(!is_offline(&error, &destination(NodeState::Stale)));
+            assert!(!is_offline(&error, &destination(NodeState::Online)));
+        }
+        for error in [
+            ProxyError::Connect(ConnectError::Refused("reset".into())),
+            ProxyError::FirstByte(Duration::from_secs(60)),
+            ProxyError::Upgrade,
+            ProxyError::Request(BadRequest::Host),
+        ] {
+            assert!(!is_offline(&error, &destination(NodeState::Offline)));
+        }
     }
 
     #[test]

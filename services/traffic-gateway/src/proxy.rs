@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::answer::{Answer, events};
 use crate::cookies::drop_console_sessions;
 use crate::fleet::Snapshot;
-use crate::metrics::GatewayMetrics;
+use crate::metrics::{GatewayMetrics, WorkerOffline};
 use crate::origin::{HostKind, Hosts, origin_matches};
 use crate::pages::{self, Form, Problem};
 use crate::problems;
@@ -132,7 +132,7 @@ impl<C: Connector<Target = Target>> Gateway<C> {
         } else {
             self.answer(visitor, request, &id).await
         };
-        self.shared.metrics.answered(response.status());
+        self.shared.metrics.answered(&response);
         response.headers_mut().insert(X_REQUEST_ID, id);
         response
     }
@@ -314,10 +314,14 @@ impl<C: Connector<Target = Target>> Gateway<C> {
                         "worker did not answer",
                     );
                 }
-                own_page(problems::upstream(&error, destination).response(form, id))
+                let mut page = problems::upstream(&error, destination).response(form, id);
+                if problems::is_offline(&error, destination) {
+                    page.extensions_mut().insert(WorkerOffline);
+                }
+                own_page(page)
             }
         };
-        figures.answered(response.status(), took);
+        figures.answered(&response, took);
         response
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper_reverse_proxy::{ConnectError, Connector, Limits};
+use mesh_daemon::Metrics;
 use mesh_types::route::Route;
 use mesh_types::{NetworkName, NodeId, NodeState, OverlayAddrs, Service, ServiceKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -244,6 +245,7 @@ impl Reply {
 
 pub(crate) struct Stage {
     pub(crate) addr: SocketAddr,
+    pub(crate) metrics: Metrics,
     table: Table,
     loopback: Loopback,
     stop: CancellationToken,
@@ -302,11 +304,12 @@ impl Stage {
             }
         });
         let stop = CancellationToken::new();
+        let metrics = Metrics::default();
         let shared = Shared {
             table: table.subscribe(),
             fleet: shown,
             hosts: Arc::new(Hosts::new(&[], &["localhost".to_owned()], addr.ip())),
-            metrics: GatewayMetrics::new(&mesh_daemon::Metrics::default()),
+            metrics: GatewayMetrics::new(&metrics),
             stop: stop.clone(),
         };
         let root = tls.as_ref().map(|key| key.cert.der().clone());
@@ -334,6 +337,7 @@ impl Stage {
         let task = tokio::spawn(serve(listener, config, shared));
         Self {
             addr,
+            metrics,
             table,
             loopback,
             stop,
@@ -356,6 +360,16 @@ impl Stage {
     /// A worker where nothing listens.
     pub(crate) fn add_nobody(&self, name: &str, state: NodeState) {
         add(&self.table, name, 200, state);
+    }
+
+    /// A worker whose machine is off; the coordinator says of it what it knows so far.
+    pub(crate) fn add_silent(&self, name: &str, state: NodeState) {
+        const HOST: u8 = 201;
+        let overlay = SocketAddr::from(([100, 64, 0, HOST], 9090));
+        let mut places = self.loopback.0.lock().expect("unpoisoned");
+        places.insert(overlay, SILENT);
+        drop(places);
+        add(&self.table, name, HOST, state);
     }
 
     pub(crate) fn stop(mut self) -> JoinHandle<()> {
