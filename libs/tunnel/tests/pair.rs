@@ -6,6 +6,8 @@
     reason = "the seed of a run is printed so that it can be repeated, and time starts somewhere"
 )]
 
+#[path = "pair/nowhere.rs"]
+mod nowhere;
 #[path = "pair/restart.rs"]
 mod restart;
 #[path = "pair/world.rs"]

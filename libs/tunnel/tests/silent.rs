@@ -17,7 +17,8 @@ use mesh_tunnel::{
 };
 use mesh_types::key::SecretKey;
 use mesh_types::{
-    Cursor, Netmap, NetworkId, NodeId, NodeState, OverlayAddrs, PacketFilter, Peer, Role, SelfNode,
+    Cursor, Netmap, NetworkId, NodeId, NodeState, OverlayAddrs, PacketFilter, Peer, RelayId, Role,
+    SelfNode,
 };
 
 /// An initiation is the only datagram that is this long here.
@@ -108,6 +109,8 @@ struct World {
     live: Option<(u16, Device)>,
     /// When initiations were sent, and to whom.
     asked: Vec<(Instant, SocketAddr)>,
+    /// How many initiations were given to a relay.
+    asked_by_relay: usize,
     /// Since when there is a session with the live peer.
     met: Option<Instant>,
     most_sessions: usize,
@@ -126,6 +129,7 @@ impl World {
             out: Out::new(),
             live: None,
             asked: Vec::new(),
+            asked_by_relay: 0,
             met: None,
             most_sessions: 0,
             calls: 0,
@@ -174,6 +178,10 @@ impl World {
                     }
                 }
             }
+            let relayed = self.out.relayed();
+            self.asked_by_relay += relayed
+                .filter(|frame| frame.payload().len() == INITIATION)
+                .count();
             self.out.clear();
             while let Some(event) = self.device.poll_event() {
                 if matches!(event, Event::HandshakeDone { .. }) {
@@ -279,6 +287,27 @@ fn news_of_everybody_does_not_change_who_is_greeted_first() {
     first.retain(|to| *to >= underlay(20_000));
     let expected: Vec<SocketAddr> = (20_001..=21_000).rev().map(underlay).collect();
     assert_eq!(first, expected);
+}
+
+#[test]
+fn peers_without_any_way_to_them_are_greeted_once_there_is_one() {
+    let mut world = World::new(0);
+    world.netmap = netmap(0, 1..=1000);
+    for facts in world.netmap.peers.values_mut() {
+        facts.endpoints.clear();
+    }
+    world.device.apply_netmap(&world.netmap, world.now);
+    let everybody: Vec<NodeId> = (1..=1000).map(id).collect();
+    world.device.greet(&everybody, world.now);
+    world.run_for(secs(20));
+    assert_eq!(world.most_sessions, 0);
+    assert_eq!(world.device.poll_timeout(), None, "nothing is left to do");
+
+    let relay = RelayId::from_bytes([9; 16]);
+    world.device.set_home_relay(Some(relay), world.now);
+    world.device.handle_relay_up(relay, world.now);
+    world.run_for(secs(20));
+    assert_eq!(world.asked_by_relay, 2 * 1000);
 }
 
 #[test]

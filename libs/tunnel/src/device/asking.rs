@@ -23,7 +23,7 @@ impl Device {
     /// send into the void until they know. Each is asked for a session by relay and at every
     /// address that it may have, in the order in which they are named, twice at most, and then once
     /// there is traffic, other news of it in the netmap, or another way to it. Who has a session
-    /// and who is not in the netmap is left out.
+    /// and who is not in the netmap is left out; to whom there is no way yet waits for one.
     pub fn greet(&mut self, peers: &[NodeId], now: Instant) {
         self.now = now;
         for node in peers {
@@ -171,6 +171,7 @@ impl Device {
     /// Asks those whose turn it is.
     pub(super) fn serve_turns(&mut self, out: &mut Out, now: Instant) {
         while let Some((lane, slot)) = self.turns.next(now) {
+            let has_way = self.has_way(slot, now);
             let Some(peer) = self.peers.slot_mut(slot) else {
                 continue;
             };
@@ -178,6 +179,10 @@ impl Device {
             if lane == Lane::Greeting
                 && let Some(greeting) = &mut peer.greeting
             {
+                if !has_way {
+                    // A relay, or news of the peer, calls for it again.
+                    continue;
+                }
                 greeting.tries += 1;
                 greeting.next = (greeting.tries < GREETINGS).then_some(now + GREET_AGAIN);
             }

@@ -31,6 +31,19 @@ struct Group {
 
 const END: u32 = u32::MAX;
 
+impl Group {
+    /// Its packets' places in the batch.
+    #[inline]
+    fn packets(self, next: &[u32]) -> impl Iterator<Item = usize> {
+        let mut at = self.first;
+        std::iter::from_fn(move || {
+            let packet = (at != END).then_some(at as usize)?;
+            at = next[packet];
+            Some(packet)
+        })
+    }
+}
+
 impl Groups {
     fn clear(&mut self) {
         self.groups.clear();
@@ -63,7 +76,8 @@ impl Groups {
 impl Device {
     /// Encrypts the packets of this node and empties the batch. Packets to a peer without a
     /// session start a handshake and wait for it, up to 256 of them; packets that cannot go
-    /// anywhere are dropped and counted.
+    /// anywhere are dropped and counted, and cost no session. To whom no way is known, one is
+    /// looked for while there is traffic.
     pub fn seal(&mut self, batch: &mut Batch, out: &mut Out, now: Instant) {
         self.now = now;
         let mut groups = std::mem::take(&mut self.groups);
@@ -117,41 +131,50 @@ impl Device {
         now: Instant,
     ) {
         let slot = group.slot;
-        self.ensure_session(slot, now);
         let Some(peer) = self.peers.slot_mut(slot) else {
             return;
         };
         let woke = peer.paths.on_activity(now);
         let relay = peer.relay(&self.relays.connected, self.relays.home, now);
         let path = peer.paths.choose(relay, now);
+        let via = match path {
+            PathKind::Direct(to) => Via::Direct(to),
+            PathKind::Relay(relay) => Via::Relay(relay),
+            PathKind::None => {
+                // Not even an initiation could be sent, so there is nothing to make a session for.
+                for _ in group.packets(next) {
+                    self.drops.count(DropReason::NoPath);
+                }
+                if woke {
+                    self.wake(slot, now);
+                }
+                return;
+            }
+        };
+        self.ensure_session(slot, now);
+        let Some(peer) = self.peers.slot_mut(slot) else {
+            return;
+        };
         let Some(session) = peer.session.as_deref_mut() else {
             return;
         };
         let mut initiation = [0; MAX_HANDSHAKE];
         let mut initiation_len = None;
-        let mut at = group.first;
-        while at != END {
-            let i = at as usize;
-            at = next[i];
+        for i in group.packets(next) {
             let len = batch.packet(i).len();
             let padded = batch.padded(i, self.mtu);
             let room = (padded.len() + WG_OVERHEAD).max(MAX_HANDSHAKE);
-            let into = match path {
-                PathKind::Direct(_) => out.reserve_direct(room),
-                PathKind::Relay(_) => out.reserve_relayed(room),
-                PathKind::None => {
-                    self.drops.count(DropReason::NoPath);
-                    continue;
-                }
+            let into = match via {
+                Via::Direct(_) => out.reserve_direct(room),
+                Via::Relay(_) => out.reserve_relayed(room),
             };
             match session.seal(padded, into, now) {
-                Sealed::Data(sealed) => match path {
-                    PathKind::Direct(to) => out.commit_direct(to, sealed),
-                    PathKind::Relay(relay) => {
+                Sealed::Data(sealed) => match via {
+                    Via::Direct(to) => out.commit_direct(to, sealed),
+                    Via::Relay(relay) => {
                         peer.counters.tx_relay_bytes += len as u64;
                         out.commit_relayed(relay, &peer.wg_key, sealed);
                     }
-                    PathKind::None => {}
                 },
                 Sealed::Initiation(sealed) => {
                     initiation[..sealed].copy_from_slice(&into[..sealed]);
@@ -204,6 +227,13 @@ impl Device {
                 self.peers.by_index.remove(&index);
             }
         }
+    }
+
+    /// Whether a handshake message would go anywhere.
+    pub(super) fn has_way(&self, slot: Slot, now: Instant) -> bool {
+        self.peers
+            .slot(slot)
+            .is_some_and(|peer| self.path_of(peer, now) != PathKind::None)
     }
 
     /// Sends a handshake message every way that the peer may be reached: over the trusted path if

@@ -55,6 +55,8 @@ pub(crate) struct Side {
     pub(crate) overlay: OverlayAddrs,
     pub(crate) wg: SecretKey,
     pub(crate) disco: SecretKey,
+    /// The netmap does not say where it is.
+    pub(crate) hidden: bool,
     pub(crate) events: Vec<Event>,
     /// Sequence numbers of the packets that arrived, with how often.
     pub(crate) arrived: BTreeMap<u64, u32>,
@@ -76,6 +78,7 @@ impl Side {
             },
             wg,
             disco,
+            hidden: false,
             events: Vec::new(),
             arrived: BTreeMap::new(),
             raw: Vec::new(),
@@ -95,7 +98,7 @@ impl Side {
             services: Vec::new(),
             ssh_host_keys: Vec::new(),
             ssh_user: String::new(),
-            endpoints: vec![self.addr],
+            endpoints: (!self.hidden).then_some(self.addr).into_iter().collect(),
             home_relay: Some(RELAY),
             state: NodeState::Online,
         }
