@@ -186,8 +186,9 @@ impl Site {
         self.field.worker_mut(NODE).start();
         let ready = begun.elapsed();
         let since = Instant::now();
-        // The first ones may be sealed for the process that is gone.
-        let mut pings = self.ping("20");
+        // The first ones may be sealed for the process that is gone. They go on for 16 s: a node that
+        // is without the coordinator for less than 15 s after its start tells nothing of it.
+        let mut pings = self.ping("160");
         eventually("its console answers", BACK, || {
             let curl = self.field.client_curl().within(Duration::from_secs(2));
             curl.get(self.field.url(&format!("/{NODE}/")))
@@ -231,10 +232,25 @@ impl Site {
         println!("all are back {took:?} after the coordinator was ready, by {full} full netmaps");
         assert_eq!(full, 0, "they were told what they knew");
         self.exec_is_possible_again();
+        self.assert_told_of_stored_netmap();
         // One that knows nothing is told everything: so it is counted.
         self.field.add_worker("worker-node-3", "default", &[]);
         self.field.wait_for_console("/worker-node-3/", SOON);
         assert_eq!(self.full_maps(), 1);
+    }
+
+    /// The one that started meanwhile told the coordinator what it went by, once; nobody else did.
+    fn assert_told_of_stored_netmap(&self) {
+        let kind = "  node-netmap-stored  ";
+        let told = eventually("an event tells of it", SOON, || {
+            let events = self.field.operator().mesh(&["events"]).success()?.stdout;
+            let told = events.lines().filter(|line| line.contains(kind));
+            let told: Vec<String> = told.map(str::to_owned).collect();
+            ensure!(!told.is_empty(), "{events}");
+            Ok(told)
+        });
+        let wanted = format!("{kind}{NODE}  it started without the coordinator and was on its");
+        assert!(told.len() == 1 && told[0].contains(&wanted), "{told:?}");
     }
 
     /// With a certificate of the coordinator's.
