@@ -25,7 +25,7 @@ mod ssh;
 mod standing;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token;
 
 use std::net::IpAddr;

@@ -18,6 +18,15 @@ pub(crate) struct PeerCertificate {
 }
 
 impl PeerCertificate {
+    /// Of the node, relay or operator.
+    pub(crate) fn id(&self) -> [u8; 16] {
+        match &self.subject {
+            Subject::Node { network: _, node } => node.to_bytes(),
+            Subject::Relay(id) => id.to_bytes(),
+            Subject::Operator(id) => id.to_bytes(),
+        }
+    }
+
     /// Reads the certificate; `None` when it names nobody of this mesh.
     pub(crate) fn parse(der: &[u8]) -> Option<Self> {
         let subject = Subject::from_certificate(der).ok()?;
@@ -91,12 +100,13 @@ impl Caller {
         members: &Members,
         certificate: &PeerCertificate,
     ) -> Result<Self, Error> {
-        let (id, kind) = match &certificate.subject {
-            Subject::Node { network: _, node } => (node.to_bytes(), "node"),
-            Subject::Relay(id) => (id.to_bytes(), "relay"),
-            Subject::Operator(id) => (id.to_bytes(), "operator"),
+        let kind = match &certificate.subject {
+            Subject::Node { .. } => "node",
+            Subject::Relay(_) => "relay",
+            Subject::Operator(_) => "operator",
         };
-        let (caller, enrolled) = match (members.by_id(&id), &certificate.subject) {
+        let member = members.by_id(&certificate.id());
+        let (caller, enrolled) = match (member, &certificate.subject) {
             (Some(Member::Node(node)), Subject::Node { network, node: _ }) => {
                 let own = members
                     .network(node.network)

@@ -21,6 +21,7 @@ mod error;
 mod grpc;
 pub mod grpc_message;
 mod http_pages;
+mod known;
 mod kubernetes;
 mod latches;
 mod members;

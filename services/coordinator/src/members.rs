@@ -1,14 +1,15 @@
 //! Who belongs to the mesh, in memory: what every call is checked against.
 //!
 //! INVARIANT: only use-cases write here, after their commit and while they hold the turn to
-//! change things; so this is always a state that the store has had.
+//! change things; so this is always a state that the store has had. Whoever is a member no more by a
+//! change has been told so when the change returns ([`Known`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use mesh_types::{NetworkId, NetworkName, NodeId, OperatorId, RelayId};
 
+use crate::known::{Known, Touched};
 use crate::record::{NetworkRecord, NodeRecord, OperatorRecord, RelayRecord};
 
 /// A network and the public half of its SSH authority.
@@ -44,7 +45,7 @@ pub(crate) enum Member {
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     tables: RwLock<Tables>,
-    changes: AtomicU64,
+    known: Known,
 }
 
 impl Members {
@@ -53,15 +54,15 @@ impl Members {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Tables)) {
-        change(&mut self.tables.write().unwrap_or_else(PoisonError::into_inner));
-        // Whoever sees the number sees what was done.
-        self.changes.fetch_add(1, Ordering::Release);
+    /// Every change comes through here, and says whose membership it may end.
+    fn change(&self, change: impl FnOnce(&mut Tables) -> Touched) {
+        let touched = change(&mut self.tables.write().unwrap_or_else(PoisonError::into_inner));
+        self.known.tell(self, touched);
     }
 
-    /// How many changes there have been.
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    /// Those who are connected and have shown a certificate.
+    pub(crate) fn known(&self) -> &Known {
+        &self.known
     }
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<Arc<NetworkInfo>> {
@@ -129,15 +130,19 @@ impl Members {
     }
 
     pub(crate) fn put_network(&self, info: NetworkInfo) {
-        self.change(|tables| {
-            tables.networks.insert(info.record.id, Arc::new(info));
-        });
+        self.change(
+            |tables| match tables.networks.insert(info.record.id, Arc::new(info)) {
+                None => Touched::Nobodys,
+                Some(_) => Touched::Anybodys,
+            },
+        );
     }
 
     /// Forgets the network; its nodes must have been removed before.
     pub(crate) fn remove_network(&self, id: NetworkId) {
         self.change(|tables| {
             tables.networks.remove(&id);
+            Touched::Anybodys
         });
     }
 
@@ -145,6 +150,7 @@ impl Members {
         let record = Arc::new(record);
         self.change(|tables| {
             tables.nodes.insert(record.id, Arc::clone(&record));
+            Touched::One(record.id.to_bytes())
         });
         record
     }
@@ -153,6 +159,7 @@ impl Members {
         self.change(|tables| {
             tables.nodes.remove(&id);
             tables.removed.insert(id.to_bytes());
+            Touched::One(id.to_bytes())
         });
     }
 
@@ -160,6 +167,7 @@ impl Members {
         let record = Arc::new(record);
         self.change(|tables| {
             tables.relays.insert(record.id, Arc::clone(&record));
+            Touched::One(record.id.to_bytes())
         });
         record
     }
@@ -168,18 +176,22 @@ impl Members {
         self.change(|tables| {
             tables.relays.remove(&id);
             tables.removed.insert(id.to_bytes());
+            Touched::One(id.to_bytes())
         });
     }
 
     pub(crate) fn put_operator(&self, record: OperatorRecord) {
         self.change(|tables| {
+            let id = record.id.to_bytes();
             tables.operators.insert(record.id, Arc::new(record));
+            Touched::One(id)
         });
     }
 
     pub(crate) fn put_removed(&self, id: [u8; 16]) {
         self.change(|tables| {
             tables.removed.insert(id);
+            Touched::One(id)
         });
     }
 }

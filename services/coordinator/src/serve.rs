@@ -20,12 +20,9 @@ use tower::ServiceExt as _;
 
 use crate::app::Core;
 use crate::caller::PeerCertificate;
+use crate::known::{Entry, Known, Shown};
 use crate::metrics::Figures;
 use crate::rate::ConnectionShare;
-
-mod known;
-
-use known::{Entry, Known};
 
 /// How long TLS, or the headers of a request, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -55,7 +52,7 @@ const MAX_HEADERS: u32 = 16 * 1024;
 pub(crate) struct PeerInfo {
     pub(crate) addr: SocketAddr,
     /// `None`: no certificate was shown.
-    pub(crate) certificate: Option<Arc<PeerCertificate>>,
+    pub(crate) shown: Option<Arc<Shown>>,
     pub(crate) share: Arc<ConnectionShare>,
     /// The connection's; it is settled once a call was by a member.
     pub(crate) turn: Turn,
@@ -74,7 +71,7 @@ impl Server {
     /// Serves until shutdown, then waits for the connections to finish, as long as the drain may
     /// take.
     pub(crate) async fn run(self, core: Arc<Core>, router: Router, shutdown: Shutdown) {
-        let known = Known::default();
+        let known = core.members.known().clone();
         let _watch = Task::spawn("member-watch", known.clone().watch(core));
         let acceptor = TlsAcceptor::from(self.tls);
         let places = Places::new(self.max_connections, GRACE, self.figures.shed.clone());
@@ -127,11 +124,13 @@ impl Connection {
         // Boxed apart, each in its exact size: thousands of connections are open, and what the
         // handshake needed would else be part of all that follows.
         let stream = Box::pin(self.handshake(stream)).await?;
-        let peer = self.peer(&stream)?;
-        let known = peer
-            .certificate
-            .clone()
-            .map(|shown| self.known.enter(shown));
+        let entry = self.enter(&stream)?;
+        let peer = PeerInfo {
+            addr: self.addr,
+            shown: entry.as_ref().map(|entry| Arc::clone(entry.shown())),
+            share: Arc::default(),
+            turn: self.place.turn().clone(),
+        };
         let turn = self.place.turn().clone();
         let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
@@ -154,7 +153,7 @@ impl Connection {
                 let ended = tokio::time::timeout(GOODBYE, connection).await;
                 ended.map_err(|_| "a stranger without a call".to_owned())?
             }
-            () = over(known.as_ref()) => {
+            () = over(entry.as_ref()) => {
                 // Its streams say why they end.
                 connection.as_mut().graceful_shutdown();
                 let ended = tokio::time::timeout(GOODBYE, connection).await;
@@ -192,36 +191,27 @@ impl Connection {
         }
     }
 
-    /// Who is on the other side.
-    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<PeerInfo, String> {
+    /// Takes down who is on the other side, if they have shown it.
+    fn enter(&self, stream: &TlsStream<TcpStream>) -> Result<Option<Entry>, String> {
         let shown = stream
             .get_ref()
             .1
             .peer_certificates()
             .and_then(|chain| chain.first());
-        let certificate = match shown {
-            None => None,
-            Some(der) => {
-                let parsed = PeerCertificate::parse(der);
-                Some(Arc::new(
-                    parsed.ok_or("the certificate names nobody of this mesh")?,
-                ))
-            }
+        let Some(der) = shown else {
+            return Ok(None);
         };
-        Ok(PeerInfo {
-            addr: self.addr,
-            certificate,
-            share: Arc::default(),
-            turn: self.place.turn().clone(),
-        })
+        let certificate = PeerCertificate::parse(der);
+        let certificate = certificate.ok_or("the certificate names nobody of this mesh")?;
+        Ok(Some(self.known.enter(certificate)))
     }
 }
 
 /// Ends some time after somebody who has shown a certificate is a member no more.
-async fn over(known: Option<&Entry>) {
-    match known {
+async fn over(entry: Option<&Entry>) {
+    match entry {
         Some(entry) => {
-            entry.over().await;
+            entry.shown().over().await;
             tokio::time::sleep(HEARS_WHY).await;
         }
         None => std::future::pending().await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_api::model::node::NodeReport;
 use mesh_ssh::key::PublicKey;
 use mesh_types::heartbeat::HeartbeatRefusal;
-use mesh_types::{IdentityPublicKey, NetworkName, NodeId, RelayId, Service, Standing, Timestamp};
+use mesh_types::{NetworkName, NodeId, RelayId, Service, Standing, Timestamp};
 
 use super::enrol::short;
 use super::heartbeat::refusal_word;
@@ -101,20 +101,6 @@ fn take_services(reported: &[Service]) -> Vec<Service> {
 }
 
 impl Core {
-    /// Whether this identity is still the enrolled one.
-    pub(crate) fn still_enrolled(&self, party: Party, identity: &IdentityPublicKey) -> bool {
-        match party {
-            Party::Node(id) => self
-                .members
-                .node(id)
-                .is_some_and(|n| n.identity == *identity),
-            Party::Relay(id) => self
-                .members
-                .relay(id)
-                .is_some_and(|r| r.identity == *identity),
-        }
-    }
-
     /// An accepted heartbeat.
     pub(crate) async fn heartbeat(&self, party: Party, said: Standing) -> Result<(), Error> {
         let at = self.now();

@@ -8,18 +8,18 @@ use mesh_types::{RelayId, Timestamp};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::Core;
 use super::bootstrap::open;
+use super::{Core, relay_row};
 use crate::clock::ManualClock;
 use crate::config::Config;
 
 use crate::grpc_message::ProtoEncoder;
 use crate::record::{EventRecord, RelayRecord};
 
-pub(super) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 /// A relay of this id, nowhere to be found.
-pub(super) fn relay(id: RelayId) -> RelayRecord {
+pub(crate) fn relay(id: RelayId) -> RelayRecord {
     RelayRecord {
         id,
         name: "relay".parse().expect("a name"),
@@ -34,8 +34,17 @@ pub(super) fn relay(id: RelayId) -> RelayRecord {
     }
 }
 
+/// Enrols such a relay.
+pub(crate) async fn enrolled(core: &Core, id: RelayId) -> Arc<RelayRecord> {
+    let record = core.members.put_relay(relay(id));
+    let row = relay_row(&record, None);
+    let added = core.netmap.with(move |engine, _| engine.relay_added(row));
+    added.await.expect("runs").expect("adds");
+    record
+}
+
 /// Opens a core; the owner of its engine runs as long as the test does.
-pub(super) async fn core(dir: &TempDir) -> Arc<Core> {
+pub(crate) async fn core(dir: &TempDir) -> Arc<Core> {
     opened(dir, NOW).await.0
 }
 

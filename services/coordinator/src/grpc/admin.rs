@@ -1,7 +1,7 @@
 //! AdminService: operators' requests in, the use-cases' answers out.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_api::model::enums;
 use mesh_api::pb;
@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Grpc;
-use super::auth::caller;
+use super::auth::{caller, shown};
 use super::view;
 use crate::app::{Core, NewToken, NodeRefText, NodeSettings};
 use crate::caller::Caller;
@@ -21,8 +21,6 @@ use crate::error::Error;
 
 /// How many events may wait for a slow watcher before it falls behind the feed.
 const OUTBOUND: usize = 64;
-/// How often a watch looks whether its operator still is one.
-const RECHECK: Duration = Duration::from_secs(1);
 
 /// The operator's name, for the audit.
 fn operator<T>(request: &Request<T>) -> Result<String, Status> {
@@ -361,7 +359,7 @@ impl AdminService for Grpc {
         &self,
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let caller = caller(&request)?;
+        let shown = shown(&request)?;
         let pb::WatchEventsRequest {
             network,
             follow,
@@ -369,7 +367,7 @@ impl AdminService for Grpc {
         } = request.into_inner();
         let (past, mut feed) = self.core.events(&network, limit).await?;
         let (outbound, answers) = mpsc::channel(OUTBOUND);
-        let (grpc, guard) = (self.clone(), self.shutdown.guard());
+        let (shutdown, guard) = (self.shutdown.clone(), self.shutdown.guard());
         self.spawn("event-watch", async move {
             let _guard = guard;
             for event in past {
@@ -380,16 +378,13 @@ impl AdminService for Grpc {
             if !follow {
                 return;
             }
-            let mut recheck = tokio::time::interval(RECHECK);
+            let mut over = pin!(shown.over());
             loop {
                 let next = tokio::select! {
                     next = feed.next() => next,
-                    _ = recheck.tick() => match grpc.still_operator(&caller) {
-                        true => continue,
-                        false => Err(Error::Revoked),
-                    },
+                    () = &mut over => Err(Error::Revoked),
                     () = outbound.closed() => return,
-                    () = grpc.shutdown.draining() => Err(Error::ShuttingDown),
+                    () = shutdown.draining() => Err(Error::ShuttingDown),
                 };
                 let answers = match next {
                     Ok(events) => events
@@ -407,16 +402,6 @@ impl AdminService for Grpc {
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))
-    }
-}
-
-impl Grpc {
-    fn still_operator(&self, caller: &Caller) -> bool {
-        let Caller::Operator(operator) = caller else {
-            return false;
-        };
-        let now = self.core.members.operator(operator.id);
-        now.is_some_and(|operator| operator.revoked_at.is_none())
     }
 }
 

@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::app::Core;
 use crate::caller::{Caller, Kind};
 use crate::error::Error;
+use crate::known::Shown;
 use crate::metrics::Call;
 use crate::serve::PeerInfo;
 
@@ -161,7 +162,7 @@ pub(crate) fn count_calls(handles: &Handles) -> GrpcCalls {
     });
     GrpcCalls::register(handles, "mesh_coordinator", methods, |extensions| {
         let peer = extensions.get::<PeerInfo>();
-        peer.is_some_and(|peer| peer.certificate.is_some())
+        peer.is_some_and(|peer| peer.shown.is_some())
     })
 }
 
@@ -193,7 +194,8 @@ fn check(core: &Core, method: &Method, peer: &PeerInfo) -> Result<Caller, Error>
         // How often is up to the methods, which see whom the caller names.
         return Ok(Caller::Anonymous);
     }
-    let caller = Caller::identify(&core.members, peer.certificate.as_deref(), core.now())?;
+    let certificate = peer.shown.as_ref().map(|shown| &shown.certificate);
+    let caller = Caller::identify(&core.members, certificate, core.now())?;
     if !matches!(caller, Caller::Anonymous) {
         peer.turn.settle();
     }
@@ -249,6 +251,13 @@ pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     // INVARIANT: every route to a service passes `authorise`, which puts the caller in.
     let caller = request.extensions().get::<Caller>().cloned();
     caller.ok_or_else(|| Error::Unauthenticated.into())
+}
+
+/// What the caller has shown, for whatever lasts: it tells when the caller is a member no more.
+pub(crate) fn shown<T>(request: &tonic::Request<T>) -> Result<Arc<Shown>, Status> {
+    let peer = request.extensions().get::<PeerInfo>();
+    let shown = peer.and_then(|peer| peer.shown.clone());
+    shown.ok_or_else(|| Error::Unauthenticated.into())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The Sync stream: netmap out, heartbeats and reports in. One task per stream.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstDecoder;
 
-use super::auth::caller;
+use super::auth::{caller, shown};
 use super::control::party;
 use super::{Grpc, MAX_REQUEST};
 use crate::app::heartbeat::{HeartbeatCheck, refusal_word};
@@ -31,6 +31,7 @@ use crate::app::{Core, Party};
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::grpc_message::Response;
+use crate::known::Shown;
 use crate::netmap::{Of, Session};
 
 /// How long a new stream may wait with its first message.
@@ -41,8 +42,6 @@ const OUTBOUND: usize = 2;
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// How long after a failure a report is tried again.
 const REPORT_RETRY: Duration = Duration::from_secs(5);
-/// How often a stream looks whether its certificate's key is still the enrolled one.
-pub(super) const RECHECK: Duration = Duration::from_secs(1);
 /// How long a goodbye may take to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -136,11 +135,12 @@ fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Result<Ans
         grpc: grpc.clone(),
         party,
         identity,
+        shown: shown(&request)?,
         outbound,
         _guard: grpc.shutdown.guard(),
     };
-    let inbound = request.into_inner();
-    grpc.spawn("sync-stream", async move { stream.run(inbound).await });
+    let mut inbound = request.into_inner();
+    grpc.spawn("sync-stream", async move { stream.run(&mut inbound).await });
     Ok(Answers {
         messages,
         ended: false,
@@ -151,6 +151,7 @@ struct Stream {
     grpc: Grpc,
     party: Party,
     identity: IdentityPublicKey,
+    shown: Arc<Shown>,
     outbound: Outbound,
     _guard: DrainGuard,
 }
@@ -187,10 +188,11 @@ struct Passing {
 }
 
 impl Stream {
-    async fn run(self, mut inbound: Streaming<pb::SyncRequest>) {
-        let figure = self.grpc.core.figures.sync_streams.clone();
+    // What lasts as long as the stream is lent to these: what an async function owns is there twice.
+    async fn run(&self, inbound: &mut Streaming<pb::SyncRequest>) {
+        let figure = &self.core().figures.sync_streams;
         figure.inc();
-        let end = self.converse(&mut inbound).await;
+        let end = self.converse(inbound).await;
         figure.dec();
         let last = match end {
             Step::On | Step::Gone => return,
@@ -211,12 +213,12 @@ impl Stream {
 
     async fn converse(&self, inbound: &mut Streaming<pb::SyncRequest>) -> Step {
         // Boxed, or what it takes to open would be part of every open stream.
-        let (session, nonce) = match Box::pin(self.open(inbound)).await {
+        let (mut session, nonce) = match Box::pin(self.open(inbound)).await {
             Ok(opened) => opened,
             Err(step) => return step,
         };
-        let check = HeartbeatCheck::new(self.party.bytes(), self.identity.clone(), nonce);
-        self.follow(inbound, session, check).await
+        let mut check = HeartbeatCheck::new(self.party.bytes(), self.identity.clone(), nonce);
+        self.follow(inbound, &mut session, &mut check).await
     }
 
     /// Hears the hello, says welcome and opens the session.
@@ -267,8 +269,8 @@ impl Stream {
     async fn follow(
         &self,
         inbound: &mut Streaming<pb::SyncRequest>,
-        mut session: Session,
-        mut check: HeartbeatCheck,
+        session: &mut Session,
+        check: &mut HeartbeatCheck,
     ) -> Step {
         let mut pending = Pending {
             part: None,
@@ -278,17 +280,17 @@ impl Stream {
             report_at: Instant::now(),
             passing: None,
         };
-        let mut recheck = tokio::time::interval(RECHECK);
+        let mut over = pin!(self.shown.over());
         loop {
             let step = tokio::select! {
                 message = inbound.message() => match take(message, &mut pending) {
                     Taken::Beat(heartbeat) => {
-                        pending.ack = Some(self.take_heartbeat(heartbeat, &mut check).await);
+                        pending.ack = Some(self.take_heartbeat(heartbeat, check).await);
                         Step::On
                     }
                     Taken::Step(step) => step,
                 },
-                news = next_after(&mut session, pending.part_at), if pending.part.is_none() => {
+                news = next_after(session, pending.part_at), if pending.part.is_none() => {
                     if matches!(&news, Some(Output::Netmap(update)) if update.full && update.last) {
                         self.core().figures.full_maps.inc();
                     }
@@ -314,13 +316,7 @@ impl Stream {
                     Step::On
                 }
                 answer = passed(&mut pending.passing) => self.report_passed(&mut pending, answer),
-                _ = recheck.tick() => {
-                    if self.core().still_enrolled(self.party, &self.identity) {
-                        Step::On
-                    } else {
-                        bye_removed()
-                    }
-                }
+                () = &mut over => bye_removed(),
                 () = self.grpc.shutdown.draining() => bye_shutdown(),
             };
             if !matches!(step, Step::On) {
@@ -472,18 +468,4 @@ fn bye_shutdown() -> Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The bytes of what a function gives.
-    fn size<A, B, F>(_function: impl Fn(A, B) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    #[test]
-    fn an_open_stream_takes_little_memory() {
-        let task = size(Stream::run);
-        assert!(task <= 2048, "{task} bytes for each stream");
-        assert!(size_of::<Step>() <= 200, "{} bytes", size_of::<Step>());
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! The watches of relays and gateways, and the SSH authority.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use mesh_api::pb;
@@ -7,17 +8,17 @@ use mesh_api::pb::gateway_service_server::GatewayService;
 use mesh_api::pb::relay_service_server::RelayService;
 use mesh_api::pb::ssh_service_server::SshService;
 use mesh_netmap::{ClientUpdate, EndReason, Output, RouteUpdate};
-use mesh_types::{IdentityPublicKey, NodeId, OperatorId};
+use mesh_types::{NodeId, OperatorId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Grpc;
-use super::auth::caller;
-use super::sync::RECHECK;
-use crate::app::{Party, SshRequest};
+use super::auth::{caller, shown};
+use crate::app::SshRequest;
 use crate::caller::Caller;
 use crate::error::Error;
+use crate::known::Shown;
 use crate::netmap::Of;
 
 /// How many answers may wait for a slow reader; what follows waits, merged, in the engine.
@@ -32,25 +33,19 @@ impl Grpc {
         &self,
         of: Of,
         who: &'static str,
-        (party, identity): (Party, IdentityPublicKey),
+        shown: Arc<Shown>,
         answer: impl Fn(Output) -> Option<T> + Send + 'static,
     ) -> Result<Response<Answers<T>>, Status> {
         let mut session = self.core.netmap.open(of).await?;
         let (outbound, answers) = mpsc::channel(OUTBOUND);
         let (shutdown, guard) = (self.shutdown.clone(), self.shutdown.guard());
-        let core = Arc::clone(&self.core);
         self.spawn("watch", async move {
             let _guard = guard;
-            let mut recheck = tokio::time::interval(RECHECK);
+            let mut over = pin!(shown.over());
             loop {
                 let news = tokio::select! {
                     news = session.next() => news,
-                    _ = recheck.tick() => {
-                        if core.still_enrolled(party, &identity) {
-                            continue;
-                        }
-                        Some(Output::End(EndReason::Removed))
-                    }
+                    () = &mut over => Some(Output::End(EndReason::Removed)),
                     () = outbound.closed() => return,
                     () = shutdown.draining() => None,
                 };
@@ -89,7 +84,7 @@ impl RelayService for Grpc {
         self.watch(
             Of::Clients(relay.id),
             "relay",
-            (Party::Relay(relay.id), relay.identity.clone()),
+            shown(&request)?,
             |output| match output {
                 Output::Clients(update) => Some(clients(update)),
                 _ => None,
@@ -136,7 +131,7 @@ impl GatewayService for Grpc {
         self.watch(
             Of::Routes(gateway.network, gateway.id),
             "gateway",
-            (Party::Node(gateway.id), gateway.identity.clone()),
+            shown(&request)?,
             |output| match output {
                 Output::Routes(update) => Some(routes(update)),
                 _ => None,
