@@ -5,8 +5,8 @@
 //! test makes (namespaces, users, processes, files) is removed when its value is dropped, also
 //! while a panic unwinds; what a killed test left behind is swept by the next one.
 //!
-//! It does not know the product: where its binaries are and how they start is the business of the
-//! `integration` package.
+//! Of the product it knows the vocabulary alone: where its binaries are and how they start is the
+//! business of the `integration` package.
 
 #![allow(
     clippy::print_stderr,
@@ -20,6 +20,7 @@ pub mod child;
 pub mod cockpit;
 pub mod documented;
 pub mod eventually;
+pub mod finding;
 pub mod flat;
 pub mod heap;
 pub mod http;
@@ -38,6 +39,7 @@ pub use capture::Capture;
 pub use child::{Child, Finished, Spec};
 pub use cockpit::Cockpit;
 pub use eventually::{eventually, holds_for};
+pub use finding::assert_found;
 pub use http::{Curl, CurlReply, HttpReply, http_get};
 pub use lab::{Blocked, Host, Lab, Segment};
 pub use log::{Line, Log, Stream};

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::client::{NAME_UNKNOWN, OWN_CLOCK};
+use mesh_testkit::assert_found;
 use mesh_types::{OverlayAddrs, RelayId, Role, Severity};
 
 use super::*;
@@ -339,14 +340,7 @@ fn each_fault_has_its_word_what_is_wrong_and_the_next_command() {
     for (fault, code, severity, what, next) in ROWS {
         let mut status = healthy();
         fault(&mut status);
-        let found = advice(&status, now());
-        let found = found
-            .iter()
-            .find(|finding| finding.code == code)
-            .unwrap_or_else(|| panic!("no {code} in {found:?}"));
-        assert_eq!(found.severity, severity, "{code}");
-        assert!(found.what.contains(what), "{code}: {}", found.what);
-        assert!(found.next.contains(next), "{code}: {}", found.next);
+        assert_found(&advice(&status, now()), code, severity, what, next);
     }
 }
 

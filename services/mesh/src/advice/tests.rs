@@ -1,3 +1,4 @@
+use mesh_testkit::assert_found;
 use mesh_types::Severity;
 
 use super::*;
@@ -268,14 +269,7 @@ fn each_fault_has_its_word_what_is_wrong_and_the_next_command() {
     for (fault, code, severity, what, next) in ROWS {
         let mut mesh = Mesh::healthy();
         fault(&mut mesh);
-        let found = mesh.findings();
-        let found = found
-            .iter()
-            .find(|finding| finding.code == code)
-            .unwrap_or_else(|| panic!("no {code} in {found:?}"));
-        assert_eq!(found.severity, severity, "{code}");
-        assert!(found.what.contains(what), "{code}: {}", found.what);
-        assert!(found.next.contains(next), "{code}: {}", found.next);
+        assert_found(&mesh.findings(), code, severity, what, next);
     }
 }
 
