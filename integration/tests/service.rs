@@ -10,11 +10,13 @@ use integration::{Cli, binary};
 use mesh_testkit::{Finished, Need, Spec, needs};
 use mesh_types::{JoinToken, TokenId};
 
-const NEEDED: [Need; 4] = [
+const NEEDED: [Need; 6] = [
     Need::Root,
+    Need::Program("groupdel"),
     Need::Program("systemctl"),
     Need::Program("systemd-analyze"),
     Need::Program("systemd-sysusers"),
+    Need::Program("userdel"),
 ];
 const ROLES: [&str; 5] = [
     "coordinator",
@@ -27,6 +29,13 @@ const ROLES: [&str; 5] = [
 const BIN: &str = "opt/mesh/bin";
 /// What systemd has of its own on every machine, and units refer to.
 const OWN_UNITS: &str = "usr/lib/systemd/system";
+/// The accounts of a machine that has no user but root.
+const ACCOUNTS: [(&str, &str); 4] = [
+    ("passwd", "root:x:0:0:root:/root:/bin/bash\n"),
+    ("group", "root:x:0:\n"),
+    ("shadow", "root:*:20000:0:99999:7:::\n"),
+    ("gshadow", "root:*::\n"),
+];
 const SOON: Duration = Duration::from_secs(60);
 
 /// Every file and link below a directory, by its path from there.
@@ -48,16 +57,19 @@ fn files(root: &Path) -> BTreeSet<String> {
     found
 }
 
-/// The machine's databases of users: who was made once stays, as with packages, so that no later
-/// user gets the number that old files belong to.
-fn is_about_users(path: &str) -> bool {
+/// What whoever changes the accounts leaves beside them: a lock, and each file's last version.
+fn is_beside_accounts(path: &str) -> bool {
     let name = path.strip_prefix("etc/").unwrap_or_default();
-    let name = name.strip_suffix('-').unwrap_or(name);
-    [".pwd.lock", "group", "gshadow", "passwd", "shadow"].contains(&name)
+    let is_copy = |name: &str| ACCOUNTS.iter().any(|(file, _)| *file == name);
+    name == ".pwd.lock" || name.strip_suffix('-').is_some_and(is_copy)
 }
 
-/// An image with the programs and with what systemd itself brings.
+/// An image with the programs, its accounts, and what systemd itself brings.
 fn make_image(root: &Path) {
+    fs::create_dir_all(root.join("etc")).expect("made");
+    for (name, text) in ACCOUNTS {
+        fs::write(root.join("etc").join(name), text).expect("written");
+    }
     let bin = root.join(BIN);
     fs::create_dir_all(&bin).expect("made");
     for role in ROLES {
@@ -85,13 +97,36 @@ struct Image {
 }
 
 impl Image {
+    fn new() -> Self {
+        let cli = Cli::new().expect("folders");
+        let path = cli.work("image");
+        make_image(&path);
+        let root = path.to_str().expect("a plain path").to_owned();
+        Self { cli, root }
+    }
+
+    fn path(&self) -> &Path {
+        Path::new(&self.root)
+    }
+
     fn service(&self, words: &[&str]) -> Finished {
         let words = [&["service"], words, &["--root", &self.root]].concat();
         self.cli.mesh(&words)
     }
 
     fn read(&self, path: &str) -> String {
-        fs::read_to_string(Path::new(&self.root).join(path)).unwrap_or_default()
+        fs::read_to_string(self.path().join(path)).unwrap_or_default()
+    }
+
+    fn add(&self, path: &str, text: &str) {
+        let text = self.read(path) + text;
+        fs::write(self.path().join(path), text).expect("written");
+    }
+
+    /// Purges a role, and gives what is told of it.
+    fn purge(&self, role: &str) -> String {
+        let done = self.service(&["uninstall", role, "--purge"]);
+        done.expect_code(0).stderr
     }
 
     /// What systemd says of all units, as it would start them from this image.
@@ -109,12 +144,9 @@ fn every_role_is_installed_into_an_image_understood_by_systemd_and_gone_again() 
     if !needs(&NEEDED) {
         return;
     }
-    let cli = Cli::new().expect("folders");
-    let path = cli.work("image");
-    make_image(&path);
-    let root = path.to_str().expect("a plain path").to_owned();
-    let image = Image { cli, root };
-    let before = files(&path);
+    let image = Image::new();
+    let path = image.path();
+    let before = files(path);
     let bin_dir = format!("/{BIN}");
     let token = JoinToken {
         ca_fingerprint: [1; 32],
@@ -154,8 +186,11 @@ fn every_role_is_installed_into_an_image_understood_by_systemd_and_gone_again() 
             .chain(drop_in.lines())
             .find_map(|line| line.strip_prefix("User="))
             .unwrap_or_else(|| panic!("no user in {unit}"));
-        let made = image.read("etc/passwd");
-        assert!(made.contains(&format!("{user}:")), "no {user} in {made}");
+        for (name, _) in ACCOUNTS {
+            let made = image.read(&format!("etc/{name}"));
+            let line = format!("\n{user}:");
+            assert!(made.contains(&line), "no {user} in {name}: {made}");
+        }
         let credential = path.join(format!("etc/credstore/mesh-{role}.join-token"));
         match fs::metadata(&credential) {
             Ok(found) => assert_eq!(found.permissions().mode() & 0o777, 0o600, "{role}"),
@@ -178,17 +213,99 @@ fn every_role_is_installed_into_an_image_understood_by_systemd_and_gone_again() 
         let state = path.join("var/lib/mesh").join(role);
         fs::create_dir_all(&state).expect("made");
         fs::write(state.join("node.key"), "secret").expect("written");
-        image
-            .service(&["uninstall", role, "--purge"])
-            .expect_code(0);
+        image.purge(role);
         let again = image.service(&["uninstall", role, "--purge"]);
         assert_eq!(again.code, Some(1), "{}", again.all());
         assert!(again.stderr.contains("is not installed"), "{}", again.all());
     }
-    let mut left = files(&path);
-    left.retain(|path| !before.contains(path) && !is_about_users(path));
+    let mut left = files(path);
+    left.retain(|path| !before.contains(path) && !is_beside_accounts(path));
     assert_eq!(left, BTreeSet::new(), "left behind");
-    for dir in ["etc/mesh", "var/lib/mesh"] {
+    for (name, text) in ACCOUNTS {
+        assert_eq!(image.read(&format!("etc/{name}")), text, "{name}");
+    }
+    for dir in [
+        "etc/credstore",
+        "etc/mesh",
+        "etc/sysusers.d",
+        "var/lib/mesh",
+    ] {
         assert!(!path.join(dir).exists(), "{dir} is empty and still there");
+    }
+}
+
+#[test]
+fn what_an_uninstallation_keeps_can_be_purged_later() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let image = Image::new();
+    let bin_dir = format!("/{BIN}");
+    let before = files(image.path());
+    let none = image.service(&["uninstall", "relay", "--purge"]);
+    assert_eq!(none.code, Some(1), "{}", none.all());
+
+    let install = ["install", "relay", "--bin-dir", &bin_dir];
+    image.service(&install).expect_code(0);
+    let kept = image.service(&["uninstall", "relay"]).expect_code(0);
+    let told = "kept the user mesh-relay (--purge removes it)";
+    assert!(kept.stderr.contains(told), "{}", kept.all());
+    assert!(image.read("etc/passwd").contains("mesh-relay"));
+    let none = image.service(&["uninstall", "relay"]);
+    assert_eq!(none.code, Some(1), "{}", none.all());
+
+    let told = image.purge("relay");
+    assert!(told.contains("removed the user mesh-relay"), "{told}");
+    let mut left = files(image.path());
+    left.retain(|path| !before.contains(path) && !is_beside_accounts(path));
+    assert_eq!(left, BTreeSet::new(), "left behind");
+    assert_eq!(image.read("etc/passwd"), ACCOUNTS[0].1);
+}
+
+#[test]
+fn users_and_groups_that_somebody_else_made_or_needs_stay() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let image = Image::new();
+    let bin_dir = format!("/{BIN}");
+    // Somebody's own, who has nothing to do with the mesh.
+    let relay = "mesh-relay:x:990:990:Mail relay:/srv:/bin/sh\n";
+    image.add("etc/passwd", relay);
+    image.add("etc/group", "mesh-relay:x:990:\n");
+    for role in ROLES {
+        let install = ["install", role, "--bin-dir", &bin_dir];
+        image.service(&install).expect_code(0);
+    }
+    // The administrator's own unit, and somebody who may read what the gateway wrote.
+    let own = "etc/systemd/system/report.service";
+    image.add(own, "[Service]\nUser=mesh-coordinator\n");
+    let group = image.read("etc/group");
+    let line = group.lines().find(|line| line.starts_with("mesh-gateway:"));
+    let line = line.expect("the gateway's group");
+    let group = group.replace(line, &format!("{line}root"));
+    fs::write(image.path().join("etc/group"), group).expect("written");
+
+    for (role, wanted) in [
+        (
+            "relay",
+            "kept the user mesh-relay, which mesh service did not make",
+        ),
+        ("coordinator", "report.service runs as it"),
+        ("traffic-gateway", "removed the user mesh-gateway"),
+        ("deploy-manager", "removed the group mesh-deploy"),
+        ("worker-agent", "removed the group mesh-agent"),
+    ] {
+        let told = image.purge(role);
+        assert!(told.contains(wanted), "{told}");
+    }
+    let passwd = image.read("etc/passwd");
+    assert!(passwd.contains(relay), "{passwd}");
+    assert!(passwd.contains("mesh-coordinator:"), "{passwd}");
+    let groups = image.read("etc/group");
+    assert!(groups.contains("mesh-gateway:"), "{groups}");
+    assert!(groups.contains("mesh-relay:"), "{groups}");
+    for user in ["mesh-gateway", "mesh-deploy", "mesh-agent"] {
+        assert!(!passwd.contains(user), "{passwd}");
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Subcommand};
 pub(crate) enum ServiceVerb {
     /// Write a role's unit, user and configuration, enable and start it (root)
     Install(ServiceInstall),
-    /// Stop a role and remove its unit; state and configuration stay (root)
+    /// Stop a role and remove its unit; state, configuration and user stay (root)
     Uninstall(ServiceUninstall),
     /// Say which roles are installed here and how they are doing
     Status {
@@ -66,7 +66,7 @@ pub(crate) struct ServiceInstall {
 pub(crate) struct ServiceUninstall {
     /// Which role
     pub(crate) role: ServiceRole,
-    /// Remove its configuration, keys and state too: it is gone from the mesh for good
+    /// Remove its configuration, keys, state and user too: it is gone from the mesh for good
     #[arg(long)]
     pub(crate) purge: bool,
     /// Uninstall from the system below this directory

@@ -1,6 +1,8 @@
 //! `mesh service`: roles under systemd, on machines without the Debian packages.
 
+mod uninstall;
 mod units;
+mod users;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -10,9 +12,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
+use self::uninstall::uninstall;
 use self::units::{Places, Unit, hidden};
+use self::users::make_user;
 use super::{Session, read_input};
-use crate::args::{ServiceInstall, ServiceRole, ServiceUninstall, ServiceVerb};
+use crate::args::{ServiceInstall, ServiceRole, ServiceVerb};
 use crate::output;
 
 pub(super) fn run(session: &Session, verb: ServiceVerb) -> Result<()> {
@@ -193,15 +197,6 @@ fn remove_silently(path: &Path) -> Result<()> {
     }
 }
 
-fn make_user(places: &Places, unit: &Unit) -> Result<()> {
-    let mut command = Command::new("systemd-sysusers");
-    if !places.is_system() {
-        command.arg("--root").arg(places.root());
-    }
-    command.arg(format!("mesh-{}.conf", unit.program));
-    run_quietly(&mut command)
-}
-
 /// The commented configuration that the program itself writes; one that is there stays.
 fn write_config(places: &Places, bin_dir: &Path, unit: &Unit) -> Result<()> {
     let path = places.config(unit);
@@ -249,65 +244,6 @@ fn enable(places: &Places, unit: &Unit, no_start: bool) -> Result<()> {
         );
     } else {
         bail!("{name} is {}; see: journalctl -u {name}", now.active);
-    }
-    Ok(())
-}
-
-fn uninstall(args: &ServiceUninstall) -> Result<()> {
-    let unit = Unit::of(args.role);
-    let places = Places::below(&args.root);
-    check_machine(&places, &format!("uninstall {}", unit.program))?;
-    let name = unit.name();
-    if let Some(path) = places.packaged(unit) {
-        bail!(
-            "{} came with a package: apt-get remove wonder-mesh-{}",
-            path.display(),
-            unit.program
-        );
-    }
-    let path = places.unit(unit);
-    ensure!(
-        path.is_file(),
-        "{name} is not installed: there is no {}",
-        path.display()
-    );
-    let mut command = Command::new("systemctl");
-    if places.is_system() {
-        command.args(["disable", "--now", &name]);
-    } else {
-        command.arg("--root").arg(places.root());
-        command.args(["disable", &name]);
-    }
-    run_quietly(&mut command)?;
-    remove(&path)?;
-    let drop_in = places.drop_in(unit);
-    remove(&drop_in)?;
-    if let Some(dir) = drop_in.parent() {
-        // Somebody's own drop-ins stay, and then the directory does.
-        drop(fs::remove_dir(dir));
-    }
-    remove(&places.sysusers(unit))?;
-    if let Some(credential) = unit.credential() {
-        remove(&places.credential(&credential))?;
-    }
-    if places.is_system() {
-        run_quietly(Command::new("systemctl").arg("daemon-reload"))?;
-    }
-    let (config, state) = (places.config(unit), places.state(unit));
-    if args.purge {
-        remove(&config)?;
-        if state.exists() {
-            fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
-            eprintln!("removed {}", state.display());
-        }
-        // The last role takes along what all of them share.
-        for dir in [config.parent(), state.parent()].into_iter().flatten() {
-            drop(fs::remove_dir(dir));
-        }
-    } else {
-        for kept in [config, state].iter().filter(|path| path.exists()) {
-            eprintln!("kept {} (--purge removes it)", kept.display());
-        }
     }
     Ok(())
 }

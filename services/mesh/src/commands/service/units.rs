@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::users::Account;
 use crate::args::{ServiceRole, ServiceSsh};
 
 /// One role as systemd knows it.
@@ -84,9 +85,14 @@ impl Unit {
             .replace("ExecStart=/usr/bin/", &format!("ExecStart={dir}/")))
     }
 
-    /// What systemd-sysusers reads to make its user.
+    /// What systemd-sysusers reads to make its user: one line, and comments.
     pub(super) fn sysusers(&self) -> &'static str {
         self.sysusers
+    }
+
+    /// The user that systemd-sysusers makes of it.
+    pub(super) fn account(&self) -> Account {
+        Account::parse(self.sysusers).expect("a test reads the user of every role")
     }
 
     /// The name under which systemd finds its join token; the coordinator has none.
@@ -160,6 +166,23 @@ impl Places {
             .find(|path| path.is_file())
     }
 
+    /// Where every unit is that somebody could have written or installed.
+    pub(super) fn unit_directories(&self) -> [PathBuf; 4] {
+        [
+            "/etc/systemd/system",
+            "/usr/local/lib/systemd/system",
+            "/usr/lib/systemd/system",
+            "/lib/systemd/system",
+        ]
+        .map(|dir| self.at(dir))
+    }
+
+    /// The machine's own users, or its groups.
+    pub(super) fn accounts(&self, database: &str) -> PathBuf {
+        self.at("/etc").join(database)
+    }
+
+    /// It is there from `install` until the role is purged.
     pub(super) fn sysusers(&self, unit: &Unit) -> PathBuf {
         self.at("/etc/sysusers.d")
             .join(format!("mesh-{}.conf", unit.program))
