@@ -1,11 +1,13 @@
 //! The packages on a machine whose first process is systemd: installed, joined, used, started again
-//! with the machine, upgraded, and purged.
+//! with the machine, upgraded, and purged; then the same by `mesh service` ([`service`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+mod service;
 
 use super::debian::Debian;
 use super::packages::PACKAGES;
@@ -59,7 +61,7 @@ fn life(
     secrets.add("the password of somebody", PASSWORD)?;
     secrets.add("the password of the SOCKS proxy", SOCKS_PASSWORD)?;
     prepare_administrator(debian)?;
-    let before = debian.files()?;
+    let (before, begun) = (debian.files()?, journal_end(debian)?);
     let files = debian.copy_in(debs)?;
     steps.step("machine: packages", || install(debian, &files))?;
     steps.step("machine: joins", || {
@@ -82,13 +84,18 @@ fn life(
         upgrade(debian, &files)?;
         use_mesh(debian)
     })?;
-    expect_clean_journal(debian)?;
+    // Until here, nothing was wrong.
+    expect_clean_journal(debian, &begun)?;
     steps.step("machine: a wrong setting", || {
         live_with_a_wrong_setting(debian, &files)
     })?;
     steps.step("machine: purge", || {
+        service::put_programs_aside(debian)?;
         purge(debian)?;
         debian.expect_as(&before, &ADMINISTRATORS)
+    })?;
+    steps.step("machine: mesh service", || {
+        service::check(debian, &before, secrets)
     })
 }
 
@@ -259,19 +266,38 @@ fn live_with_a_wrong_setting(debian: &Debian<'_>, files: &str) -> Result<()> {
 fn purge(debian: &Debian<'_>) -> Result<()> {
     let names: Vec<&str> = PACKAGES.iter().map(|package| package.name).collect();
     debian.sh(&format!("dpkg --purge {}", names.join(" ")))?;
+    expect_nothing_runs(debian)?;
+    wait_until_running(debian)
+}
+
+/// No unit of ours is known, and no program of ours runs.
+fn expect_nothing_runs(debian: &Debian<'_>) -> Result<()> {
     let units = debian.sh("systemctl list-units --all --plain --no-legend 'mesh-*'")?;
     ensure!(units.trim().is_empty(), "units are left: {units}");
     let programs = PACKAGES.iter().flat_map(|package| package.programs);
     for program in programs {
-        let (code, said) = debian.ran(&format!("pgrep --exact --full '/usr/bin/{program}.*'"))?;
+        let pattern = format!("/usr/(local/)?bin/{program}.*");
+        let (code, said) = debian.ran(&format!("pgrep --exact --full '{pattern}'"))?;
         ensure!(code == Some(1), "{program} still runs: {said}");
     }
-    wait_until_running(debian)
+    Ok(())
 }
 
-/// Until here, nothing was wrong, so nobody may have warned.
-fn expect_clean_journal(debian: &Debian<'_>) -> Result<()> {
-    let lines = debian.sh("journalctl --no-pager --output=cat --unit='mesh-*'")?;
+/// Where the journal ends by now.
+fn journal_end(debian: &Debian<'_>) -> Result<String> {
+    let said = debian.sh("journalctl --sync && journalctl --lines=0 --show-cursor")?;
+    let mut lines = said.lines();
+    let cursor = lines.find_map(|line| line.strip_prefix("-- cursor: "));
+    let cursor = cursor.with_context(|| format!("no cursor of the journal: {said}"))?;
+    Ok(cursor.to_owned())
+}
+
+/// Nobody has warned since then.
+fn expect_clean_journal(debian: &Debian<'_>, since: &str) -> Result<()> {
+    let lines = debian.sh(&format!(
+        "journalctl --sync
+        journalctl --no-pager --output=cat --after-cursor='{since}' --unit='mesh-*'"
+    ))?;
     ensure!(lines.lines().count() > 20, "hardly any log: {lines}");
     let alarms: Vec<&str> = lines
         .lines()
