@@ -73,7 +73,14 @@ impl Server {
     pub(crate) async fn run(self, core: Arc<Core>, router: Router, shutdown: Shutdown) {
         let known = core.members.known().clone();
         let _watch = Task::spawn("member-watch", known.clone().watch(core));
-        let acceptor = TlsAcceptor::from(self.tls);
+        let shared = Arc::new(Shared {
+            acceptor: TlsAcceptor::from(self.tls),
+            router,
+            builder: builder(),
+            shutdown: shutdown.clone(),
+            figures: self.figures.clone(),
+            known,
+        });
         let places = Places::new(self.max_connections, GRACE, self.figures.shed.clone());
         let mut connections = Tasks::new();
         loop {
@@ -84,16 +91,13 @@ impl Server {
             let turn = place.turn().clone();
             let connection = Connection {
                 addr,
-                acceptor: acceptor.clone(),
-                router: router.clone(),
-                shutdown: shutdown.clone(),
-                figures: self.figures.clone(),
-                known: known.clone(),
                 place,
+                shared: Arc::clone(&shared),
             };
             connections.reap();
-            // Boxed, so that an ended connection's memory is given back before it is reaped.
-            let serve = Box::pin(connection.serve(stream));
+            // Boxed, so that an ended connection's memory is given back before it is reaped. Lent,
+            // since what an async function owns is there twice.
+            let serve = Box::pin(async move { connection.serve(stream).await });
             connections.spawn_in_turn("connection", &turn, serve);
         }
         drop(self.listener);
@@ -101,20 +105,26 @@ impl Server {
     }
 }
 
-struct Connection {
-    addr: SocketAddr,
+/// What all connections are served with.
+struct Shared {
     acceptor: TlsAcceptor,
     router: Router,
+    builder: auto::Builder<TokioExecutor>,
     shutdown: Shutdown,
     figures: Figures,
     known: Known,
+}
+
+struct Connection {
+    addr: SocketAddr,
     place: Place,
+    shared: Arc<Shared>,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream) {
+    async fn serve(&self, stream: TcpStream) {
         // Given back too when the task is aborted.
-        let _open = Open::count(&self.figures.connections);
+        let _open = Open::count(&self.shared.figures.connections);
         if let Err(reason) = self.converse(stream).await {
             tracing::debug!(addr = %self.addr, reason, "a connection ended early");
         }
@@ -122,9 +132,9 @@ impl Connection {
 
     async fn converse(&self, stream: TcpStream) -> Result<(), String> {
         // Boxed apart, each in its exact size: thousands of connections are open, and what the
-        // handshake needed would else be part of all that follows.
-        let stream = Box::pin(self.handshake(stream)).await?;
-        let entry = self.enter(&stream)?;
+        // handshake needed would else be part of all that follows. Nothing here borrows the TLS
+        // stream, or there would be room for it besides that in the connection.
+        let (stream, entry) = Box::pin(self.begin(stream)).await?;
         let peer = PeerInfo {
             addr: self.addr,
             shown: entry.as_ref().map(|entry| Arc::clone(entry.shown())),
@@ -132,20 +142,21 @@ impl Connection {
             turn: self.place.turn().clone(),
         };
         let turn = self.place.turn().clone();
-        let router = self.router.clone();
+        let router = self.shared.router.clone();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             // Until the answer begins: what strangers may call is answered in one piece.
             let under_way = turn.request();
-            let answer = router.clone().oneshot(request.map(Body::new));
+            // Boxed, or a call that lasts would keep room for it.
+            let answer = Box::pin(router.clone().oneshot(request.map(Body::new)));
             async move {
                 let answer = answer.await;
                 drop(under_way);
                 answer
             }
         });
-        let builder = builder();
-        let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        let io = TokioIo::new(stream);
+        let mut connection = Box::pin(self.shared.builder.serve_connection(io, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.place.turn().idle_for(STRANGER) => {
@@ -159,7 +170,7 @@ impl Connection {
                 let ended = tokio::time::timeout(GOODBYE, connection).await;
                 ended.map_err(|_| "a member no more".to_owned())?
             }
-            () = self.shutdown.draining() => {
+            () = self.shared.shutdown.draining() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -167,25 +178,35 @@ impl Connection {
         ended.map_err(|error| error.to_string())
     }
 
+    /// Finds out who is on the other side.
+    async fn begin(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(TlsStream<TcpStream>, Option<Entry>), String> {
+        let stream = self.handshake(stream).await?;
+        let entry = self.enter(&stream)?;
+        Ok((stream, entry))
+    }
+
     async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
         let handshake = async {
             if speaks_plain_http(&stream).await {
                 return Err((Some(stream), "plain HTTP on the TLS port".to_owned()));
             }
-            let accepted = self.acceptor.accept(stream).await;
+            let accepted = self.shared.acceptor.accept(stream).await;
             accepted.map_err(|error| (None, format!("TLS: {error}")))
         };
         match tokio::time::timeout(HANDSHAKE, handshake).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err((plain, reason))) => {
-                self.figures.handshake_failures.inc();
+                self.shared.figures.handshake_failures.inc();
                 if let Some(stream) = plain {
                     refuse_plain_http(stream).await;
                 }
                 Err(reason)
             }
             Err(_) => {
-                self.figures.handshake_failures.inc();
+                self.shared.figures.handshake_failures.inc();
                 Err("no TLS handshake in time".to_owned())
             }
         }
@@ -203,7 +224,7 @@ impl Connection {
         };
         let certificate = PeerCertificate::parse(der);
         let certificate = certificate.ok_or("the certificate names nobody of this mesh")?;
-        Ok(Some(self.known.enter(certificate)))
+        Ok(Some(self.shared.known.enter(certificate)))
     }
 }
 
@@ -269,4 +290,20 @@ async fn refuse_plain_http(mut stream: TcpStream) {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     };
     drop(tokio::time::timeout(Duration::from_secs(2), answer).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of what a function gives.
+    fn size<'a, A: 'a, B, F>(_function: impl Fn(&'a A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_open_connection_takes_little_memory_beside_what_serves_it() {
+        let task = size(Connection::serve) + size_of::<Connection>();
+        assert!(task <= 896, "{task} bytes for each connection");
+    }
 }

@@ -14,7 +14,6 @@ use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_daemon::DrainGuard;
 use mesh_netmap::{EndReason, Output};
-use mesh_types::IdentityPublicKey;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -28,7 +27,6 @@ use super::control::party;
 use super::{Grpc, MAX_REQUEST};
 use crate::app::heartbeat::{HeartbeatCheck, refusal_word};
 use crate::app::{Core, Party};
-use crate::caller::Caller;
 use crate::error::Error;
 use crate::grpc_message::Response;
 use crate::known::Shown;
@@ -125,16 +123,10 @@ fn framed(message: &Response) -> Bytes {
 fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Result<Answers, Status> {
     let caller = caller(&request)?;
     let party = party(&caller)?;
-    let identity = match &caller {
-        Caller::Node(node) => node.identity.clone(),
-        Caller::Relay(relay) => relay.identity.clone(),
-        Caller::Anonymous | Caller::Operator(_) => return Err(Error::Unauthenticated.into()),
-    };
     let (outbound, messages) = mpsc::channel(OUTBOUND);
     let stream = Stream {
         grpc: grpc.clone(),
         party,
-        identity,
         shown: shown(&request)?,
         outbound,
         _guard: grpc.shutdown.guard(),
@@ -150,7 +142,6 @@ fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Result<Ans
 struct Stream {
     grpc: Grpc,
     party: Party,
-    identity: IdentityPublicKey,
     shown: Arc<Shown>,
     outbound: Outbound,
     _guard: DrainGuard,
@@ -217,7 +208,9 @@ impl Stream {
             Ok(opened) => opened,
             Err(step) => return step,
         };
-        let mut check = HeartbeatCheck::new(self.party.bytes(), self.identity.clone(), nonce);
+        // INVARIANT: the call was let through, so this was the enrolled one; a change of it ends us.
+        let identity = self.shown.certificate.identity.clone();
+        let mut check = HeartbeatCheck::new(self.party.bytes(), identity, nonce);
         self.follow(inbound, &mut session, &mut check).await
     }
 
@@ -285,7 +278,9 @@ impl Stream {
             let step = tokio::select! {
                 message = inbound.message() => match take(message, &mut pending) {
                     Taken::Beat(heartbeat) => {
-                        pending.ack = Some(self.take_heartbeat(heartbeat, check).await);
+                        // Boxed, or every stream would keep room for it at rest.
+                        let taken = Box::pin(self.take_heartbeat(heartbeat, check));
+                        pending.ack = Some(taken.await);
                         Step::On
                     }
                     Taken::Step(step) => step,

@@ -60,7 +60,6 @@ async fn a_stream_at_rest_does_nothing_until_its_relay_is_removed() {
     let stream = Stream {
         grpc,
         party: Party::Relay(id),
-        identity: entry.shown().certificate.identity.clone(),
         shown: Arc::clone(entry.shown()),
         outbound,
         _guard: shutdown.guard(),
