@@ -14,12 +14,18 @@ struct Reason {
     reason: &'static str,
 }
 
+/// To whom a dial failed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Dialled {
+    worker_offline: bool,
+}
+
 /// What the SOCKS5 listeners count.
 #[derive(Debug, Clone, Default)]
 pub struct SocksMetrics {
     open: Gauge,
     total: Counter,
-    failed: Counter,
+    failed: Family<Dialled, Counter>,
     refused: Family<Reason, Counter>,
     shed: Counter,
     sent: Counter,
@@ -43,8 +49,11 @@ impl SocksMetrics {
         OpenStream(self.open.clone())
     }
 
-    pub(crate) fn failed(&self) {
-        self.failed.inc();
+    /// Counts a dial that failed. `worker_offline`: because the node is not there, as the coordinator
+    /// had said. An error to who dialled, and none to who runs the mesh.
+    pub(crate) fn failed(&self, worker_offline: bool) {
+        let dialled = Dialled { worker_offline };
+        self.failed.get_or_create(&dialled).inc();
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
@@ -81,6 +90,10 @@ impl ServiceMetrics {
     pub fn register(metrics: &Metrics) -> Self {
         let own = Self::default();
         let socks = &own.socks;
+        // A rate needs to have seen them before the first one.
+        for worker_offline in [false, true] {
+            drop(socks.failed.get_or_create(&Dialled { worker_offline }));
+        }
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("mesh_deploy_manager");
             registry.register("networks", "Networks served", own.networks.clone());
@@ -96,7 +109,7 @@ impl ServiceMetrics {
             );
             registry.register(
                 "socks_dials_failed",
-                "Failed overlay dials",
+                "Failed overlay dials, and whether the node was known to be offline",
                 socks.failed.clone(),
             );
             registry.register("socks_refused", "Refused requests", socks.refused.clone());

@@ -30,7 +30,7 @@ pub mod owner;
 pub mod policy;
 mod udp;
 
-use policy::{Refusal, decide};
+use policy::{Refusal, decide, is_offline};
 
 /// Who has not said where to go by then is disconnected.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -272,11 +272,14 @@ impl<O: Overlay> SocksServer<O> {
                 return;
             }
         };
+        let offline = is_offline(self.overlay.netmap().as_deref(), to.ip());
         let mut remote = match self.overlay.dial(to).await {
             Ok(remote) => remote,
             Err(fault) => {
                 tracing::debug!(network, %to, reason = fault.reason, "socks dial failed");
-                self.metrics.failed();
+                // Who refuses is there, and the rest are faults of this side.
+                let worker_offline = offline && fault.kind == DialFaultKind::TimedOut;
+                self.metrics.failed(worker_offline);
                 drop(proto.reply_error(&fault.kind.reply()).await);
                 return;
             }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use fast_socks5::ReplyError;
 use fast_socks5::util::target_addr::TargetAddr;
-use mesh_types::{Netmap, OverlayAddrs};
+use mesh_types::{Netmap, NodeState, OverlayAddrs};
 
 /// Why a destination is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -136,6 +136,12 @@ fn by_name(netmap: &Netmap, name: &str) -> Result<IpAddr, Refusal> {
         .find(|peer| peer.name.as_str() == label)
         .map(|peer| first(&peer.addrs))
         .ok_or(Refusal::UnknownName)
+}
+
+/// Whether the coordinator says that the node with this address is offline.
+pub fn is_offline(netmap: Option<&Netmap>, addr: IpAddr) -> bool {
+    let mut peers = netmap.into_iter().flat_map(|netmap| netmap.peers.values());
+    peers.any(|peer| peer.addrs.contains(addr) && peer.state == NodeState::Offline)
 }
 
 #[cfg(test)]

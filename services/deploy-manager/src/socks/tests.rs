@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use mesh_daemon::Metrics;
+use mesh_types::NodeState;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
@@ -10,10 +12,11 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::fixture::netmap;
+use crate::metrics::ServiceMetrics;
 
 type Sent = (Vec<u8>, SocketAddr);
 
-/// Dials give echoes; datagrams come back from whom they were sent to, upper-cased.
+/// The second worker is offline. Dials give echoes; datagrams come back from whom they were sent to, upper-cased.
 struct FakeOverlay {
     faults: HashMap<SocketAddr, DialFaultKind>,
     dialled: Arc<Mutex<Vec<SocketAddr>>>,
@@ -32,7 +35,13 @@ impl Overlay for FakeOverlay {
     type Datagrams = FakeDatagrams;
 
     fn netmap(&self) -> Option<Arc<Netmap>> {
-        Some(Arc::new(netmap()))
+        let mut netmap = netmap();
+        for peer in netmap.peers.values_mut() {
+            if peer.name.as_str() == "worker-node-2" {
+                peer.state = NodeState::Offline;
+            }
+        }
+        Some(Arc::new(netmap))
     }
 
     async fn dial(&self, to: SocketAddr) -> Result<DuplexStream, DialFault> {
@@ -87,6 +96,7 @@ impl Datagrams for FakeDatagrams {
 struct Served {
     addr: SocketAddr,
     dialled: Arc<Mutex<Vec<SocketAddr>>>,
+    metrics: Metrics,
     task: JoinHandle<()>,
 }
 
@@ -107,7 +117,9 @@ async fn serve(access: Access, faults: &[(&str, DialFaultKind)], stray: Option<&
         stray: stray.map(|addr| addr.parse().unwrap()),
     };
     let network = NetworkName::default_network();
-    let server = SocksServer::new(network, overlay, access, SocksMetrics::default());
+    let metrics = Metrics::default();
+    let counted = ServiceMetrics::register(&metrics).socks;
+    let server = SocksServer::new(network, overlay, access, counted);
     let server = Arc::new(server);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -121,6 +133,7 @@ async fn serve(access: Access, faults: &[(&str, DialFaultKind)], stray: Option<&
     Served {
         addr,
         dialled,
+        metrics,
         task,
     }
 }
@@ -209,6 +222,32 @@ async fn failed_dials_keep_their_reasons_apart() {
     for (port, code) in [(1, 5), (2, 6), (3, 4), (4, 2), (5, 1)] {
         assert_eq!(served.ask(CONNECT, "worker-node-1", port).await.0, code);
     }
+}
+
+#[tokio::test]
+async fn dials_to_a_node_that_is_known_to_be_offline_are_counted_apart() {
+    let faults = [
+        ("100.64.0.2:2", DialFaultKind::TimedOut),
+        ("100.64.0.3:1", DialFaultKind::Refused),
+        ("100.64.0.3:2", DialFaultKind::TimedOut),
+        ("100.64.0.3:3", DialFaultKind::Unreachable),
+    ];
+    let served = serve(Access::OwnUser, &faults, None).await;
+    let counted = |offline: bool| {
+        let name = "mesh_deploy_manager_socks_dials_failed_total";
+        let line = format!("{name}{{worker_offline=\"{offline}\"}} ");
+        let text = served.metrics.encode();
+        let count = text.lines().find_map(|it| it.strip_prefix(&line));
+        count
+            .map(str::to_owned)
+            .unwrap_or_else(|| panic!("no {line} in {text}"))
+    };
+    assert_eq!((counted(false), counted(true)), ("0".into(), "0".into()));
+    for (node, port) in [(1, 2), (2, 1), (2, 2), (2, 3)] {
+        let node = format!("worker-node-{node}");
+        assert_ne!(served.ask(CONNECT, &node, port).await.0, 0);
+    }
+    assert_eq!((counted(false), counted(true)), ("3".into(), "1".into()));
 }
 
 async fn login(addr: SocketAddr, methods: &[u8], user: &str, password: &str) -> Vec<u8> {
