@@ -15,7 +15,7 @@ use mesh_api::pb;
 use mesh_daemon::DrainGuard;
 use mesh_netmap::{EndReason, Output};
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::codec::{BufferSettings, HEADER_SIZE};
 use tonic::metadata::{GRPC_CONTENT_TYPE, MetadataMap};
@@ -32,10 +32,10 @@ use crate::grpc_message::Response;
 use crate::known::Shown;
 use crate::netmap::{Of, Session};
 
+mod outbound;
+
 /// How long a new stream may wait with its first message.
 const HELLO: Duration = Duration::from_secs(10);
-/// How many answers may wait for a slow reader; parts of netmaps wait in the engine instead.
-const OUTBOUND: usize = 2;
 /// Reports of one node are taken over at most this often; the newest counts.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// How long after a failure a report is tried again.
@@ -52,9 +52,9 @@ const BUFFER: usize = 256;
 /// Up to how much of it is gathered.
 const GATHER: usize = 32 * 1024;
 
-/// Boxed, since a channel keeps room for 32 at least.
 type Boxed = Box<Response>;
-type Outbound = mpsc::Sender<Result<Boxed, Status>>;
+/// For what a slow reader has yet to take; parts of netmaps wait in the engine instead.
+type Outbound = outbound::Sender<Result<Boxed, Status>>;
 
 /// Serves `Sync`.
 pub(super) fn serve(grpc: &Grpc, request: axum::extract::Request) -> axum::response::Response {
@@ -80,7 +80,7 @@ pub(super) fn serve(grpc: &Grpc, request: axum::extract::Request) -> axum::respo
 ///
 /// Not by tonic's encoder: it keeps a buffer of the largest message's size while the stream lasts.
 struct Answers {
-    messages: mpsc::Receiver<Result<Boxed, Status>>,
+    messages: outbound::Receiver<Result<Boxed, Status>>,
     ended: bool,
 }
 
@@ -123,7 +123,7 @@ fn framed(message: &Response) -> Bytes {
 fn open(grpc: &Grpc, request: Request<Streaming<pb::SyncRequest>>) -> Result<Answers, Status> {
     let caller = caller(&request)?;
     let party = party(&caller)?;
-    let (outbound, messages) = mpsc::channel(OUTBOUND);
+    let (outbound, messages) = outbound::channel();
     let stream = Stream {
         grpc: grpc.clone(),
         party,
@@ -294,16 +294,16 @@ impl Stream {
                     }
                     take_news(news, &mut pending)
                 }
-                room = self.outbound.reserve(),
+                room = self.outbound.room(),
                     if pending.ack.is_some() || pending.part.is_some() => match room {
-                    Ok(room) => {
+                    Ok(()) => {
                         let next = pending.ack.take().or_else(|| pending.part.take());
                         if let Some(next) = next {
-                            room.send(Ok(next));
+                            self.outbound.push(Ok(next));
                         }
                         Step::On
                     }
-                    Err(_) => Step::Gone,
+                    Err(outbound::Gone) => Step::Gone,
                 },
                 () = tokio::time::sleep_until(pending.report_at),
                     if pending.report.is_some() && pending.passing.is_none() => {

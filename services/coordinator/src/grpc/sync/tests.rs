@@ -20,7 +20,7 @@ fn size<'a, A: 'a, B: 'a, F>(_function: impl Fn(&'a A, &'a mut B) -> F) -> usize
 fn an_open_stream_takes_little_memory() {
     let task = size(Stream::run);
     let whole = task + size_of::<Stream>() + size_of::<Streaming<pb::SyncRequest>>();
-    assert!(whole <= 1792, "{whole} bytes for each stream");
+    assert!(whole <= 1536, "{whole} bytes for each stream");
     assert!(size_of::<Step>() <= 200, "{} bytes", size_of::<Step>());
 }
 
@@ -56,7 +56,7 @@ async fn a_stream_at_rest_does_nothing_until_its_relay_is_removed() {
     let core = testing::core(&dir).await;
     let (_trigger, shutdown) = ShutdownTrigger::new(Duration::from_secs(1));
     let (grpc, entry, id) = of_relay(&core, shutdown.clone()).await;
-    let (outbound, mut messages) = mpsc::channel(OUTBOUND);
+    let (outbound, mut messages) = outbound::channel();
     let stream = Stream {
         grpc,
         party: Party::Relay(id),
@@ -72,7 +72,7 @@ async fn a_stream_at_rest_does_nothing_until_its_relay_is_removed() {
         counted.fetch_add(1, Ordering::Relaxed);
         run.as_mut().poll(cx)
     }));
-    let welcome = messages.recv().await;
+    let welcome = std::future::poll_fn(|cx| messages.poll_recv(cx)).await;
     assert!(welcome.expect("a welcome").is_ok());
     // Its session is open by the time that the engine's owner has answered something else.
     core.netmap.with(|_, _| ()).await.expect("answers");
@@ -84,7 +84,8 @@ async fn a_stream_at_rest_does_nothing_until_its_relay_is_removed() {
     assert_eq!(polls.load(Ordering::Relaxed), before, "woken at rest");
 
     core.members.remove_relay(id);
-    let goodbye = messages.recv().await.expect("a goodbye").expect("no error");
+    let goodbye = std::future::poll_fn(|cx| messages.poll_recv(cx)).await;
+    let goodbye = goodbye.expect("a goodbye").expect("no error");
     let removed = Response::goodbye(pb::sync_goodbye::Reason::Removed);
     assert_eq!(goodbye.encode_to_vec(), removed.encode_to_vec());
     task.await.expect("ends");
