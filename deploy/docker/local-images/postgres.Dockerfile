@@ -1,6 +1,6 @@
 # Stand-in for postgres:16.10: Debian's Postgres 15, with the user (999), paths and first start of
 # the original.
-FROM debian:bookworm-slim
+FROM debian:bookworm-20260824-slim
 RUN groupadd --system --gid 999 postgres \
     && useradd --system --gid 999 --uid 999 --home-dir /var/lib/postgresql postgres \
     && apt-get update \

@@ -1,5 +1,5 @@
 # Stand-in for redis:7.4.5: Debian's, with the user (999), directory and command of the original.
-FROM debian:bookworm-slim
+FROM debian:bookworm-20260824-slim
 RUN groupadd --system --gid 999 redis \
     && useradd --system --gid 999 --uid 999 --home-dir /data redis \
     && apt-get update \

@@ -1,5 +1,5 @@
 # Stand-in for rust: the toolchain of this machine, and a C compiler.
-FROM debian:bookworm-slim
+FROM debian:bookworm-20260824-slim
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates gcc libc6-dev make pkg-config \

@@ -11,7 +11,7 @@ use super::engine::Engine;
 use crate::process::{output, run_quietly};
 use crate::{process, workspace};
 
-const DEBIAN: &str = "debian:bookworm-slim";
+const DEBIAN: &str = "debian:bookworm-20260824-slim";
 const SUITE: &str = "bookworm";
 const FILE: &str = "deploy/docker/local-images/compose.yml";
 /// What the slim images leave out, and what is never needed to build on one.
@@ -166,4 +166,35 @@ fn toolchain() -> Result<PathBuf> {
     let sysroot = output(rustc.args(["--print", "sysroot"]))?;
     // The context of a build must not be a link.
     fs::canonicalize(&sysroot).with_context(|| format!("find {sysroot}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dockerfile_begins_with_the_debian_that_is_made_here() {
+        let root = workspace::root();
+        let own = [
+            "deploy/docker/Dockerfile",
+            "xtask/src/deb/machine/Dockerfile",
+        ];
+        let mut files = own.map(|path| root.join(path)).to_vec();
+        for entry in fs::read_dir(root.join("deploy/docker/local-images")).expect("read") {
+            let path = entry.expect("read").path();
+            if path.extension() == Some("Dockerfile".as_ref()) {
+                files.push(path);
+            }
+        }
+        assert_eq!(files.len(), 5, "{files:?}");
+        for file in files {
+            let text = fs::read_to_string(&file).expect("read");
+            let images = text.lines().filter_map(|line| line.strip_prefix("FROM "));
+            let debian: Vec<&str> = images
+                .filter_map(|image| image.split(' ').next())
+                .filter(|image| image.starts_with("debian:"))
+                .collect();
+            assert_eq!(debian, [DEBIAN], "{}", file.display());
+        }
+    }
 }
