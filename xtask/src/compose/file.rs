@@ -15,7 +15,7 @@ const ONE_SHOTS: [&str; 2] = ["secrets", "bootstrap"];
 /// Machines: they have a file system of their own, and root.
 const MACHINES: [&str; 3] = ["worker-node-1", "worker-node-2", "worker"];
 /// Their images have nothing to ask them with.
-const UNASKED: [&str; 2] = ["otel-collector", "traces"];
+const UNASKED: [&str; 1] = ["otel-collector"];
 /// Those of [`MORE_IMAGES`]: nobody starts them.
 const ONLY_BUILT: [&str; 2] = ["worker-agent", "mesh"];
 /// Their check is in the image; whoever owns this name in a public registry need not be us.
