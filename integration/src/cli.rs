@@ -137,10 +137,19 @@ impl Cli {
         self.spec(reachable(&binary(name)))
     }
 
+    /// `mesh` with these arguments. Its log is named `mesh-shown` when it is asked to show a secret:
+    /// all other logs are searched for secrets.
+    pub fn mesh_spec(&self, args: &[&str]) -> Spec {
+        let asks = |verb: [&str; 2]| args.windows(2).any(|words| words == verb);
+        let shows = asks(["token", "create"]) || asks(["node", "permit"]);
+        let spec = self.product("mesh").args(args);
+        spec.name(if shows { "mesh-shown" } else { "mesh" })
+    }
+
     /// Runs `mesh` with these arguments to its end.
     #[track_caller]
     pub fn mesh(&self, args: &[&str]) -> Finished {
-        run(self.product("mesh").args(args), USUAL)
+        run(self.mesh_spec(args), USUAL)
     }
 
     /// Runs `mesh` and expects it to succeed.
@@ -152,7 +161,7 @@ impl Cli {
     /// Runs `mesh --json` and returns what it printed.
     #[track_caller]
     pub fn mesh_json(&self, args: &[&str]) -> Value {
-        let ran = run(self.product("mesh").arg("--json").args(args), USUAL).expect_code(0);
+        let ran = self.mesh(&[&["--json"], args].concat()).expect_code(0);
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| {
             panic!("mesh {args:?} printed no JSON ({error}): {}", ran.all())
         })

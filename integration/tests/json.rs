@@ -66,8 +66,9 @@ struct Verbs<'a> {
 impl Verbs<'_> {
     #[track_caller]
     fn check(&mut self, verb: &str, args: &[&str], schema: &'static str) -> Value {
-        let words: Vec<&str> = verb.split(' ').chain(args.iter().copied()).collect();
-        let ran = ran(self.cli.product("mesh").arg("--json").args(words));
+        let words = ["--json"].into_iter().chain(verb.split(' '));
+        let words: Vec<&str> = words.chain(args.iter().copied()).collect();
+        let ran = ran(self.cli.mesh_spec(&words));
         let ran = ran.expect_code(0);
         self.seen.insert(verb.to_owned(), schema);
         assert_schema(verb, &ran.stdout, schema)

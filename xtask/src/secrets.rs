@@ -13,6 +13,10 @@ pub(crate) const SHORTEST: usize = 16;
 /// A join token is longer than anything that is said about join tokens.
 const TOKEN: usize = 60;
 
+/// What PKCS #8 in base64 has in front of a private key: Ed25519 (RFC 8410 section 7), P-256 (RFC 5958
+/// section 2 with RFC 5915).
+const KEYS: [&str; 2] = ["BQYDK2VwBCIEI", "BG0wawIBAQQg"];
+
 /// What no log of a run may tell.
 #[derive(Default)]
 pub(crate) struct Secrets {
@@ -58,7 +62,9 @@ impl Secrets {
             Some(what)
         } else if line.split("mesh1.").skip(1).any(is_token) {
             Some("a join token")
-        } else if line.contains("-----BEGIN") && line.contains("PRIVATE KEY-----") {
+        } else if line.contains("-----BEGIN") && line.contains("PRIVATE KEY-----")
+            || KEYS.iter().any(|key| line.contains(key))
+        {
             Some("a private key")
         } else {
             None
@@ -102,6 +108,8 @@ mod tests {
             ("key: MIGHAgEAMBMGByqGSM", "an operator"),
             (&format!("token \"{token}\" was refused"), "a join token"),
             ("-----BEGIN EC PRIVATE KEY-----", "a private key"),
+            ("identity MFECAQEwBQYDK2VwBCIEIH0d", "a private key"),
+            ("key CCqGSM49AwEHBG0wawIBAQQgJ2", "a private key"),
         ] {
             assert_eq!(told(&secrets, line), Some(format!("line 2 tells {what}")));
         }

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         times.push(format!("{name} {:.0} s", begun.elapsed().as_secs_f64()));
     }
     if wanted(Part::Journeys) {
-        failures.extend(logs::check().err());
+        failures.extend(logs::check(&log).err());
     }
     println!("\n== time: {}", times.join(", "));
     println!("== apart from these: the journey over containers, by `cargo xtask compose`");

@@ -294,7 +294,7 @@ impl Stage {
 
     /// `mesh` with these words.
     pub(crate) fn mesh(&self, words: &[&str]) -> Spec {
-        self.cli.product("mesh").args(words)
+        self.cli.mesh_spec(words)
     }
 
     fn start_service(&mut self, name: &str) -> anyhow::Result<()> {

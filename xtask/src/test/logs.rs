@@ -1,4 +1,4 @@
-//! What the processes of all journeys printed tells no secret.
+//! What the processes of all journeys printed tells no secret, nor does what the tests did.
 //!
 //! One journey plants a secret in every place that takes one and searches its own outputs; this
 //! searches everybody's for what the tests use as secrets, for join tokens and for private keys.
@@ -17,18 +17,24 @@ const SOURCES: [&str; 3] = [
     "libs/testkit/src/redis.rs",
     "integration/tests/secrets/stage.rs",
 ];
-/// Programs that show a token because they were asked to, or another's output.
-const SHOWN: [&str; 2] = ["mesh", "docker"];
+/// Logs of calls that show a token because they were asked to, or another's output.
+const SHOWN: [&str; 2] = ["mesh-shown", "docker"];
 
-/// Searches the logs of the journeys.
-pub(super) fn check() -> Result<()> {
+/// Searches the logs of the journeys, and `output`: what the test programs themselves printed.
+pub(super) fn check(output: &Path) -> Result<()> {
     let mut known = Secrets::default();
     for secret in secrets()? {
         known.add("a secret of the tests", &secret)?;
     }
     let mut found = Vec::new();
     let mut searched = 0;
-    for path in logs(&workspace::target_dir().join("ci/logs"))? {
+    let mut paths = logs(&workspace::target_dir().join("ci/logs"))?;
+    ensure!(
+        !paths.is_empty(),
+        "no logs in target/ci/logs: nothing was searched"
+    );
+    paths.push(output.to_owned());
+    for path in paths {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         // `007-relay`: a number, and whose it is.
         let of = name.split_once('-').map_or(&*name, |(_, of)| of);
@@ -41,10 +47,6 @@ pub(super) fn check() -> Result<()> {
             found.push(format!("{}: {what}", path.display()));
         }
     }
-    ensure!(
-        searched > 0,
-        "no logs in target/ci/logs: nothing was searched"
-    );
     if !found.is_empty() {
         bail!("{} logs tell a secret:\n{}", found.len(), found.join("\n"));
     }
