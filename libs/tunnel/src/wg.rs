@@ -1,4 +1,4 @@
-//! WireGuard sessions: the only file that knows boringtun (docs/adr/0004-boringtun-and-time.md).
+//! WireGuard sessions: the only module that knows boringtun (docs/adr/0004-boringtun-and-time.md).
 //!
 //! A [`Session`] is one peer's tunnel with our own driver around boringtun's `Tunn`: it takes
 //! `now`, says when handshakes are to be asked for again, and what a datagram turned out to be.
@@ -8,28 +8,24 @@
 
 mod attempt;
 mod clock;
+mod identity;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn, TunnResult};
-use boringtun::x25519::{PublicKey, StaticSecret};
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519::PublicKey;
 use mesh_types::WgPublicKey;
-use mesh_types::key::SecretKey;
 
 use crate::stats::DropReason;
 
 use attempt::Attempt;
+pub(crate) use identity::{Identity, Initiator};
 
 /// Longest handshake message, in bytes (an initiation).
 pub(crate) const MAX_HANDSHAKE: usize = 148;
-/// Handshake messages per second from which on cookies are asked for. Every initiation is counted
-/// twice: when its sender is looked up, and by the session.
-const HANDSHAKES_PER_SECOND: u64 = 1000;
 /// A session is not used for longer (WireGuard: REJECT_AFTER_TIME).
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// All keys are gone this long after the last authentic packet.
@@ -74,76 +70,6 @@ pub(crate) fn classify(datagram: &[u8]) -> Option<Kind> {
         }
         (COOKIE, [0, 0, 0], 64) => Some(Kind::Answer { receiver }),
         _ => None,
-    }
-}
-
-/// Our static keys, and the defence against floods of handshakes that all sessions share.
-pub(crate) struct Identity {
-    private: StaticSecret,
-    public: PublicKey,
-    limiter: Arc<RateLimiter>,
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Identity({:?})",
-            WgPublicKey::from_bytes(self.public.to_bytes())
-        )
-    }
-}
-
-/// Who sent an initiation.
-#[derive(Debug)]
-pub(crate) enum Initiator {
-    /// This peer, as far as its sealed static key says; the session verifies the rest.
-    Peer(WgPublicKey),
-    /// Too many handshakes: the sender must first show that it owns its address. This many bytes
-    /// of the answer were written.
-    AskCookie(usize),
-    Invalid(DropReason),
-}
-
-impl Identity {
-    pub(crate) fn new(private: &SecretKey, now: Instant) -> Self {
-        clock::follow(now);
-        let private = StaticSecret::from(*private.expose());
-        let public = PublicKey::from(&private);
-        Self {
-            limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND)),
-            private,
-            public,
-        }
-    }
-
-    /// Forgets how many handshakes came, once a second; without it cookies are asked for forever.
-    pub(crate) fn reset_load(&self, now: Instant) {
-        clock::follow(now);
-        self.limiter.reset_count();
-    }
-
-    /// Opens an initiation far enough to know its sender.
-    pub(crate) fn initiator(
-        &self,
-        from: IpAddr,
-        datagram: &[u8],
-        answer: &mut [u8; MAX_HANDSHAKE],
-        now: Instant,
-    ) -> Initiator {
-        clock::follow(now);
-        self.limiter.reset_count();
-        match self.limiter.verify_packet(Some(from), datagram, answer) {
-            Ok(Packet::HandshakeInit(init)) => {
-                match parse_handshake_anon(&self.private, &self.public, &init) {
-                    Ok(half) => Initiator::Peer(WgPublicKey::from_bytes(half.peer_static_public)),
-                    Err(error) => Initiator::Invalid(reason(&error)),
-                }
-            }
-            Err(TunnResult::WriteToNetwork(cookie)) => Initiator::AskCookie(cookie.len()),
-            Err(TunnResult::Err(error)) => Initiator::Invalid(reason(&error)),
-            Ok(_) | Err(_) => Initiator::Invalid(DropReason::Unauthentic),
-        }
     }
 }
 
