@@ -178,14 +178,14 @@ impl Site {
             .expect("metrics")
     }
 
-    /// Kills a worker's agent and starts it; it is used in every way within the time.
+    /// Kills a worker's agent and starts it; it is used in every way within the time, counted from the
+    /// start of its process.
     fn restart_worker(&mut self) {
         let mut killed = self.field.worker_mut(NODE).take_child();
         killed.kill().expect("killed");
         let begun = Instant::now();
         self.field.worker_mut(NODE).start();
         let ready = begun.elapsed();
-        let since = Instant::now();
         // The first ones may be sealed for the process that is gone. They go on for 16 s: a node that
         // is without the coordinator for less than 15 s after its start tells nothing of it.
         let mut pings = self.ping("160");
@@ -194,15 +194,14 @@ impl Site {
             curl.get(self.field.url(&format!("/{NODE}/")))
                 .and_then(CurlReply::ok)
         });
-        let console = since.elapsed();
+        let console = begun.elapsed();
         eventually("SOCKS leads to it", BACK, || self.by_socks());
         eventually("commands run on it", BACK, || {
             self.exec_by_key("socks").success()
         });
-        println!(
-            "a worker was ready {ready:?} after its start; console after {console:?}, all after {:?}",
-            since.elapsed()
-        );
+        let all = begun.elapsed();
+        println!("a worker's start: ready after {ready:?}, console {console:?}, all {all:?}");
+        assert!(all < BACK, "used in every way {all:?} after its start");
         pings.finish(SOON).expect("ends").expect_code(0);
         // Nobody told it anything since its start.
         let status = self.field.worker(NODE).status().expect("a status");
@@ -214,8 +213,9 @@ impl Site {
     fn coordinator_comes_back(&mut self) {
         // Gateway, deploy-manager and two workers; and the relay, which has a stream too.
         let (nodes, streams) = (4, 5);
+        let begun = Instant::now();
         self.field.start_coordinator().expect("starts again");
-        let since = Instant::now();
+        let ready = begun.elapsed();
         eventually("all are back", ALL_BACK, || {
             let open = self.coordinator(&["mesh_coordinator_sync_streams"])?;
             let online = self.coordinator(&["mesh_coordinator_nodes{", "\"online\""])?;
@@ -225,11 +225,14 @@ impl Site {
             );
             Ok(())
         });
-        let took = since.elapsed();
+        let took = begun.elapsed();
         let relays = self.coordinator(&["mesh_coordinator_relays{", "\"online\""]);
         assert_eq!(relays.expect("metrics"), 1);
         let full = self.full_maps();
-        println!("all are back {took:?} after the coordinator was ready, by {full} full netmaps");
+        println!(
+            "the coordinator's start: ready after {ready:?}, all are back {took:?}, by {full} full netmaps"
+        );
+        assert!(took < ALL_BACK, "all are back {took:?} after its start");
         assert_eq!(full, 0, "they were told what they knew");
         self.exec_is_possible_again();
         self.assert_told_of_stored_netmap();

@@ -291,10 +291,16 @@ fn pings_and_connections_go_on_without_coordinator_and_over_a_move() {
     }
     let moved = "wireguard.listen=0.0.0.0:41820".to_owned();
     field.worker_mut("two").add_settings(&[moved]);
+    let begun = Instant::now();
     field.worker_mut("two").start();
-    // Ready; each address has its time from here on.
-    let back = to_two.map(|to| wait_for_ping(one, to, BACK));
-    println!("moved without a coordinator: pings again {back:?} after it was ready");
+    let ready = begun.elapsed();
+    let back = to_two.map(|to| {
+        wait_for_ping(one, to, BACK);
+        begun.elapsed()
+    });
+    println!("moved without a coordinator: ready {ready:?} after its start, pings again {back:?}");
+    let in_time = back.iter().all(|back| *back < BACK);
+    assert!(in_time, "pings again {back:?} after its start");
     for to in to_one {
         ping(two, to, &["-c", "3", "-i", "0.1"]).expect_code(0);
     }
