@@ -4,7 +4,7 @@ use anyhow::ensure;
 use integration::{Agent, Cli, MeshUp, MeshUpOptions};
 use mesh_testkit::{Need, SmallDisk, eventually, needs, with_own_mounts};
 
-use super::{SOON, wait_for_console, wait_for_state, without_workers};
+use super::{SOON, wait_for_console, wait_for_event, wait_for_state, without_workers};
 
 /// What the process logs as long as its disk is full.
 const TOLD: [&str; 2] = [
@@ -54,6 +54,9 @@ fn a_coordinator_without_room_refuses_changes_keeps_everything_and_heals_by_itse
         });
         up.child()
             .wait_for_line("the store takes changes again", SOON);
+        // Told afterwards, since the events lie on that disk.
+        wait_for_event(&cli, "store-down", "store  ");
+        wait_for_event(&cli, "store-up", "store  it was away for ");
         // The token that was refused was not used up.
         let late = Agent::new(&cli, "late").joined(&cli, "default");
         let spare = Agent::new(&cli, "spare");
@@ -80,16 +83,6 @@ fn a_coordinator_without_room_refuses_changes_keeps_everything_and_heals_by_itse
         let listed = |value: &serde_json::Value| value["tokens"].as_array().map_or(0, Vec::len);
         assert!(listed(&tokens()) > listed(&before), "{}", tokens());
         up.child().assert_log_clean(&[]);
-    });
-}
-
-/// Waits for an event of this kind, of which the rest of its line says this.
-fn wait_for_event(cli: &Cli, kind: &str, rest: &str) {
-    let wanted = format!("  {kind}  {rest}");
-    eventually(&format!("an event {kind}"), SOON, || {
-        let events = cli.mesh(&["events"]).success()?.stdout;
-        ensure!(events.contains(&wanted), "{events}");
-        Ok(())
     });
 }
 

@@ -56,3 +56,14 @@ fn wait_for_console(up: &MeshUp, name: &str, within: Duration) {
         Ok(())
     });
 }
+
+/// Waits for an event of this kind, of which the rest of its line says this.
+#[track_caller]
+fn wait_for_event(cli: &Cli, kind: &str, rest: &str) {
+    let wanted = format!("  {kind}  {rest}");
+    eventually(&format!("an event {kind}"), SOON, || {
+        let events = cli.mesh(&["events"]).success()?.stdout;
+        ensure!(events.contains(&wanted), "{events}");
+        Ok(())
+    });
+}
