@@ -264,6 +264,16 @@ impl Mesh {
         }
         events
     }
+
+    /// Waits for an event of this kind about `subject`; gives what the newest one says.
+    pub(crate) async fn told(&self, kind: &str, subject: &str) -> String {
+        eventually(&format!("an event {kind} of {subject}"), async || {
+            let mut events = self.events().await.into_iter().rev();
+            let event = events.find(|event| event.kind == kind && event.subject == subject);
+            event.map(|event| event.detail)
+        })
+        .await
+    }
 }
 
 pub(crate) fn node_ref(network: &str, name: &str) -> Option<pb::NodeRef> {

@@ -40,6 +40,8 @@ async fn an_expired_node_renews_and_is_back() {
         .leave(pb::LeaveRequest {})
         .await
         .expect("authorised again");
+    let told = mesh.told("certificate-renewed-late", "worker").await;
+    assert_eq!(told, "it had ended 10 days before");
 }
 
 #[tokio::test]
@@ -49,6 +51,9 @@ async fn a_renewal_moves_the_end_that_operators_see() {
     let before = mesh.nodes().await[0].certificate_not_after;
     mesh.clock.advance(20 * DAY);
     node.renew(&mesh).await.expect("renews");
+    let events = mesh.events().await;
+    let late = |event: &pb::Event| event.kind == "certificate-renewed-late";
+    assert!(!events.iter().any(late), "in good time: {events:?}");
     let after = mesh.nodes().await[0].certificate_not_after;
     assert_eq!(
         after - before,

@@ -114,6 +114,10 @@ async fn a_changed_host_key_is_held_until_it_is_accepted() {
         .then_some(())
     })
     .await;
+    let told = mesh.told("host-key-held", "worker").await;
+    let print = second.parse::<mesh_ssh::key::PublicKey>().expect("a key");
+    let print = print.fingerprint().to_string();
+    assert!(told.ends_with(&print), "{told} of {print}");
     let request = pb::AcceptHostKeyRequest {
         node: node_ref("", "worker"),
     };

@@ -237,6 +237,16 @@ async fn refusals_become_events_once_a_minute_for_each_reason() {
         (refusals.len() >= 3).then_some(refusals)
     });
     assert_eq!(refusals.await, ["skew", "replay", "skew"]);
+    // The first that counts ends it, and no other.
+    for sequence in [1, 2] {
+        let good = body(&mesh, &worker, sequence);
+        assert_eq!(stream.beat(&worker, good).await.refusal, "");
+    }
+    let over = mesh.told("heartbeat-accepted", "worker").await;
+    assert!(over.starts_with("after "), "{over}");
+    let accepted = mesh.events().await.into_iter();
+    let accepted = accepted.filter(|event| event.kind == "heartbeat-accepted");
+    assert_eq!(accepted.count(), 1);
 }
 
 #[tokio::test]
@@ -365,6 +375,28 @@ async fn a_newer_stream_replaces_the_older_one() {
     assert_eq!(older.goodbye().await, pb::sync_goodbye::Reason::Replaced);
     let ack = newer.beat(&worker, body(&mesh, &worker, 1)).await;
     assert_eq!(ack.refusal, "");
+}
+
+#[tokio::test]
+async fn streams_of_one_identity_that_take_turns_are_an_event() {
+    let mesh = Mesh::start().await;
+    let worker = mesh.joined(pb::Role::Worker, "worker").await;
+    let other = mesh.joined(pb::Role::Worker, "other").await;
+    // The first takes over nothing, and a machine that reconnects does it once.
+    let mut first = Stream::open(&mesh, &other, None).await;
+    let _second = Stream::open(&mesh, &other, None).await;
+    assert_eq!(first.goodbye().await, pb::sync_goodbye::Reason::Replaced);
+    let mut last = Stream::open(&mesh, &worker, None).await;
+    for _ in 0..5 {
+        let next = Stream::open(&mesh, &worker, None).await;
+        assert_eq!(last.goodbye().await, pb::sync_goodbye::Reason::Replaced);
+        last = next;
+    }
+    let told = mesh.told("identity-twice", "worker").await;
+    assert!(told.contains("two machines"), "{told}");
+    let twice = mesh.events().await.into_iter();
+    let twice = twice.filter(|event| event.kind == "identity-twice");
+    assert_eq!(twice.count(), 1);
 }
 
 #[tokio::test]
