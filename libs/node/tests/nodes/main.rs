@@ -5,6 +5,7 @@ mod coordinator;
 mod joining;
 mod load;
 mod relay;
+mod two_relays;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use coordinator::Coordinator;
 use mesh_node::{
-    ControlState, DialError, EnrolErrorKind, EnrolOptions, Node, NodeConfig, PeerPath, Published,
-    RelayMode, StateDir, Target, enrol,
+    ControlState, DialError, EnrolErrorKind, EnrolOptions, ListenError, Node, NodeConfig, PeerPath,
+    Published, RelayMode, StateDir, Target, enrol,
 };
 use mesh_types::{NodeId, Service, ServiceKind};
 use relay::FakeRelay;
@@ -470,6 +471,20 @@ async fn a_removed_node_stops_and_its_peers_forget_it() {
     .await
     .expect("is told");
     eventually("the stop", || lab.b.listen(9).is_err()).await;
+    assert_eq!(lab.b.listen(9).err(), Some(ListenError::Removed));
+    assert_eq!(lab.b.bind_udp(9).err(), Some(ListenError::Removed));
+    let service = Service {
+        name: "web".parse().expect("a name"),
+        kind: ServiceKind::Http,
+        port: 80,
+    };
+    let published = lab.b.publish(Published {
+        service,
+        target: Target::Loopback("127.0.0.1:80".parse().expect("an address")),
+    });
+    assert!(published.is_err_and(|error| error.is_removed()));
+    let dialled = within("the dial", lab.b.dial(addr)).await;
+    assert_eq!(dialled.err(), Some(DialError::Removed));
     eventually("no stored netmap", || !stored.exists()).await;
     eventually("it is forgotten", || lab.a.status().peers.is_empty()).await;
     // A new start hears it from the refusal of its stream.

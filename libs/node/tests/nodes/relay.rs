@@ -35,7 +35,12 @@ impl FakeRelay {
 
     /// Waits until the address is free.
     pub(crate) async fn start_at(ca: &Ca, addr: &str) -> Self {
-        let id = RelayId::from_bytes([5; 16]);
+        Self::start_as(5, ca, addr).await
+    }
+
+    /// With a number of its own, to be one of several.
+    pub(crate) async fn start_as(number: u8, ca: &Ca, addr: &str) -> Self {
+        let id = RelayId::from_bytes([number; 16]);
         let (chain, key) = ca.server(&relay_name(id));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
