@@ -212,6 +212,22 @@ impl Site {
         );
         self.use_everything(&mut Figures::default());
     }
+
+    /// Waits until as many beginnings as ends of outages of `subject` are events, this many at
+    /// least.
+    fn outages_are_events(&self, subject: &str, least: usize) {
+        let told = |events: &str, turn: &str| {
+            let told = format!("  {subject}-{turn}  {subject}  ");
+            events.lines().filter(|line| line.contains(&told)).count()
+        };
+        eventually("the outages are events", SOON, || {
+            let events = self.field.operator().mesh(&["events", "-n", "1000"]);
+            let events = events.success()?.stdout;
+            let (down, up) = (told(&events, "down"), told(&events, "up"));
+            anyhow::ensure!(down >= least && down == up, "{events}");
+            Ok(())
+        });
+    }
 }
 
 fn postgres_goes_away_and_everything_but_changes_goes_on() {
@@ -224,6 +240,7 @@ fn postgres_goes_away_and_everything_but_changes_goes_on() {
     site.outage("Postgres frozen", AWAY / 3, |postgres| {
         postgres.thaw().expect("thaws");
     });
+    site.outages_are_events("store", 2);
 
     // What was allowed meanwhile stands in the audit, and nothing is damaged.
     let certificates = "SELECT count(*) FROM audit WHERE action = 'ssh-certificate'";
@@ -355,6 +372,9 @@ fn redis_goes_away_and_nobody_notices() {
     let known = bus.knows_who_is_there();
     println!("Redis is back {healed:?} after the database, presence after {known:?}");
     site.token_is_made(&mut Figures::default());
+    site.outages_are_events("store", 1);
+    // The second may have begun within a minute of the first; the third did not.
+    site.outages_are_events("bus", 2);
 
     site.field.assert_logs_clean(&[OUTAGE, BUS_OUTAGE]);
     let log = site.field.service("coordinator").log().clone();
