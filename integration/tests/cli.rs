@@ -1,9 +1,10 @@
 //! What an operator types: names, people, networks, tokens, removals.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::ensure;
-use integration::{Agent, Cli, MeshUp, MeshUpOptions};
+use integration::{Agent, Cli, MeshUp, MeshUpOptions, Server};
 use mesh_testkit::{Curl, Finished, Need, eventually, free_tcp_port, needs};
 use serde_json::Value;
 
@@ -366,6 +367,56 @@ fn a_removed_node_is_out_at_once_and_asked_for_first() {
     let status = agent.run(&["status"]);
     assert!(status.all().contains("removed"), "{}", status.all());
     for child in [up.child(), agent.child()] {
+        child.assert_log_clean(&[]);
+    }
+}
+
+/// Its node is at an end before the agent serves anything: the first look for Cockpit, between the
+/// two, waits for a configuration that nobody has written yet.
+#[test]
+fn an_agent_whose_node_ended_by_its_removal_before_it_serves_says_so() {
+    let cli = Cli::new().expect("folders");
+    let up = without_workers(&cli);
+    let mut agent = Agent::new(&cli, "shed").joined(&cli, "default");
+    agent.stop();
+    cli.mesh_ok(&["node", "remove", "--yes", "shed"]);
+
+    let cockpit = Server::start(None, "cockpit", None).expect("a port");
+    let conf = cli.work("cockpit.conf");
+    nix::unistd::mkfifo(&conf, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let sets = [
+        format!("console.cockpit={}", cockpit.addr()),
+        format!("console.cockpit_conf={}", conf.display()),
+    ];
+    let run = agent.verb(&["run"]);
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let mut again = run.args(sets).spawn().expect("starts");
+    let addr = again.wait_for("where WireGuard is", SOON, |line| {
+        let (_, addr) = line.text.split_once("WireGuard addr=")?;
+        Some(addr.trim().to_owned())
+    });
+    again.wait_for_line("this node was removed from its network", SOON);
+    // The node lets go of its socket after all else.
+    eventually("the node has ended", SOON, || {
+        UdpSocket::bind(&addr)?;
+        Ok(())
+    });
+    // Who reads the pipe is at its end when nobody writes to it any more.
+    let writer = std::fs::OpenOptions::new().write(true).open(&conf);
+    std::fs::remove_file(&conf).expect("removed");
+    drop(writer.expect("opened"));
+
+    again.wait_for_line("removed from the network by an operator", SOON);
+    let status = agent.run(&["status"]);
+    assert!(status.all().contains("removed"), "{}", status.all());
+    again.terminate().expect("signalled");
+    let ran = again.finish(SOON).expect("ends").expect_code(0);
+    assert!(
+        !ran.all().contains("this node is stopping"),
+        "{}",
+        ran.all()
+    );
+    for child in [up.child(), &again] {
         child.assert_log_clean(&[]);
     }
 }

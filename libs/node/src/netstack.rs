@@ -93,6 +93,9 @@ pub enum DialError {
     /// The node is stopping.
     #[error("this node is stopping")]
     Closed,
+    /// The node has ended, since it is in no network any more.
+    #[error("this node was removed from its network")]
+    Removed,
 }
 
 impl DialError {
@@ -122,4 +125,7 @@ pub enum ListenError {
     /// The node is stopping.
     #[error("this node is stopping")]
     Closed,
+    /// The node has ended, since it is in no network any more.
+    #[error("this node was removed from its network")]
+    Removed,
 }

@@ -251,7 +251,8 @@ impl Node {
         to: SocketAddr,
         limit: Duration,
     ) -> Result<OverlayStream, DialError> {
-        self.open(to, limit, None).await
+        let dialled = self.open(to, limit, None).await;
+        dialled.map_err(|error| self.or_removed(error, DialError::Removed))
     }
 
     /// [`Node::dial`] for connections that a vanished peer must not keep waiting: this one is
@@ -264,7 +265,8 @@ impl Node {
         silence: Duration,
     ) -> Result<OverlayStream, DialError> {
         let limit = Duration::from_millis(self.inner.config.dial_timeout_ms);
-        self.open(to, limit, Some(silence)).await
+        let dialled = self.open(to, limit, Some(silence)).await;
+        dialled.map_err(|error| self.or_removed(error, DialError::Removed))
     }
 
     async fn open(
@@ -305,17 +307,30 @@ impl Node {
     ///
     /// What the packet filter does not let in never gets here.
     pub fn listen(&self, port: u16) -> Result<OverlayListener, ListenError> {
-        self.inner.stack.listen(port)
+        let listener = self.inner.stack.listen(port);
+        listener.map_err(|error| self.or_removed(error, ListenError::Removed))
     }
 
     /// A UDP socket on `port` (0: any free one) of both overlay addresses.
     pub fn bind_udp(&self, port: u16) -> Result<OverlayUdp, ListenError> {
-        self.inner.stack.bind_udp(port)
+        let socket = self.inner.stack.bind_udp(port);
+        socket.map_err(|error| self.or_removed(error, ListenError::Removed))
+    }
+
+    /// That the node was removed is why whatever it is asked for fails from then on.
+    fn or_removed<E>(&self, error: E, removed: E) -> E {
+        let control = self.control();
+        let is_removed = control.borrow().is_removed();
+        if is_removed { removed } else { error }
     }
 
     /// Publishes a service, in place of one of the same name, and tells the coordinator.
     pub fn publish(&self, published: Published) -> Result<(), PublishError> {
-        self.inner.services.add(published)?;
+        let added = self.inner.services.add(published);
+        added.map_err(|error| match error {
+            PublishError::Listen(error) => self.or_removed(error, ListenError::Removed).into(),
+            error => error,
+        })?;
         self.report_services();
         Ok(())
     }
@@ -423,7 +438,8 @@ impl Node {
     }
 
     /// Stops: no new connections, those that were given back may end (1 s), the rest is reset; the
-    /// netmap is stored. Other clones see [`DialError::Closed`] from then on.
+    /// netmap is stored. Other clones see [`DialError::Closed`] from then on, or
+    /// [`DialError::Removed`].
     pub async fn shutdown(&self) {
         self.inner.services.clear();
         self.inner.stop.send_replace(true);

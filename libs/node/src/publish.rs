@@ -68,6 +68,13 @@ pub enum PublishError {
     Listen(#[from] ListenError),
 }
 
+impl PublishError {
+    /// Whether the node has ended, since it is in no network any more.
+    pub fn is_removed(&self) -> bool {
+        matches!(self, Self::Listen(ListenError::Removed))
+    }
+}
+
 struct Entry {
     published: Published,
     /// Held for what its end does.

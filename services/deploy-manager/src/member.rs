@@ -159,7 +159,9 @@ impl Overlay for NodeOverlay {
                 DialError::Refused(_) => DialFaultKind::Refused,
                 DialError::TimedOut { .. } => DialFaultKind::TimedOut,
                 DialError::NotAPeer(_) | DialError::OwnAddress(_) => DialFaultKind::NotAllowed,
-                DialError::NotReady | DialError::Closed => DialFaultKind::Unreachable,
+                DialError::NotReady | DialError::Closed | DialError::Removed => {
+                    DialFaultKind::Unreachable
+                }
                 DialError::Busy => DialFaultKind::Failed,
             },
             reason: error.to_string(),

@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_daemon::{AdminServer, Handles, Latch, Shutdown, Tasks, build_info};
-use mesh_node::{ControlState, ControlStatus, Enrolled, Node, NodeConfig, StateDir, tun};
-use mesh_types::NetworkName;
+use mesh_node::{
+    ControlState, ControlStatus, Enrolled, Node, NodeConfig, OverlayStream, Published, StateDir,
+    Target, tun,
+};
 use mesh_types::route::console_prefix;
+use mesh_types::service::CONSOLE_PORT;
+use mesh_types::{NetworkName, Service, ServiceKind};
 use tokio::sync::{mpsc, watch};
 
 use self::agent::{Agent, Ended, Loops, refused};
@@ -184,7 +188,7 @@ impl App {
         };
 
         let (handler, connections) = mpsc::channel(console::QUEUE);
-        agent.publish_console(handler)?;
+        agent.serve(console_on(handler))?;
         tasks.spawn("console", Arc::clone(&console).serve(connections));
         // Without Cockpit to look for there is nothing to watch.
         if self.config.console.mode != crate::config::ConsoleMode::Page {
@@ -192,7 +196,7 @@ impl App {
         }
         let (published, served) = self.ssh.publish();
         if let Some(published) = published {
-            agent.node.publish(published)?;
+            agent.serve(published)?;
         }
         if let Some((server, connections)) = served {
             tasks.spawn("SSH", ssh::serve(server, connections, agent.node.clone()));
@@ -226,6 +230,19 @@ impl App {
             return Ok(());
         }
         ended.map(drop)
+    }
+}
+
+/// The console as it is published.
+fn console_on(handler: mpsc::Sender<(OverlayStream, SocketAddr)>) -> Published {
+    let service = Service {
+        name: "console".parse().expect("a label"),
+        kind: ServiceKind::Console,
+        port: CONSOLE_PORT,
+    };
+    Published {
+        service,
+        target: Target::Handler(handler),
     }
 }
 

@@ -1,13 +1,11 @@
 //! The agent's main loop: the one owner of what the agent serves.
 
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use mesh_daemon::{Latch, Shutdown, Tasks, build_info, report};
-use mesh_node::{ControlStatus, Node, Published, StateDir, Target};
-use mesh_types::service::CONSOLE_PORT;
-use mesh_types::{Netmap, OpenFiles, Service, ServiceKind, Timestamp};
+use mesh_node::{ControlStatus, Node, PublishError, Published, StateDir};
+use mesh_types::{Netmap, OpenFiles, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -85,7 +83,8 @@ impl Agent {
                     ended_unless_removed(changed, &control)?;
                     let known = netmap.borrow_and_update().is_some();
                     loops.facts.send_replace(facts(self.node.enrolled(), &self.node));
-                    if known && !ready {
+                    // What is stored may be the netmap of a node that was removed meanwhile.
+                    if known && !ready && !control.borrow().is_removed() {
                         ready = true;
                         loops.latch.ready();
                         let enrolled = self.node.enrolled();
@@ -122,25 +121,18 @@ impl Agent {
         }
     }
 
-    pub(super) fn publish_console(
-        &self,
-        handler: mpsc::Sender<(mesh_node::OverlayStream, SocketAddr)>,
-    ) -> anyhow::Result<()> {
-        let service = Service {
-            name: "console".parse().expect("a label"),
-            kind: ServiceKind::Console,
-            port: CONSOLE_PORT,
-        };
-        self.node.publish(Published {
-            service,
-            target: Target::Handler(handler),
-        })?;
-        Ok(())
+    /// Publishes what every agent serves. A node that has ended by its removal already is no fault:
+    /// the main loop tells of it.
+    pub(super) fn serve(&self, published: Published) -> Result<(), PublishError> {
+        match self.node.publish(published) {
+            Err(error) if !error.is_removed() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn publish_services(&self) {
         for offer in self.services.iter() {
-            if let Err(error) = self.node.publish(on_this_machine(offer.clone())) {
+            if let Err(error) = self.serve(on_this_machine(offer.clone())) {
                 let error = report::chain(&error);
                 tracing::warn!(service = %offer.service.name, error, "a service cannot be published");
             }
