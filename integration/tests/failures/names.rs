@@ -1,16 +1,19 @@
 //! DNS that does not answer.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use integration::{Agent, Cli};
 use mesh_testkit::{Need, eventually, needs, stand_in, with_own_mounts};
 use mesh_types::JoinToken;
 
-use super::{SOON, wait_for_console, wait_for_state, without_workers};
+use super::{SOON, wait_for_console, wait_for_event, wait_for_state, without_workers};
 
 /// Known to nobody but this test.
 const NAME: &str = "coordinator.failures.test";
+/// How long a node has to be on its stored netmap for it to be told, and a little.
+const TOLD_FROM: Duration = Duration::from_secs(16);
 
 #[test]
 fn without_dns_tunnels_go_on_a_restart_uses_what_is_stored_and_the_name_is_told() {
@@ -46,11 +49,18 @@ fn without_dns_tunnels_go_on_a_restart_uses_what_is_stored_and_the_name_is_told(
         // Started again, it knows its peers, and says what it lacks.
         agent.stop();
         agent.start();
+        let started = Instant::now();
         wait_for_console(&up, "attic", SOON);
         eventually("the name is told", SOON, || {
             let status = agent.run(&["status"]);
             let told = status.all();
             ensure!(told.contains(NAME) && told.contains("DNS"), "{told}");
+            Ok(())
+        });
+
+        // What is shorter than 15 s is not told when it is over.
+        eventually("it is on its stored netmap for long enough", SOON, || {
+            ensure!(started.elapsed() >= TOLD_FROM, "not yet");
             Ok(())
         });
 
@@ -62,6 +72,7 @@ fn without_dns_tunnels_go_on_a_restart_uses_what_is_stored_and_the_name_is_told(
             ensure!(!told.contains(NAME), "{told}");
             Ok(())
         });
+        wait_for_event(&cli, "node-netmap-stored", "attic  ");
         agent.child().assert_log_clean(&[]);
         up.child().assert_log_clean(&[]);
     });
