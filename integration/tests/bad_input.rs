@@ -438,6 +438,12 @@ fn a_clock_that_goes_off_by_a_day_later_is_told_by_the_agent_and_to_the_operator
             anyhow::ensure!(!status.contains("clock"), "{status}");
             Ok(())
         });
+        eventually("that it is over is an event", SOON, || {
+            let events = cli.mesh(&["events", "-n", "100"]).success()?.stdout;
+            let over = format!("  heartbeat-accepted  {name}  after skew");
+            anyhow::ensure!(events.contains(&over), "{events}");
+            Ok(())
+        });
         agent.child().assert_log_clean(&[]);
     }
     // An operator whose own clock is off is told as well.
