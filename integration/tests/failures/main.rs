@@ -9,6 +9,7 @@
 mod descriptors;
 mod disk;
 mod files;
+mod freeze;
 mod link;
 mod names;
 mod removal;
