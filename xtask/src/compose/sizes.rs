@@ -16,13 +16,13 @@ struct Image {
 }
 
 const IMAGES: &[Image] = &[
-    image("coordinator", 32, 4),
-    image("relay", 17, 4),
-    image("traffic-gateway", 21, 4),
-    image("deploy-manager", 66, 4),
-    image("worker-agent", 23, 4),
-    image("mesh", 40, 4),
-    image("worker-node", 160, 140),
+    image("coordinator", 37, 4),
+    image("relay", 18, 4),
+    image("traffic-gateway", 23, 4),
+    image("deploy-manager", 88, 4),
+    image("worker-agent", 26, 4),
+    image("mesh", 56, 4),
+    image("worker-node", 165, 140),
 ];
 
 const fn image(name: &'static str, ceiling: u64, rest: u64) -> Image {
