@@ -1,10 +1,12 @@
-//! A worker moves: it is killed and comes back at another address and port; or its NAT changes under
-//! it. It is used again within seconds, and what was open meanwhile stays open where it can.
+//! A worker moves: it is killed and comes back at another address and port; its machine's address
+//! changes while it runs; or its NAT changes under it. It is used again within seconds, and what was
+//! open meanwhile stays open where it can.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -13,7 +15,7 @@ use integration::journeys::WORKERS;
 use integration::journeys::transfers::{download, wait_for_service};
 use integration::server::{sha256, write_noise};
 use integration::{Field, Layout, Server};
-use mesh_testkit::{Need, eventually, needs};
+use mesh_testkit::{Host, Need, eventually, needs};
 use serde_json::Value;
 
 const NEEDED: [Need; 5] = [
@@ -36,13 +38,16 @@ const FILE: usize = 80 << 20;
 const RATE: &str = "4M";
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 200);
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 201);
+const NEW_ADDR: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 77);
+const OTHER_NEW_ADDR: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 78);
+const THIRD_ADDR: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 79);
 const PORTS: RangeInclusive<u16> = 30_000..=30_999;
 const OTHER_PORTS: RangeInclusive<u16> = 41_000..=41_999;
 
-/// Waits until console and commands, by both ways, work; says how long each took.
+/// Waits until console and commands, by both ways, work; all of it within the time, counted from
+/// `since`. Says how long each took.
 #[track_caller]
-fn wait_until_used(field: &Field, worker: &str) {
-    let since = Instant::now();
+fn wait_until_used(field: &Field, worker: &str, since: Instant) {
     // Each on its own: one that works does not lend its time to another.
     let took = std::thread::scope(|scope| {
         let console = scope.spawn(|| {
@@ -70,6 +75,8 @@ fn wait_until_used(field: &Field, worker: &str) {
             .collect::<Vec<_>>()
     });
     println!("{worker}: console, command by SOCKS5 and by gRPC after {took:?}");
+    let in_time = took.iter().all(|took| *took < BACK);
+    assert!(in_time, "{worker} is used again after {took:?}");
 }
 
 #[track_caller]
@@ -78,6 +85,19 @@ fn wait_until_direct(field: &Field, worker: &str) {
         field.curl(&format!("/{worker}/"))?.ok()?;
         let path = field.path_to(worker)?;
         ensure!(path == "direct", "{path}");
+        Ok(())
+    });
+}
+
+/// Waits until worker and deploy-manager keep no path to each other warm; the gateway always does.
+#[track_caller]
+fn wait_until_idle(field: &Field, worker: &str) {
+    eventually("the deploy-manager lets it be", 2 * SOON, || {
+        let status = field.worker(worker).status()?;
+        let peers = status["peers"].as_array().context("peers")?;
+        let deployer = peers.iter().find(|peer| peer["role"] == "deployer");
+        let active = &deployer.context("the peer")?["active"];
+        ensure!(active == false, "{peers:?}");
         Ok(())
     });
 }
@@ -96,25 +116,44 @@ fn wait_until_remembered(field: &Field, worker: &str) {
     });
 }
 
-/// Killed, and started again with another address of its machine and another port.
-fn move_worker(field: &mut Field) {
+/// The machine's address is another one.
+fn change_addr(host: &Host, former: Ipv4Addr, new: Ipv4Addr) {
+    for (verb, addr) in [("del", former), ("add", new)] {
+        let words = ["addr", verb, &format!("{addr}/24"), "dev", "eth0"];
+        let ran = host.spec("ip").args(words).run(USUAL);
+        ran.expect("runs").expect_code(0);
+    }
+}
+
+fn arrived(into: &Path) -> u64 {
+    std::fs::metadata(into).map_or(0, |file| file.len())
+}
+
+#[track_caller]
+fn wait_for_more(into: &Path) {
+    let before = arrived(into);
+    eventually("the transfer goes on", SOON, || {
+        let now = arrived(into);
+        ensure!(now > before + (4 << 20), "{now} bytes after {before}");
+        Ok(())
+    });
+}
+
+/// Killed, and started again with another address of its machine and another port; says when it was
+/// started.
+fn move_worker(field: &mut Field) -> Instant {
     let mut killed = field.worker_mut(MOVER).take_child();
     killed.kill().expect("killed");
     killed.assert_log_clean(&[]);
-    let former = format!("{}/24", field.addr(MOVER));
-    for words in [
-        ["addr", "del", &former, "dev", "eth0"],
-        ["addr", "add", "10.90.0.77/24", "dev", "eth0"],
-    ] {
-        let ran = field.host(MOVER).spec("ip").args(words).run(USUAL);
-        ran.expect("runs").expect_code(0);
-    }
+    let former = field.addr(MOVER);
+    change_addr(field.host(MOVER), former, NEW_ADDR);
     let port = "wireguard.listen=0.0.0.0:41820".to_owned();
     let worker = field.worker_mut(MOVER);
     worker.add_settings(&[port]);
     let begun = Instant::now();
     worker.start();
     println!("{MOVER} was ready {:?} after its start", begun.elapsed());
+    begun
 }
 
 #[test]
@@ -134,30 +173,22 @@ fn a_worker_that_moves_is_used_again_within_seconds() {
     wait_for_service(&field, "default", INSIDE, INSIDE, server.port());
     for worker in WORKERS {
         wait_until_direct(&field, worker);
-        wait_until_used(&field, worker);
+        wait_until_used(&field, worker, Instant::now());
     }
 
     let into = field.operator().work("copy");
     let transfer = download(&field, server.port(), &into, RATE).name("transfer");
     let mut transfer = transfer.spawn().expect("starts");
-    let arrived = || std::fs::metadata(&into).map_or(0, |file| file.len());
-    let wait_for_more = || {
-        let before = arrived();
-        eventually("the transfer goes on", SOON, || {
-            let now = arrived();
-            ensure!(now > before + (4 << 20), "{now} bytes after {before}");
-            Ok(())
-        });
-    };
-    wait_for_more();
+    wait_for_more(&into);
     let connections = server.connections();
 
     // Other ports at the same address, then another address.
     for addr in [OUTSIDE, ELSEWHERE] {
+        let changed = Instant::now();
         router.map_to(addr, OTHER_PORTS).expect("rules");
-        println!("NAT changed to {addr}, {} bytes had come", arrived());
-        wait_until_used(&field, INSIDE);
-        wait_for_more();
+        println!("NAT changed to {addr}, {} bytes had come", arrived(&into));
+        wait_until_used(&field, INSIDE, changed);
+        wait_for_more(&into);
         assert!(
             router.mapped().expect("counter") > 0,
             "it still has its old mapping"
@@ -165,8 +196,8 @@ fn a_worker_that_moves_is_used_again_within_seconds() {
         assert!(transfer.is_running(), "the transfer was over before");
     }
     wait_until_remembered(&field, MOVER);
-    move_worker(&mut field);
-    wait_until_used(&field, MOVER);
+    let started = move_worker(&mut field);
+    wait_until_used(&field, MOVER, started);
 
     transfer.finish(USUAL).expect("ends").expect_code(0);
     assert_eq!(server.connections(), connections, "in one go");
@@ -174,5 +205,55 @@ fn a_worker_that_moves_is_used_again_within_seconds() {
     for worker in WORKERS {
         wait_until_direct(&field, worker);
     }
+    field.assert_logs_clean(&[]);
+}
+
+/// As a laptop does that takes its network along: the process knows nothing of it beforehand.
+#[test]
+fn a_running_worker_whose_address_changes_is_used_again_and_keeps_what_is_open() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let mut field = Field::start(Layout::Spread, None);
+    let host = field.prepare_host(INSIDE).expect("host");
+    for worker in WORKERS {
+        field.add_worker(worker, "default", &[]);
+    }
+    let source = write_noise(field.operator().work("noise"), FILE).expect("file");
+    let server = Server::start(Some(&host), INSIDE, Some(&source)).expect("server");
+    field.worker(INSIDE).publish("files", server.port());
+    wait_for_service(&field, "default", INSIDE, INSIDE, server.port());
+    for worker in WORKERS {
+        wait_until_direct(&field, worker);
+        wait_until_used(&field, worker, Instant::now());
+    }
+    let into = field.operator().work("copy");
+    let transfer = download(&field, server.port(), &into, RATE).name("transfer");
+    let mut transfer = transfer.spawn().expect("starts");
+    wait_for_more(&into);
+    let connections = server.connections();
+
+    // One that something is open through; and one that nobody uses at that moment, which must find
+    // out by itself.
+    for (worker, new) in [(INSIDE, NEW_ADDR), (MOVER, OTHER_NEW_ADDR)] {
+        let former = field.addr(worker);
+        let changed = Instant::now();
+        change_addr(field.host(worker), former, new);
+        wait_until_used(&field, worker, changed);
+        wait_for_more(&into);
+        assert!(transfer.is_running(), "the transfer was over before");
+    }
+    transfer.finish(USUAL).expect("ends").expect_code(0);
+    assert_eq!(server.connections(), connections, "in one go");
+    assert_eq!(sha256(&into).expect("sum"), sha256(&source).expect("sum"));
+    for worker in WORKERS {
+        wait_until_direct(&field, worker);
+    }
+    // And when nothing was on the way between it and who asks next, for a while.
+    wait_until_idle(&field, MOVER);
+    let changed = Instant::now();
+    change_addr(field.host(MOVER), OTHER_NEW_ADDR, THIRD_ADDR);
+    wait_until_used(&field, MOVER, changed);
+    wait_until_direct(&field, MOVER);
     field.assert_logs_clean(&[]);
 }

@@ -1,7 +1,8 @@
 //! What the driver does besides moving packets: the netmap, relays, addresses, figures.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,7 +24,8 @@ const STANDING_LINKS: usize = 3;
 const IDLE_LINK: Duration = Duration::from_secs(300);
 /// How often interfaces and relays are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-const INTERFACES: Duration = Duration::from_secs(20);
+/// A machine that moved is not found by who was quiet before it has noticed that itself.
+const INTERFACES: Duration = Duration::from_secs(1);
 /// The wall clock running ahead of the monotonic one by this much means that the machine slept.
 const SLEPT: Duration = Duration::from_secs(10);
 
@@ -128,8 +130,7 @@ impl Driver {
 
     pub(super) fn keep_house(&mut self, now: Instant) {
         let wall = SystemTime::now();
-        let passed = wall.duration_since(self.house_kept.1).unwrap_or_default();
-        let slept = passed > now.duration_since(self.house_kept.0) + SLEPT;
+        let slept = slept(self.house_kept, (now, wall));
         self.house_kept = (now, wall);
         let heard = &self.parts.shared.counters.udp_rx_bytes;
         let heard = heard.load(Ordering::Relaxed);
@@ -199,9 +200,26 @@ impl Driver {
         self.parts.device.set_local_endpoints(&found, now);
         if moved {
             tracing::debug!("addresses of this machine changed, looking for paths again");
+            self.renew_links(now);
             self.parts.device.network_changed(now);
         }
         self.report();
+    }
+
+    /// Begins connections to relays anew that came from an address which this machine has no more.
+    /// They would seem to be alive for as long as the system sends what they hold again.
+    fn renew_links(&mut self, now: Instant) {
+        let dead: Vec<RelayId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.state().local.is_some_and(|local| is_gone(local.ip())))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in dead {
+            self.links.remove(&id);
+            self.parts.device.handle_relay_down(id, now);
+            self.want_link(id, now);
+        }
     }
 
     /// Shows the figures of this moment in the status.
@@ -254,6 +272,18 @@ impl From<LinkState> for RelayFigures {
     }
 }
 
+/// Whether the machine slept between two looks at both clocks.
+fn slept(before: (Instant, SystemTime), now: (Instant, SystemTime)) -> bool {
+    let passed = now.1.duration_since(before.1).unwrap_or_default();
+    passed > now.0.duration_since(before.0) + SLEPT
+}
+
+/// Whether nothing can come from this address, as the system says.
+fn is_gone(ip: IpAddr) -> bool {
+    let bound = UdpSocket::bind((ip, 0));
+    bound.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
+}
+
 async fn resolve(servers: BTreeSet<String>) -> Vec<SocketAddr> {
     let mut addrs = Vec::new();
     for server in servers {
@@ -263,4 +293,34 @@ async fn resolve(servers: BTreeSet<String>) -> Vec<SocketAddr> {
         }
     }
     addrs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether it slept, by what passed on the monotonic and on the wall clock.
+    fn judged(monotonic: Duration, wall: Duration) -> bool {
+        let before = (Instant::now(), SystemTime::now());
+        slept(before, (before.0 + monotonic, before.1 + wall))
+    }
+
+    #[test]
+    fn a_wall_clock_that_runs_ahead_means_that_the_machine_slept() {
+        let second = Duration::from_secs(1);
+        assert!(judged(second, second + SLEPT + Duration::from_millis(1)));
+        assert!(judged(Duration::ZERO, Duration::from_secs(8 * 3600)));
+        assert!(!judged(second, second + SLEPT), "corrected by a little");
+        assert!(!judged(second, second));
+        // A driver that was not let run: both clocks went on.
+        assert!(!judged(Duration::from_secs(60), Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_back_means_nothing() {
+        let before = (Instant::now(), SystemTime::now());
+        let day = Duration::from_secs(86_400);
+        let now = (before.0 + Duration::from_secs(1), before.1 - day);
+        assert!(!slept(before, now));
+    }
 }
