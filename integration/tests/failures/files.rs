@@ -93,6 +93,14 @@ fn an_agents_damaged_files_are_named_and_a_damaged_netmap_heals_by_itself() {
         for part in [&*name, "damaged", "join again"] {
             assert!(refused.stderr.contains(part), "{part}: {}", refused.all());
         }
+        let status = agent.run(&["status", "--json"]);
+        assert_eq!(status.code, Some(1), "{}", status.all());
+        let code = if path.ends_with("node.key") {
+            "\"not-answering\""
+        } else {
+            "\"not-running\""
+        };
+        assert!(status.stdout.contains(code), "{name}: {}", status.all());
         // It was not replaced by something new: the identity would be lost.
         assert_eq!(std::fs::read(&path).expect("there"), damaged);
         std::fs::write(&path, whole).expect("written");
@@ -117,8 +125,8 @@ fn an_agents_damaged_files_are_named_and_a_damaged_netmap_heals_by_itself() {
     let running = agent.verb(&["run"]).spawn().expect("starts");
     running.wait_for_line("set aside", SOON);
     eventually("the agent says what it lacks", SOON, || {
-        let said = agent.run(&["status"]);
-        anyhow::ensure!(said.all().contains("no netmap"), "{}", said.all());
+        let said = agent.run(&["status", "--json"]);
+        anyhow::ensure!(said.stdout.contains("\"no-netmap\""), "{}", said.all());
         Ok(())
     });
     let up = without_workers(&cli);
