@@ -32,6 +32,10 @@ const MOVER: &str = WORKERS[1];
 const SOON: Duration = Duration::from_secs(30);
 /// What the acceptance gives a worker that moved.
 const BACK: Duration = Duration::from_secs(5);
+/// The same for whoever had not used it for half a minute: a path that was idle is doubted after 3 s
+/// without an answer, and a command that has not arrived is tried anew after 2 s. Two seconds to
+/// spare, since 4.2 s were measured.
+const BACK_FROM_IDLE: Duration = Duration::from_secs(7);
 /// More than all buffers on the way together.
 const FILE: usize = 80 << 20;
 /// Slow enough to be under way during all that happens to it.
@@ -44,14 +48,19 @@ const THIRD_ADDR: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 79);
 const PORTS: RangeInclusive<u16> = 30_000..=30_999;
 const OTHER_PORTS: RangeInclusive<u16> = 41_000..=41_999;
 
-/// Waits until console and commands, by both ways, work; all of it within the time, counted from
-/// `since`. Says how long each took.
+/// Waits until console and commands, by both ways, work; all of it in time, counted from `since`.
 #[track_caller]
 fn wait_until_used(field: &Field, worker: &str, since: Instant) {
+    wait_until_used_within(BACK, field, worker, since);
+}
+
+/// The same within this time. Says how long each took.
+#[track_caller]
+fn wait_until_used_within(within: Duration, field: &Field, worker: &str, since: Instant) {
     // Each on its own: one that works does not lend its time to another.
     let took = std::thread::scope(|scope| {
         let console = scope.spawn(|| {
-            eventually("its console answers", BACK, || {
+            eventually("its console answers", within, || {
                 let curl = field.client_curl().within(Duration::from_secs(2));
                 curl.get(field.url(&format!("/{worker}/")))?.ok()
             });
@@ -59,7 +68,7 @@ fn wait_until_used(field: &Field, worker: &str, since: Instant) {
         });
         let execs = ["socks", "grpc"].map(|via| {
             scope.spawn(move || {
-                eventually(&format!("commands run by {via}"), BACK, || {
+                eventually(&format!("commands run by {via}"), within, || {
                     let words = ["--via", via, "--timeout", "2s", "exec", "uname -n", worker];
                     let ran = field.operator().deploy(&words).success()?;
                     ensure!(ran.stdout.trim() == worker, "{}", ran.all());
@@ -75,7 +84,7 @@ fn wait_until_used(field: &Field, worker: &str, since: Instant) {
             .collect::<Vec<_>>()
     });
     println!("{worker}: console, command by SOCKS5 and by gRPC after {took:?}");
-    let in_time = took.iter().all(|took| *took < BACK);
+    let in_time = took.iter().all(|took| *took < within);
     assert!(in_time, "{worker} is used again after {took:?}");
 }
 
@@ -253,7 +262,7 @@ fn a_running_worker_whose_address_changes_is_used_again_and_keeps_what_is_open()
     wait_until_idle(&field, MOVER);
     let changed = Instant::now();
     change_addr(field.host(MOVER), OTHER_NEW_ADDR, THIRD_ADDR);
-    wait_until_used(&field, MOVER, changed);
+    wait_until_used_within(BACK_FROM_IDLE, &field, MOVER, changed);
     wait_until_direct(&field, MOVER);
     field.assert_logs_clean(&[]);
 }
