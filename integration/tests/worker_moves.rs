@@ -111,6 +111,22 @@ fn wait_until_idle(field: &Field, worker: &str) {
     });
 }
 
+/// Waits until the worker's connection to its relay comes from this address.
+#[track_caller]
+fn wait_until_relayed_from(field: &Field, worker: &str, addr: Ipv4Addr, since: Instant) {
+    eventually("the relay is asked from the new address", BACK, || {
+        let status = field.worker(worker).status()?;
+        let relay = &status["relays"][0];
+        let local = relay["local_addr"].as_str().unwrap_or_default();
+        let is_new = local.starts_with(&format!("{addr}:"));
+        ensure!(is_new && relay["connected"] == true, "{relay}");
+        Ok(())
+    });
+    let took = since.elapsed();
+    println!("{worker}: its relay from {addr} after {took:?}");
+    assert!(took < BACK, "{took:?}");
+}
+
 /// Waits until a worker's file names those that use it, to be greeted after a start.
 #[track_caller]
 fn wait_until_remembered(field: &Field, worker: &str) {
@@ -248,6 +264,7 @@ fn a_running_worker_whose_address_changes_is_used_again_and_keeps_what_is_open()
         let former = field.addr(worker);
         let changed = Instant::now();
         change_addr(field.host(worker), former, new);
+        wait_until_relayed_from(&field, worker, new, changed);
         wait_until_used(&field, worker, changed);
         wait_for_more(&into);
         assert!(transfer.is_running(), "the transfer was over before");

@@ -26,6 +26,7 @@ mod udp;
 mod upkeep;
 
 use derp::{Inbox, Item, Link};
+use endpoints::Interfaces;
 use udp::ReadBuffers;
 pub(crate) use udp::UdpPort;
 
@@ -83,6 +84,9 @@ pub(crate) struct Driver {
     /// Bytes received by UDP when housekeeping last looked, and when they last rose.
     udp_heard: (u64, Option<SystemTime>),
     interfaces: Instant,
+    /// The machine's addresses when they were last looked at.
+    own: Interfaces,
+    /// What of them was offered to peers.
     local: Vec<SocketAddr>,
     snapshot_at: Option<Instant>,
     snapshot_done: Instant,
@@ -117,6 +121,7 @@ impl Driver {
             house_kept: (now, SystemTime::now()),
             udp_heard: (0, None),
             interfaces: now,
+            own: Interfaces::default(),
             local: Vec::new(),
             snapshot_at: Some(now),
             snapshot_done: now,

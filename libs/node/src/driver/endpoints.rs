@@ -8,27 +8,48 @@ use mesh_types::OverlayAddrs;
 /// Most addresses offered.
 const MOST: usize = 16;
 
-/// The machine's own addresses, up and configured; not those of an overlay, this one or another
-/// that has a TUN device here: a tunnel inside a tunnel helps nobody, and crosses networks.
-pub(super) fn interface_addrs() -> Vec<IpAddr> {
-    let Ok(list) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    list.filter(|interface| {
-        interface
-            .flags
-            .contains(nix::net::if_::InterfaceFlags::IFF_UP)
-    })
-    .filter(|interface| !is_overlay(interface))
-    .filter_map(|interface| {
-        let addr = interface.address?;
-        if let Some(v4) = addr.as_sockaddr_in() {
-            Some(IpAddr::V4(v4.ip()))
-        } else {
-            addr.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
+/// The machine's addresses, up and configured.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Interfaces {
+    /// Of all of them.
+    pub(super) all: Vec<IpAddr>,
+    /// Without those of an overlay, this one or another that has a TUN device here: a tunnel inside
+    /// a tunnel helps nobody, and crosses networks.
+    pub(super) outside: Vec<IpAddr>,
+}
+
+impl Interfaces {
+    /// As the system tells them; `None` when it does not, as for want of descriptors, which says
+    /// nothing of them.
+    pub(super) fn read() -> Option<Self> {
+        let mut read = Self::default();
+        for interface in nix::ifaddrs::getifaddrs().ok()? {
+            if !interface
+                .flags
+                .contains(nix::net::if_::InterfaceFlags::IFF_UP)
+            {
+                continue;
+            }
+            let Some(addr) = interface.address.as_ref() else {
+                continue;
+            };
+            let ip = match (addr.as_sockaddr_in(), addr.as_sockaddr_in6()) {
+                (Some(v4), _) => IpAddr::V4(v4.ip()),
+                (None, Some(v6)) => IpAddr::V6(v6.ip()),
+                (None, None) => continue,
+            };
+            read.all.push(ip);
+            if !is_overlay(&interface) {
+                read.outside.push(ip);
+            }
         }
-    })
-    .collect()
+        Some(read)
+    }
+
+    /// Whether this address was the machine's before and is no more.
+    pub(super) fn has_lost(&self, before: &Self, ip: IpAddr) -> bool {
+        before.all.contains(&ip) && !self.all.contains(&ip)
+    }
 }
 
 /// Whether it is a TUN device's address that stands for this machine alone (/32, /128), as an
@@ -115,6 +136,34 @@ mod tests {
         let bound = sockets(&["0.0.0.0:7000", "[::]:7001"]);
         let expected = sockets(&["192.168.1.5:7000", "[2001:db8::5]:7001"]);
         assert_eq!(candidates(&bound, &interfaces, &[], None), expected);
+    }
+
+    #[test]
+    fn an_address_is_lost_when_it_was_there_before() {
+        let of = |all: &[&str]| Interfaces {
+            all: ips(all),
+            outside: Vec::new(),
+        };
+        let (before, now) = (
+            of(&["127.0.0.1", "10.0.0.1"]),
+            of(&["127.0.0.1", "10.0.0.2"]),
+        );
+        let lost = |ip: &str| now.has_lost(&before, ip.parse().expect("an address"));
+        assert!(lost("10.0.0.1"));
+        assert!(!lost("127.0.0.1") && !lost("10.0.0.2"));
+        assert!(
+            !lost("192.0.2.1"),
+            "never on an interface, so nothing is known of it"
+        );
+    }
+
+    #[test]
+    fn this_machine_has_loopback() {
+        let read = Interfaces::read().expect("the system tells");
+        assert!(
+            read.all.contains(&std::net::Ipv4Addr::LOCALHOST.into()),
+            "{read:?}"
+        );
     }
 
     #[test]

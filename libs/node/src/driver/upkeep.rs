@@ -1,8 +1,7 @@
 //! What the driver does besides moving packets: the netmap, relays, addresses, figures.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_types::RelayId;
 
 use super::derp::{Link, LinkState};
+use super::endpoints::Interfaces;
 use super::home;
 use super::{Driver, UdpPort, endpoints};
 use crate::directory::Directory;
@@ -182,25 +182,32 @@ impl Driver {
     }
 
     fn look_at_interfaces(&mut self, now: Instant) {
+        let Some(interfaces) = Interfaces::read() else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.own, interfaces);
+        if self.own != before {
+            self.renew_links(&before, now);
+        }
         if self.parts.shared.relay_mode == RelayMode::Only {
             return;
         }
         let bound: Vec<SocketAddr> = self.parts.ports.iter().map(UdpPort::local).collect();
         let found = endpoints::candidates(
             &bound,
-            &endpoints::interface_addrs(),
+            &self.own.outside,
             &self.parts.shared.extra_endpoints,
             self.parts.stack.addrs(),
         );
         if found == self.local {
             return;
         }
-        let moved = !self.local.is_empty();
+        // One more, as of a bridge for containers, leaves the paths that there are as they are.
+        let moved = self.local.iter().any(|addr| !found.contains(addr));
         self.local.clone_from(&found);
         self.parts.device.set_local_endpoints(&found, now);
         if moved {
             tracing::debug!("addresses of this machine changed, looking for paths again");
-            self.renew_links(now);
             self.parts.device.network_changed(now);
         }
         self.report();
@@ -208,11 +215,12 @@ impl Driver {
 
     /// Begins connections to relays anew that came from an address which this machine has no more.
     /// They would seem to be alive for as long as the system sends what they hold again.
-    fn renew_links(&mut self, now: Instant) {
+    fn renew_links(&mut self, before: &Interfaces, now: Instant) {
+        let lost = |local: SocketAddr| self.own.has_lost(before, local.ip());
         let dead: Vec<RelayId> = self
             .links
             .iter()
-            .filter(|(_, link)| link.state().local.is_some_and(|local| is_gone(local.ip())))
+            .filter(|(_, link)| link.state().local.is_some_and(lost))
             .map(|(id, _)| *id)
             .collect();
         for id in dead {
@@ -276,12 +284,6 @@ impl From<LinkState> for RelayFigures {
 fn slept(before: (Instant, SystemTime), now: (Instant, SystemTime)) -> bool {
     let passed = now.1.duration_since(before.1).unwrap_or_default();
     passed > now.0.duration_since(before.0) + SLEPT
-}
-
-/// Whether nothing can come from this address, as the system says.
-fn is_gone(ip: IpAddr) -> bool {
-    let bound = UdpSocket::bind((ip, 0));
-    bound.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }
 
 async fn resolve(servers: BTreeSet<String>) -> Vec<SocketAddr> {
