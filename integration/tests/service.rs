@@ -224,14 +224,11 @@ fn every_role_is_installed_into_an_image_understood_by_systemd_and_gone_again() 
     for (name, text) in ACCOUNTS {
         assert_eq!(image.read(&format!("etc/{name}")), text, "{name}");
     }
-    for dir in [
-        "etc/credstore",
-        "etc/mesh",
-        "etc/sysusers.d",
-        "var/lib/mesh",
-    ] {
+    for dir in ["etc/mesh", "etc/sysusers.d", "var/lib/mesh"] {
         assert!(!path.join(dir).exists(), "{dir} is empty and still there");
     }
+    // Newer versions of systemd make it, so it is not ours to take.
+    assert!(path.join("etc/credstore").exists());
 }
 
 #[test]
@@ -277,12 +274,16 @@ fn users_and_groups_that_somebody_else_made_or_needs_stay() {
         let install = ["install", role, "--bin-dir", &bin_dir];
         image.service(&install).expect_code(0);
     }
-    // The administrator's own unit, and somebody who may read what the gateway wrote.
-    let own = "etc/systemd/system/report.service";
-    image.add(own, "[Service]\nUser=mesh-coordinator\n");
+    // Somebody who may read what the gateway wrote, and one whose only group is the manager's.
     let group = image.read("etc/group");
     let line = group.lines().find(|line| line.starts_with("mesh-gateway:"));
     let line = line.expect("the gateway's group");
+    let manager = group
+        .lines()
+        .find_map(|line| line.strip_prefix("mesh-deploy:x:"));
+    let id = manager.expect("the manager's group").trim_end_matches(':');
+    let guest = format!("guest:x:1500:{id}:A guest:/srv:/bin/sh\n");
+    image.add("etc/passwd", &guest);
     let group = group.replace(line, &format!("{line}root"));
     fs::write(image.path().join("etc/group"), group).expect("written");
 
@@ -291,9 +292,12 @@ fn users_and_groups_that_somebody_else_made_or_needs_stay() {
             "relay",
             "kept the user mesh-relay, which mesh service did not make",
         ),
-        ("coordinator", "report.service runs as it"),
+        ("coordinator", "removed the group mesh-coordinator"),
         ("traffic-gateway", "removed the user mesh-gateway"),
-        ("deploy-manager", "removed the group mesh-deploy"),
+        (
+            "deploy-manager",
+            "kept the group mesh-deploy, which is the first group of: guest",
+        ),
         ("worker-agent", "removed the group mesh-agent"),
     ] {
         let told = image.purge(role);
@@ -301,11 +305,96 @@ fn users_and_groups_that_somebody_else_made_or_needs_stay() {
     }
     let passwd = image.read("etc/passwd");
     assert!(passwd.contains(relay), "{passwd}");
-    assert!(passwd.contains("mesh-coordinator:"), "{passwd}");
+    assert!(passwd.contains(&guest), "{passwd}");
     let groups = image.read("etc/group");
     assert!(groups.contains("mesh-gateway:"), "{groups}");
     assert!(groups.contains("mesh-relay:"), "{groups}");
-    for user in ["mesh-gateway", "mesh-deploy", "mesh-agent"] {
+    assert!(groups.contains("mesh-deploy:"), "{groups}");
+    for user in [
+        "mesh-coordinator",
+        "mesh-gateway",
+        "mesh-deploy",
+        "mesh-agent",
+    ] {
         assert!(!passwd.contains(user), "{passwd}");
     }
+}
+
+#[test]
+fn nothing_of_a_role_goes_while_something_else_runs_as_its_user() {
+    if !needs(&NEEDED) {
+        return;
+    }
+    let image = Image::new();
+    let bin_dir = format!("/{BIN}");
+    let install = ["install", "coordinator", "--bin-dir", &bin_dir];
+    image.service(&install).expect_code(0);
+    // A drop-in of the role's own unit is nobody else's.
+    let drop_ins = "etc/systemd/system/mesh-coordinator.service.d";
+    fs::create_dir_all(image.path().join(drop_ins)).expect("made");
+    let drop_in = format!("{drop_ins}/own.conf");
+    image.add(&drop_in, "[Service]\nUser=mesh-coordinator\n");
+    // Nor are links to that unit, such as on a machine lead to it from the target that wants it.
+    let unit = image
+        .path()
+        .join("etc/systemd/system/mesh-coordinator.service");
+    for link in ["alias.service", "own.target.wants/mesh-coordinator.service"] {
+        let link = image.path().join("etc/systemd/system").join(link);
+        fs::create_dir_all(link.parent().expect("a parent")).expect("made");
+        std::os::unix::fs::symlink(&unit, link).expect("linked");
+    }
+    let state = "var/lib/mesh/coordinator";
+    fs::create_dir_all(image.path().join(state)).expect("made");
+    image.add(&format!("{state}/ca.key"), "secret");
+    let passwd = image.read("etc/passwd");
+    let line = passwd
+        .lines()
+        .find_map(|line| line.strip_prefix("mesh-coordinator:x:"));
+    let id = line.and_then(|line| line.split(':').next());
+    let id = id.expect("a user").to_owned();
+
+    // Once as it is installed, once when only what an uninstallation keeps is left.
+    for is_installed in [true, false] {
+        for (path, text, told) in [
+            (
+                "etc/systemd/system/report.service",
+                "[Service]\nUser = mesh-coordinator\n".to_owned(),
+                "etc/systemd/system/report.service runs with",
+            ),
+            (
+                "run/systemd/system/report.service",
+                format!("[Service]\nUser={id}\n"),
+                "run/systemd/system/report.service runs with",
+            ),
+            (
+                "etc/systemd/system/report.service.d/group.conf",
+                "[Service]\nSupplementaryGroups=adm mesh-coordinator\n".to_owned(),
+                "report.service.d/group.conf runs with",
+            ),
+            (
+                "proc/4711/status",
+                format!("Name:\tcoordinator\nUid:\t{id}\t{id}\t{id}\t{id}\n"),
+                "run as the user mesh-coordinator: 4711 (coordinator)",
+            ),
+        ] {
+            let file = image.path().join(path);
+            fs::create_dir_all(file.parent().expect("a parent")).expect("made");
+            image.add(path, &text);
+            let before = files(image.path());
+            let refused = image.service(&["uninstall", "coordinator", "--purge"]);
+            assert_eq!(refused.code, Some(1), "{path}: {}", refused.all());
+            assert!(refused.stderr.contains(told), "{}", refused.all());
+            assert_eq!(files(image.path()), before, "{path}");
+            assert_eq!(image.read("etc/passwd"), passwd, "{path}");
+            fs::remove_file(&file).expect("removed");
+        }
+        if is_installed {
+            let kept = image.service(&["uninstall", "coordinator"]);
+            kept.expect_code(0);
+        }
+    }
+    let told = image.purge("coordinator");
+    assert!(told.contains("removed the user mesh-coordinator"), "{told}");
+    assert!(!image.path().join(state).exists(), "the state is there");
+    assert!(!image.read(&drop_in).is_empty(), "the drop-in is gone");
 }

@@ -47,7 +47,8 @@ pub(super) fn check(
     debian.sh(&format!(
         "for it in {ASIDE}/*; do rm {BIN}/${{it##*/}}; done"
     ))?;
-    debian.expect_as(before, &ADMINISTRATORS)
+    let [administrators] = ADMINISTRATORS;
+    debian.expect_as(before, &[administrators, "/etc/credstore"])
 }
 
 fn programs() -> impl Iterator<Item = &'static str> {
@@ -142,9 +143,10 @@ fn purge(debian: &Debian<'_>) -> Result<()> {
     debian.sh("systemd-run --quiet --unit=needy --uid=mesh-relay sleep infinity")?;
     let (code, said) = debian.ran("mesh service uninstall relay --purge")?;
     ensure!(
-        code == Some(1) && said.contains("the user mesh-relay is left; end what runs as it"),
+        code == Some(1) && said.contains("processes run as the user mesh-relay: "),
         "a user that is needed: {code:?}: {said}"
     );
+    debian.sh("test -f /etc/mesh/relay.toml && test -d /var/lib/mesh/relay")?;
     debian.sh("systemctl stop needy")?;
     for program in programs() {
         let said = debian.sh(&format!("mesh service uninstall {program} --purge"))?;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::units::{Places, Unit};
-use super::users::remove_user;
+use super::users::{processes_of_user, remove_user, unit_that_uses};
 use super::{Shown, check_machine, remove, run_quietly};
 use crate::args::ServiceUninstall;
 
@@ -30,6 +30,9 @@ pub(super) fn uninstall(args: &ServiceUninstall) -> Result<()> {
         unit.name(),
         path.display()
     );
+    if args.purge {
+        expect_unused(&places, unit)?;
+    }
     remove_unit(&places, unit)?;
     if args.purge {
         purge(&places, unit)
@@ -45,6 +48,32 @@ pub(super) fn uninstall(args: &ServiceUninstall) -> Result<()> {
         );
         Ok(())
     }
+}
+
+/// Before anything goes: what somebody else runs as the role's user may be the role itself, on the
+/// state that a purge removes.
+fn expect_unused(places: &Places, unit: &Unit) -> Result<()> {
+    let (name, user) = (unit.name(), unit.account().user());
+    let again = format!("mesh service uninstall {} --purge", unit.program);
+    if let Some(path) = unit_that_uses(places, unit)? {
+        bail!(
+            "nothing was removed: {} runs with the user or group {user}; give it another, or stop \
+             it and remove the file, then run this again: {again}",
+            path.display()
+        );
+    }
+    if places.is_system() && places.unit(unit).is_file() {
+        run_quietly(Command::new("systemctl").args(["stop", &name]))?;
+        eprintln!("stopped {name}");
+    }
+    let processes = processes_of_user(places, user)?;
+    ensure!(
+        processes.is_empty(),
+        "nothing was removed: processes run as the user {user}: {}; end them (systemctl status PID \
+         tells what started one), then run this again: {again}",
+        processes.join(", ")
+    );
+    Ok(())
 }
 
 /// Stops it, and takes away everything that makes systemd start it.
@@ -89,8 +118,9 @@ fn purge(places: &Places, unit: &Unit) -> Result<()> {
     remove_user(places, unit)?;
     let sysusers = places.sysusers(unit);
     remove(&sysusers)?;
-    // The last role takes along what all of them share.
-    for shared in [&config, &state, &sysusers, &places.credential("any")] {
+    // The last role takes along what all of them share, but for /etc/credstore, which newer versions
+    // of systemd make at boot.
+    for shared in [&config, &state, &sysusers] {
         remove_if_empty(shared.parent());
     }
     Ok(())

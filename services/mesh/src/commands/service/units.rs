@@ -167,9 +167,10 @@ impl Places {
     }
 
     /// Where every unit is that somebody could have written or installed.
-    pub(super) fn unit_directories(&self) -> [PathBuf; 4] {
+    pub(super) fn unit_directories(&self) -> [PathBuf; 5] {
         [
             "/etc/systemd/system",
+            "/run/systemd/system",
             "/usr/local/lib/systemd/system",
             "/usr/lib/systemd/system",
             "/lib/systemd/system",
@@ -180,6 +181,11 @@ impl Places {
     /// The machine's own users, or its groups.
     pub(super) fn accounts(&self, database: &str) -> PathBuf {
         self.at("/etc").join(database)
+    }
+
+    /// What runs there now; an image as a rule has nothing below it.
+    pub(super) fn processes(&self) -> PathBuf {
+        self.at("/proc")
     }
 
     /// It is there from `install` until the role is purged.

@@ -1,5 +1,6 @@
 //! The users that roles run as: systemd-sysusers makes them, purging a role removes its own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -60,13 +61,6 @@ pub(super) fn remove_user(places: &Places, unit: &Unit) -> Result<()> {
             eprintln!("kept the user {user}, which mesh service did not make");
             return Ok(());
         }
-        if let Some(path) = unit_that_runs_as(places, user) {
-            eprintln!(
-                "kept the user {user}: {} runs as it; when it no longer does: userdel {user}",
-                path.display()
-            );
-            return Ok(());
-        }
         delete(places, "userdel", user).with_context(|| {
             format!(
                 "the user {user} is left; end what runs as it (ps -u {user}), then run this again: \
@@ -89,6 +83,12 @@ fn remove_group(places: &Places, group: &str) -> Result<()> {
         eprintln!("kept the group {group}, which has members: {members}");
         return Ok(());
     }
+    let of_users = users_with_group(&places.accounts("passwd"), id_of(&line))?;
+    if !of_users.is_empty() {
+        let users = of_users.join(",");
+        eprintln!("kept the group {group}, which is the first group of: {users}");
+        return Ok(());
+    }
     delete(places, "groupdel", group)?;
     eprintln!("removed the group {group}");
     Ok(())
@@ -102,37 +102,121 @@ fn delete(places: &Places, program: &str, name: &str) -> Result<()> {
     run_quietly(command.arg(name))
 }
 
-/// The line about `name` in a file such as /etc/passwd.
-fn entry(path: &Path, name: &str) -> Result<Option<String>> {
+/// The lines of a file such as /etc/passwd; an image may have none.
+fn lines(path: &Path) -> Result<Vec<String>> {
     if !path.exists() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let line = text
-        .lines()
-        .find(|line| line.split(':').next() == Some(name));
-    Ok(line.map(str::to_owned))
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// A unit, or a drop-in of one, that has this user: another role's, or the administrator's own.
-fn unit_that_runs_as(places: &Places, user: &str) -> Option<PathBuf> {
-    let wanted = format!("User={user}");
+/// The line about `name` in a file such as /etc/passwd.
+fn entry(path: &Path, name: &str) -> Result<Option<String>> {
+    let mut lines = lines(path)?.into_iter();
+    Ok(lines.find(|line| line.split(':').next() == Some(name)))
+}
+
+/// The number in a line of /etc/passwd or /etc/group; without one it is like nobody's.
+fn id_of(line: &str) -> &str {
+    line.split(':').nth(2).unwrap_or_default()
+}
+
+/// Who has this group as the first of theirs, which /etc/group does not tell.
+fn users_with_group(passwd: &Path, group_id: &str) -> Result<Vec<String>> {
+    let mut users = lines(passwd)?;
+    users.retain(|line| line.split(':').nth(3) == Some(group_id));
+    for user in &mut users {
+        user.truncate(user.find(':').unwrap_or(user.len()));
+    }
+    Ok(users)
+}
+
+/// A unit, or a drop-in of one, that has the user or group of this role and is not this role's own:
+/// another role's, or the administrator's.
+pub(super) fn unit_that_uses(places: &Places, unit: &Unit) -> Result<Option<PathBuf>> {
+    let name = unit.account().user;
+    let user = entry(&places.accounts("passwd"), name)?.unwrap_or_default();
+    let group = entry(&places.accounts("group"), name)?.unwrap_or_default();
+    let own = fs::canonicalize(places.unit(unit)).ok();
+    let own_drop_ins = format!("{}.d", unit.name());
     let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in places.unit_directories().iter().flat_map(|dir| below(dir)) {
         let path = entry.path();
-        // Directories of drop-ins are flat.
-        paths.extend(below(&path).map(|drop_in| drop_in.path()));
-        paths.push(path);
+        match path.extension().and_then(OsStr::to_str) {
+            Some("service") => {
+                // By another name, too; what is kept of a role has no unit of its own.
+                let is_own = own.is_some() && fs::canonicalize(&path).ok() == own;
+                paths.extend((!is_own).then_some(path));
+            }
+            // Directories of drop-ins are flat.
+            Some("d") if entry.file_name() != own_drop_ins.as_str() => {
+                let drop_ins = below(&path).map(|drop_in| drop_in.path());
+                paths.extend(drop_ins.filter(|path| path.extension() == Some("conf".as_ref())));
+            }
+            _ => {}
+        }
     }
-    paths.into_iter().find(|path| {
-        let is_read = path
-            .extension()
-            .is_some_and(|end| end == "service" || end == "conf");
-        is_read
-            && fs::read_to_string(path)
-                .is_ok_and(|text| text.lines().any(|line| line.trim() == wanted))
+    Ok(paths.into_iter().find(|path| {
+        fs::read_to_string(path)
+            .is_ok_and(|text| is_used_by(&text, name, id_of(&user), id_of(&group)))
+    }))
+}
+
+/// Whether a unit has the user, or the group of the same name, by its name or number.
+fn is_used_by(unit: &str, name: &str, user_id: &str, group_id: &str) -> bool {
+    let unit = unit.replace("\\\n", " ");
+    let mut settings = unit.lines().filter_map(|line| line.split_once('='));
+    settings.any(|(key, value)| {
+        let id = match key.trim() {
+            "User" => user_id,
+            "Group" | "SupplementaryGroups" => group_id,
+            _ => return false,
+        };
+        value
+            .split_whitespace()
+            .any(|word| word == name || word == id)
     })
+}
+
+/// What runs as this user, such as `4711 (coordinator)`.
+pub(super) fn processes_of_user(places: &Places, user: &str) -> Result<Vec<String>> {
+    match entry(&places.accounts("passwd"), user)? {
+        Some(line) => processes(&places.processes(), id_of(&line)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// By any of the four user ids that a process has.
+fn processes(dir: &Path, user_id: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    if !dir.exists() {
+        return Ok(found);
+    }
+    let entries = fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("read {}", dir.display()))?;
+        let Some(id) = entry
+            .file_name()
+            .to_str()
+            .and_then(|id| id.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // One that ended meanwhile has none.
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else {
+            continue;
+        };
+        let value = |key: &str| {
+            let found = status.lines().find_map(|line| line.strip_prefix(key));
+            found.unwrap_or_default().trim()
+        };
+        if value("Uid:").split_whitespace().any(|id| id == user_id) {
+            found.push(format!("{id} ({})", value("Name:")));
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -163,5 +247,71 @@ mod tests {
         let users: std::collections::BTreeSet<_> =
             Unit::all().iter().map(|unit| unit.account().user).collect();
         assert_eq!(users.len(), Unit::all().len());
+    }
+
+    #[test]
+    fn a_unit_uses_a_user_by_name_or_number_and_by_its_group() {
+        let is_used = |unit: &str| is_used_by(unit, "mesh-relay", "997", "996");
+        for unit in [
+            "[Service]\nUser=mesh-relay\n",
+            " User = mesh-relay ",
+            "User=997",
+            "Group=mesh-relay",
+            "Group = 996",
+            "SupplementaryGroups=adm mesh-relay",
+            "SupplementaryGroups=adm \\\n  996 \\\n  www-data",
+        ] {
+            assert!(is_used(unit), "{unit}");
+        }
+        for unit in [
+            "",
+            "User=",
+            "User=mesh-relay-2",
+            "User=996",
+            "Group=997",
+            "# User=mesh-relay",
+            "Description=User mesh-relay",
+            "Environment=User=mesh-relay",
+        ] {
+            assert!(!is_used(unit), "{unit}");
+        }
+        // Where there is no such user, an empty setting is still nobody.
+        assert!(!is_used_by("User=\nGroup=", "mesh-relay", "", ""));
+    }
+
+    #[test]
+    fn processes_are_found_by_any_of_their_user_ids() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, status) in [
+            ("17", "Name:\trelay\nUid:\t997\t997\t997\t997\n"),
+            ("18", "Name:\tsu\nUid:\t0\t0\t997\t0\n"),
+            ("19", "Name:\tinit\nUid:\t0\t0\t0\t0\nGid:\t997\n"),
+            ("self", "Name:\trelay\nUid:\t997\t997\t997\t997\n"),
+        ] {
+            let process = dir.path().join(name);
+            fs::create_dir(&process).expect("made");
+            fs::write(process.join("status"), status).expect("written");
+        }
+        // It ended while one looked.
+        fs::create_dir(dir.path().join("20")).expect("made");
+        let mut found = processes(dir.path(), "997").expect("read");
+        found.sort();
+        assert_eq!(found, ["17 (relay)", "18 (su)"]);
+
+        let this = nix::unistd::geteuid().to_string();
+        let found = processes(Path::new("/proc"), &this).expect("read");
+        let own = format!("{} (", std::process::id());
+        assert!(found.iter().any(|one| one.starts_with(&own)), "{found:?}");
+    }
+
+    #[test]
+    fn a_group_is_known_by_those_who_have_it_as_their_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let passwd = dir.path().join("passwd");
+        let guest = "guest:x:1000:998::/:/bin/sh";
+        fs::write(&passwd, format!("root:x:0:0:::\n{MADE}\n{guest}\n")).expect("written");
+        let users = users_with_group(&passwd, "998").expect("read");
+        assert_eq!(users, ["mesh-relay", "guest"]);
+        assert!(users_with_group(&passwd, "1000").expect("read").is_empty());
     }
 }
