@@ -15,6 +15,17 @@ use crate::binaries::binary;
 /// How long a command may take that is not expected to.
 pub const USUAL: Duration = Duration::from_secs(60);
 
+/// The name of the log of `mesh` with these arguments: `mesh-shown` when it is asked to show a secret,
+/// since all other logs are searched for secrets.
+pub(crate) fn log_name_of_mesh(args: &[&str]) -> &'static str {
+    let asks = |verb: [&str; 2]| args.windows(2).any(|words| words == verb);
+    if asks(["token", "create"]) || asks(["node", "permit"]) {
+        "mesh-shown"
+    } else {
+        "mesh"
+    }
+}
+
 /// A person at a machine: folders for configuration and data, a host, a user.
 #[derive(Debug, Clone)]
 pub struct Cli {
@@ -137,13 +148,10 @@ impl Cli {
         self.spec(reachable(&binary(name)))
     }
 
-    /// `mesh` with these arguments. Its log is named `mesh-shown` when it is asked to show a secret:
-    /// all other logs are searched for secrets.
+    /// `mesh` with these arguments.
     pub fn mesh_spec(&self, args: &[&str]) -> Spec {
-        let asks = |verb: [&str; 2]| args.windows(2).any(|words| words == verb);
-        let shows = asks(["token", "create"]) || asks(["node", "permit"]);
         let spec = self.product("mesh").args(args);
-        spec.name(if shows { "mesh-shown" } else { "mesh" })
+        spec.name(log_name_of_mesh(args))
     }
 
     /// Runs `mesh` with these arguments to its end.

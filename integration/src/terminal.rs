@@ -11,7 +11,8 @@ use mesh_testkit::{Child, Finished, Host, Spec, TestUser};
 use tempfile::TempDir;
 
 use crate::binaries::binary;
-use crate::cli::reachable;
+
+use crate::cli::{log_name_of_mesh, reachable};
 
 /// Every program of the product.
 pub const PROGRAMS: [&str; 7] = [
@@ -110,11 +111,11 @@ impl Terminal {
     pub fn run_with(&self, line: &str, typed: &str, within: Duration) -> Finished {
         // Under the program's name, by which the search for secrets in logs knows whose output it
         // is: `mesh token create` is there to show one.
-        let program = line.split_whitespace().next();
-        let name = PROGRAMS.iter().find(|name| Some(**name) == program);
-        let spec = match name {
-            Some(name) => self.shell(name),
-            None => self.shell(&self.everything()),
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let spec = match words.split_first() {
+            Some((&"mesh", args)) => self.shell(log_name_of_mesh(args)),
+            Some((name, _)) if PROGRAMS.contains(name) => self.shell(name),
+            _ => self.shell(&self.everything()),
         };
         let spec = spec.args(["-c", line]).stdin(typed);
         spec.run(within)

@@ -214,17 +214,18 @@ impl Site {
     }
 
     /// Waits until as many beginnings as ends of outages of `subject` are events, this many at
-    /// least.
-    fn outages_are_events(&self, subject: &str, least: usize) {
-        let told = |events: &str, turn: &str| {
-            let told = format!("  {subject}-{turn}  {subject}  ");
-            events.lines().filter(|line| line.contains(&told)).count()
+    /// least. `mesh events` shows the newest thousand only, and more happen here.
+    fn outages_are_events(&self, subject: &str, least: u32) {
+        let told = |turn: &str| -> anyhow::Result<u32> {
+            let kind = format!("{subject}-{turn}");
+            let of = format!("kind = '{kind}' AND subject = '{subject}'");
+            Ok(self
+                .psql(&format!("SELECT count(*) FROM event WHERE {of}"))?
+                .parse()?)
         };
         eventually("the outages are events", SOON, || {
-            let events = self.field.operator().mesh(&["events", "-n", "1000"]);
-            let events = events.success()?.stdout;
-            let (down, up) = (told(&events, "down"), told(&events, "up"));
-            anyhow::ensure!(down >= least && down == up, "{events}");
+            let (down, up) = (told("down")?, told("up")?);
+            anyhow::ensure!(down >= least && down == up, "{down} and {up}");
             Ok(())
         });
     }
