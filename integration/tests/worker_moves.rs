@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -32,10 +32,6 @@ const MOVER: &str = WORKERS[1];
 const SOON: Duration = Duration::from_secs(30);
 /// What the acceptance gives a worker that moved.
 const BACK: Duration = Duration::from_secs(5);
-/// The same for whoever had not used it for half a minute: a path that was idle is doubted after 3 s
-/// without an answer, and a command that has not arrived is tried anew after 2 s. Two seconds to
-/// spare, since 4.2 s were measured.
-const BACK_FROM_IDLE: Duration = Duration::from_secs(7);
 /// More than all buffers on the way together.
 const FILE: usize = 80 << 20;
 /// Slow enough to be under way during all that happens to it.
@@ -49,18 +45,13 @@ const PORTS: RangeInclusive<u16> = 30_000..=30_999;
 const OTHER_PORTS: RangeInclusive<u16> = 41_000..=41_999;
 
 /// Waits until console and commands, by both ways, work; all of it in time, counted from `since`.
+/// Says how long each took.
 #[track_caller]
 fn wait_until_used(field: &Field, worker: &str, since: Instant) {
-    wait_until_used_within(BACK, field, worker, since);
-}
-
-/// The same within this time. Says how long each took.
-#[track_caller]
-fn wait_until_used_within(within: Duration, field: &Field, worker: &str, since: Instant) {
     // Each on its own: one that works does not lend its time to another.
     let took = std::thread::scope(|scope| {
         let console = scope.spawn(|| {
-            eventually("its console answers", within, || {
+            eventually("its console answers", BACK, || {
                 let curl = field.client_curl().within(Duration::from_secs(2));
                 curl.get(field.url(&format!("/{worker}/")))?.ok()
             });
@@ -68,7 +59,7 @@ fn wait_until_used_within(within: Duration, field: &Field, worker: &str, since: 
         });
         let execs = ["socks", "grpc"].map(|via| {
             scope.spawn(move || {
-                eventually(&format!("commands run by {via}"), within, || {
+                eventually(&format!("commands run by {via}"), BACK, || {
                     let words = ["--via", via, "--timeout", "2s", "exec", "uname -n", worker];
                     let ran = field.operator().deploy(&words).success()?;
                     ensure!(ran.stdout.trim() == worker, "{}", ran.all());
@@ -84,7 +75,7 @@ fn wait_until_used_within(within: Duration, field: &Field, worker: &str, since: 
             .collect::<Vec<_>>()
     });
     println!("{worker}: console, command by SOCKS5 and by gRPC after {took:?}");
-    let in_time = took.iter().all(|took| *took < within);
+    let in_time = took.iter().all(|took| *took < BACK);
     assert!(in_time, "{worker} is used again after {took:?}");
 }
 
@@ -181,6 +172,22 @@ fn move_worker(field: &mut Field) -> Instant {
     begun
 }
 
+/// Both workers, used by direct paths; the one inside serves a file.
+fn start_workers(field: &mut Field, host: &Host) -> (PathBuf, Server) {
+    for worker in WORKERS {
+        field.add_worker(worker, "default", &[]);
+    }
+    let source = write_noise(field.operator().work("noise"), FILE).expect("file");
+    let server = Server::start(Some(host), INSIDE, Some(&source)).expect("server");
+    field.worker(INSIDE).publish("files", server.port());
+    wait_for_service(field, "default", INSIDE, INSIDE, server.port());
+    for worker in WORKERS {
+        wait_until_direct(field, worker);
+        wait_until_used(field, worker, Instant::now());
+    }
+    (source, server)
+}
+
 #[test]
 fn a_worker_that_moves_is_used_again_within_seconds() {
     if !needs(&NEEDED) {
@@ -189,17 +196,7 @@ fn a_worker_that_moves_is_used_again_within_seconds() {
     let mut field = Field::start(Layout::Spread, None);
     let host = field.prepare_host(INSIDE).expect("host");
     let mut router = field.put_behind_router(&host, PORTS).expect("a router");
-    for worker in WORKERS {
-        field.add_worker(worker, "default", &[]);
-    }
-    let source = write_noise(field.operator().work("noise"), FILE).expect("file");
-    let server = Server::start(Some(&host), INSIDE, Some(&source)).expect("server");
-    field.worker(INSIDE).publish("files", server.port());
-    wait_for_service(&field, "default", INSIDE, INSIDE, server.port());
-    for worker in WORKERS {
-        wait_until_direct(&field, worker);
-        wait_until_used(&field, worker, Instant::now());
-    }
+    let (source, server) = start_workers(&mut field, &host);
 
     let into = field.operator().work("copy");
     let transfer = download(&field, server.port(), &into, RATE).name("transfer");
@@ -241,17 +238,7 @@ fn a_running_worker_whose_address_changes_is_used_again_and_keeps_what_is_open()
     }
     let mut field = Field::start(Layout::Spread, None);
     let host = field.prepare_host(INSIDE).expect("host");
-    for worker in WORKERS {
-        field.add_worker(worker, "default", &[]);
-    }
-    let source = write_noise(field.operator().work("noise"), FILE).expect("file");
-    let server = Server::start(Some(&host), INSIDE, Some(&source)).expect("server");
-    field.worker(INSIDE).publish("files", server.port());
-    wait_for_service(&field, "default", INSIDE, INSIDE, server.port());
-    for worker in WORKERS {
-        wait_until_direct(&field, worker);
-        wait_until_used(&field, worker, Instant::now());
-    }
+    let (source, server) = start_workers(&mut field, &host);
     let into = field.operator().work("copy");
     let transfer = download(&field, server.port(), &into, RATE).name("transfer");
     let mut transfer = transfer.spawn().expect("starts");
@@ -279,7 +266,7 @@ fn a_running_worker_whose_address_changes_is_used_again_and_keeps_what_is_open()
     wait_until_idle(&field, MOVER);
     let changed = Instant::now();
     change_addr(field.host(MOVER), OTHER_NEW_ADDR, THIRD_ADDR);
-    wait_until_used_within(BACK_FROM_IDLE, &field, MOVER, changed);
+    wait_until_used(&field, MOVER, changed);
     wait_until_direct(&field, MOVER);
     field.assert_logs_clean(&[]);
 }
