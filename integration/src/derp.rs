@@ -128,6 +128,11 @@ impl DerpClient {
         }
     }
 
+    /// The connection itself, for what no client sends.
+    pub fn into_stream(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
+        self.stream
+    }
+
     async fn next(&mut self, within: Duration) -> anyhow::Result<Option<Received>> {
         let deadline = tokio::time::Instant::now() + within;
         loop {

@@ -16,8 +16,12 @@ use integration::{Cli, MeshUp};
 use mesh_testkit::eventually;
 use mesh_types::WgPublicKey;
 
+use inside::Insider;
+
 mod guesses;
+mod http2;
 mod idle;
+mod inside;
 mod mute;
 mod slow;
 
@@ -42,6 +46,8 @@ fn tell(what: &str, others: Others) {
 
 /// What somebody would send who is not cut off, in bytes, and how often.
 const MOST: usize = 64 << 20;
+/// What fits into the buffers of two sockets is on its way before anybody can say no.
+const TAKEN: usize = 16 << 20;
 const ROUNDS: u32 = 30;
 /// Processor time that it takes to have enough of one of them, those who are served meanwhile
 /// counted in.
@@ -100,6 +106,7 @@ fn pour(to: SocketAddr, begin: &[u8], piece: &[u8], most: usize) -> (usize, End)
 fn heads_and_frames_without_end_are_cut_off() {
     let cli = Cli::new().expect("folders");
     let mut up = MeshUp::demo(&cli);
+    let insider = Insider::join(&cli).expect("it joins");
     let pid = up.child().pid();
     let before = resident(pid).expect("memory");
     let worked = used(pid).expect("time");
@@ -157,13 +164,22 @@ fn heads_and_frames_without_end_are_cut_off() {
                 println!("{what}: cut off after {} KiB and {took:?}", sent >> 10);
             }
             assert_eq!(end, End::Closed, "{what}: after {:?}", begun.elapsed());
-            // What fits into the buffers of two sockets is on its way before anybody can say no.
-            assert!(sent < 16 << 20, "{what}: {} MiB were taken", sent >> 20);
+            assert!(sent < TAKEN, "{what}: {} MiB were taken", sent >> 20);
+        }
+        let begun = Instant::now();
+        for (what, sent) in insider.attack().expect("cut off") {
+            if round == 0 {
+                println!("{what}: cut off after {} KiB", sent >> 10);
+            }
+            assert!(sent < TAKEN, "{what}: {} MiB were taken", sent >> 20);
+        }
+        if round == 0 {
+            println!("inside TLS: {:?} for {}", begun.elapsed(), inside::ATTACKS);
         }
     }
     let held = resident(pid).expect("memory").saturating_sub(before);
     tell("endless heads", others);
-    let times = ROUNDS * u32::try_from(attacks.len()).expect("a few");
+    let times = ROUNDS * (u32::try_from(attacks.len()).expect("a few") + inside::ATTACKS);
     let each = (used(pid).expect("time") - worked) / times;
     println!("endless heads: {} MiB, {each:?} of a core each", held / MIB);
     assert!(held < 64 * MIB, "{} MiB", held / MIB);

@@ -22,6 +22,10 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConnection, StreamOwned};
 use tokio::sync::watch;
 
+use super::http2::{
+    ACK, DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame, header,
+    take_frame,
+};
 use super::{MIB, addr, tell};
 
 /// Nodes that open their stream and never read.
@@ -39,34 +43,6 @@ const LOOK: Duration = Duration::from_secs(3);
 const WAITING: usize = 8;
 /// Once nothing comes for so long, everything is there that has waited.
 const QUIET: Duration = Duration::from_millis(200);
-
-/// The start of a frame: payload, type, flags, stream (RFC 9113, 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a short frame");
-    let mut frame = length.to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const WINDOW_UPDATE: u8 = 8;
-const END_HEADERS: u8 = 4;
-const ACK: u8 = 1;
-
-/// A header as a literal that is not to be remembered (RFC 7541, 6.2.2).
-fn header(name: &str, value: &str) -> Vec<u8> {
-    let mut bytes = vec![0];
-    for text in [name, value] {
-        bytes.push(u8::try_from(text.len()).expect("short"));
-        bytes.extend(text.as_bytes());
-    }
-    bytes
-}
 
 fn hello() -> pb::SyncRequest {
     let hello = pb::SyncHello {
@@ -107,7 +83,7 @@ impl Mute {
         let length = u32::try_from(hello.len())?.to_be_bytes();
         // INITIAL_WINDOW_SIZE is 0: the other side may send nothing of its answer.
         let bytes = [
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            PREFACE.to_vec(),
             frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]),
             frame(HEADERS, END_HEADERS, 1, &headers),
             frame(DATA, 0, 1, &[&[0][..], &length, &hello].concat()),
@@ -176,16 +152,6 @@ fn updates(mut data: &[u8]) -> anyhow::Result<Vec<pb::NetmapChunk>> {
         data = rest;
     }
     Ok(updates)
-}
-
-/// The next frame, once all of it is there.
-fn take_frame(bytes: &mut Vec<u8>) -> Option<(u8, u8, Vec<u8>)> {
-    let head = bytes.get(..9)?;
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-    let (kind, flags) = (head[3], head[4]);
-    bytes.get(9 + length - 1)?;
-    let payload = bytes.drain(..9 + length).skip(9).collect();
-    Some((kind, flags, payload))
 }
 
 /// When which name was given, by its number.
