@@ -126,14 +126,14 @@ fn ten_thousand_idle_connections_cost_little_and_stop_nobody() {
         Crowd {
             what: "coordinator",
             to: addr(&up.ready().coordinator.addr),
-            count: 2_000,
+            count: 10_000,
             slow: 0,
             room: 20_000,
         },
         Crowd {
             what: "relay",
             to: addr(&up.ready().relay.derp),
-            count: 2_000,
+            count: 10_000,
             slow: 0,
             room: 65_536,
         },

@@ -5,20 +5,16 @@
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use integration::hostile::{Others, resident, used};
-use integration::raw::Applicant;
-use integration::wireguard::RawTunnel;
 use integration::{Cli, MeshUp};
-use mesh_testkit::eventually;
-use mesh_types::WgPublicKey;
 
 use inside::Insider;
 
 mod guesses;
+mod handshakes;
 mod http2;
 mod idle;
 mod inside;
@@ -186,90 +182,4 @@ fn heads_and_frames_without_end_are_cut_off() {
     assert!(each < EACH, "{each:?} of a core each");
     up.child().assert_log_clean(&[]);
     up.stop().expect("stopped");
-}
-
-/// Handshakes per second of the flood; cookies are asked for from 1 000 on.
-const FLOOD: u32 = 5_000;
-/// What it may take of a core, with those who are served meanwhile, in percent.
-const BUSY: u128 = 100;
-/// A cookie reply (WireGuard, 5.4.7).
-const COOKIE: u8 = 3;
-
-/// Cookie replies that came back on the socket so far.
-fn cookies(socket: &UdpSocket) -> usize {
-    let mut room = [0; 256];
-    let mut count = 0;
-    while let Ok(length) = socket.recv(&mut room) {
-        assert!(
-            length == 64 && room[0] == COOKIE,
-            "a stranger got {length} bytes of type {}",
-            room[0]
-        );
-        count += 1;
-    }
-    count
-}
-
-#[test]
-fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
-    let cli = Cli::new().expect("folders");
-    let mut up = MeshUp::demo(&cli);
-    let worker = addr(&format!("worker:{}", up.nodes_port("worker-node-1")));
-    let key = wg_key(&up, "worker-node-1");
-    let stranger = Applicant::new("stranger").expect("keys");
-    let mut tunnel = RawTunnel::new(&stranger, &key);
-    // The right first code, which any passer-by can make, by somebody whom nobody knows.
-    let initiations: Vec<Vec<u8>> = (0..100)
-        .map(|_| tunnel.initiation().expect("an initiation"))
-        .collect();
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    socket.connect(worker).expect("connected");
-    socket.set_nonblocking(true).expect("set");
-
-    let pid = up.child().pid();
-    let before = resident(pid).expect("memory");
-    let others = Others::of(&up).expect("people");
-    let begun = Instant::now();
-    let worked = used(pid).expect("time");
-    let (mut sent, mut asked) = (0_u32, 0);
-    while begun.elapsed() < Duration::from_secs(5) {
-        let due = u32::try_from(begun.elapsed().as_millis()).expect("seconds") * FLOOD / 1000;
-        while sent < due {
-            // A full buffer loses one, as the network would.
-            let initiation = &initiations[sent as usize % initiations.len()];
-            drop(socket.send(initiation));
-            sent += 1;
-        }
-        asked += cookies(&socket);
-        std::thread::park_timeout(Duration::from_millis(1));
-    }
-    let busy = (used(pid).expect("time") - worked).as_millis() * 100 / begun.elapsed().as_millis();
-    tell("handshakes", others);
-    let held = resident(pid).expect("memory").saturating_sub(before);
-    println!(
-        "handshakes: {sent} sent, {asked} answered by a cookie, {} MiB, {busy} % of a core",
-        held / MIB
-    );
-    assert!(asked > 0, "no cookie was asked for");
-    assert!(busy < BUSY, "{busy} % of a core");
-    assert!(held < 32 * MIB, "{} MiB", held / MIB);
-
-    // Cookie mode goes as it came: who is not known hears nothing again.
-    eventually("silence", Duration::from_secs(10), || {
-        cookies(&socket);
-        socket.send(&initiations[0])?;
-        std::thread::park_timeout(Duration::from_millis(300));
-        let asked = cookies(&socket);
-        ensure!(asked == 0, "still asked for a cookie");
-        Ok(())
-    });
-    up.child().assert_log_clean(&[]);
-    up.stop().expect("stopped");
-}
-
-/// A node's WireGuard key, as the coordinator tells its operator.
-fn wg_key(up: &MeshUp, name: &str) -> WgPublicKey {
-    let shown = up.cli().node_shown(&[name]);
-    let key = shown["wg_key"].as_str().expect("a key");
-    key.parse().expect("a WireGuard key")
 }
