@@ -13,6 +13,7 @@ pub mod cli;
 pub mod console;
 pub mod derp;
 pub mod field;
+pub mod findings;
 pub mod grpc;
 pub mod hostile;
 pub mod journeys;

@@ -1,10 +1,13 @@
 //! Files that are not what was written.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use anyhow::ensure;
+use integration::findings::finding;
 use integration::mesh_up::PORTS;
-use integration::{Agent, Cli, MeshUp, MeshUpOptions};
-use mesh_testkit::eventually;
+use integration::{Agent, Cli, MeshUp, MeshUpOptions, metrics};
+use mesh_testkit::{Curl, Spec, eventually, free_tcp_port};
 
 use super::{SOON, wait_for_console, wait_for_state, without_workers};
 
@@ -69,23 +72,75 @@ fn a_damaged_or_lost_database_is_told_and_left_and_a_copy_heals() {
     up.child().assert_log_clean(&[]);
 }
 
+/// Runs `status` of a program on a directory in which this file is damaged.
+#[track_caller]
+fn assert_names(status: Spec, file: &Path, rejoin: &str) {
+    let ran = status.run(SOON).expect("runs");
+    assert_eq!(ran.code, Some(1), "{}", ran.all());
+    let told = finding(&ran, "file-damaged").expect("told");
+    assert_eq!(told["severity"], "error", "{told}");
+    let file = file.display().to_string();
+    let (what, next) = (told["what"].to_string(), told["next"].to_string());
+    assert!(what.contains(&format!("{file} is damaged")), "{told}");
+    let next_is = next.contains(&format!("put {file} back")) && next.contains(rejoin);
+    assert!(next_is, "{told}");
+    // It was told as one of these.
+    for word in ["not-running", "not-answering", "not-joined"] {
+        assert!(!ran.stdout.contains(word), "{}", ran.all());
+    }
+}
+
+/// After the end of `mesh up`, whose programs are asked one by one: each names the file.
+fn assert_each_program_names_its_damaged_file(cli: &Cli) {
+    for (program, role, below) in [
+        ("relay", "relay", "relay"),
+        (
+            "traffic-gateway",
+            "gateway",
+            "traffic-gateway/network-default",
+        ),
+        (
+            "deploy-manager",
+            "deployer",
+            "deploy-manager/network-default",
+        ),
+    ] {
+        let dir = cli
+            .work("state")
+            .join(below.split('/').next().unwrap_or(below));
+        let set = format!("state_dir={}", dir.display());
+        let status = || {
+            cli.product(program)
+                .args(["status", "--json", "--set", &set])
+        };
+        let well = status().run(SOON).expect("runs");
+        finding(&well, "not-running").expect("nothing is damaged");
+        let file = cli.work("state").join(below).join("node.key");
+        let whole = damage(&file);
+        let rejoin = format!(
+            "{program} join --token-file FILE, with a token of 'mesh token create --role {role}'"
+        );
+        assert_names(status(), &file, &rejoin);
+        std::fs::write(&file, whole).expect("written");
+    }
+}
+
 #[test]
 fn an_agents_damaged_files_are_named_and_a_damaged_netmap_heals_by_itself() {
     let cli = Cli::new().expect("folders");
     let mut up = without_workers(&cli);
-    let mut agent = Agent::new(&cli, "attic").joined(&cli, "default");
-    wait_for_console(&up, "attic", SOON);
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_tcp_port()));
+    let mut agent = Agent::new(&cli, "attic").set(format!("admin.listen={admin}"));
+    agent.join(&cli.token(&[])).expect_code(0);
     let file = |name: &str| agent.state_dir().join(name);
-    eventually("a stored netmap", SOON, || {
-        Ok(std::fs::metadata(file("netmap"))?)
-    });
-    let paths = ["node.key", "node.crt", "ca.crt", "node.json"].map(file);
-    let netmap = file("netmap");
-    agent.stop();
+    let status = || agent.verb(&["status", "--json"]);
+    let asked = status().run(SOON).expect("runs");
+    finding(&asked, "not-running").expect("nothing is damaged");
 
-    for path in paths {
-        let whole = damage(&path);
-        let damaged = std::fs::read(&path).expect("there");
+    let paths = ["node.key", "node.crt", "ca.crt", "node.json"].map(file);
+    for path in &paths {
+        let whole = damage(path);
+        let damaged = std::fs::read(path).expect("there");
         let refused = agent.run(&["run"]);
         assert_eq!(refused.code, Some(1), "{}", refused.all());
         assert!(!refused.all().contains("panicked"), "{}", refused.all());
@@ -93,28 +148,66 @@ fn an_agents_damaged_files_are_named_and_a_damaged_netmap_heals_by_itself() {
         for part in [&*name, "damaged", "join again"] {
             assert!(refused.stderr.contains(part), "{part}: {}", refused.all());
         }
-        let status = agent.run(&["status", "--json"]);
-        assert_eq!(status.code, Some(1), "{}", status.all());
-        let code = if path.ends_with("node.key") {
-            "\"not-answering\""
-        } else {
-            "\"not-running\""
-        };
-        assert!(status.stdout.contains(code), "{name}: {}", status.all());
+        assert_names(status(), path, "worker-agent join --token-file FILE");
         // It was not replaced by something new: the identity would be lost.
-        assert_eq!(std::fs::read(&path).expect("there"), damaged);
-        std::fs::write(&path, whole).expect("written");
+        assert_eq!(std::fs::read(path).expect("there"), damaged);
+        std::fs::write(path, whole).expect("written");
     }
+    // Nor are the keys made anew that are gone.
+    let key = &paths[0];
+    let kept = std::fs::read(key).expect("there");
+    std::fs::remove_file(key).expect("removed");
+    let refused = agent.run(&["run"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.all());
+    assert!(refused.stderr.contains("it is gone"), "{}", refused.all());
+    assert_names(status(), key, "'mesh node permit NODE'");
+    assert!(!key.exists());
+    std::fs::write(key, kept).expect("written");
+    // To the operator it is one who is not there.
+    eventually("the coordinator misses it", SOON, || {
+        let told = finding(&cli.mesh(&["--json", "status"]), "node-offline")?;
+        ensure!(told["what"].to_string().contains("attic joined"), "{told}");
+        let missing = metrics::count(&up.metrics()?, &["mesh_coordinator_nodes_missing"]);
+        ensure!(missing == 1, "{missing} nodes are missing");
+        Ok(())
+    });
+
+    agent.start();
+    wait_for_console(&up, "attic", SOON);
+    let netmap = agent.state_dir().join("netmap");
+    let aside = agent.state_dir().join("netmap.bad");
+    eventually("a stored netmap", SOON, || Ok(std::fs::metadata(&netmap)?));
+    agent.stop();
 
     // The netmap is set aside, and comes again from the coordinator.
     damage(&netmap);
     agent.start();
     agent.child().wait_for_line("set aside", SOON);
-    assert!(agent.state_dir().join("netmap.bad").exists());
+    assert!(aside.exists());
     wait_for_state(&cli, &["attic"], "online", SOON);
     wait_for_console(&up, "attic", SOON);
     eventually("a new one is stored", SOON, || {
         Ok(std::fs::metadata(&netmap)?)
+    });
+    let asked = || agent.run(&["status", "--json"]);
+    let told = eventually("that it was set aside is told", SOON, || {
+        finding(&asked(), "netmap-set-aside")
+    });
+    assert_eq!(told["severity"], "notice", "{told}");
+    assert_eq!(
+        told["next"],
+        format!("is the disk well (dmesg)? Then: rm {}", aside.display())
+    );
+    asked().expect_code(0);
+    std::fs::remove_file(&aside).expect("removed");
+    eventually("and no more once somebody removed it", SOON, || {
+        let asked = asked().success()?;
+        ensure!(
+            finding(&asked, "netmap-set-aside").is_err(),
+            "{}",
+            asked.all()
+        );
+        Ok(())
     });
     agent.child().assert_log_clean(&[]);
     agent.stop();
@@ -126,9 +219,14 @@ fn an_agents_damaged_files_are_named_and_a_damaged_netmap_heals_by_itself() {
     running.wait_for_line("set aside", SOON);
     eventually("the agent says what it lacks", SOON, || {
         let said = agent.run(&["status", "--json"]);
-        anyhow::ensure!(said.stdout.contains("\"no-netmap\""), "{}", said.all());
+        finding(&said, "no-netmap")?;
+        finding(&said, "netmap-set-aside")?;
+        let figures = Curl::new().get(format!("http://{admin}/metrics"))?.ok()?;
+        let none = "mesh_process_latch_ready{latch=\"netmap\"} 0";
+        ensure!(figures.lines().any(|line| line == none), "{figures}");
         Ok(())
     });
+    assert_each_program_names_its_damaged_file(&cli);
     let up = without_workers(&cli);
     wait_for_console(&up, "attic", SOON);
 }

@@ -14,7 +14,7 @@ mod stopped;
 
 pub use membership::{Away, of_membership};
 use stopped::of_no_network;
-pub use stopped::{of_silent, of_stopped};
+pub use stopped::{of_damaged, of_silent, of_stopped};
 
 /// A node starts, connects and finds its relay within this time: until then nothing is wrong.
 pub const STARTING: Duration = Duration::from_secs(15);
@@ -31,6 +31,7 @@ pub fn advice(status: &NodeStatus, now: Timestamp) -> Vec<Finding> {
         return found;
     }
     found.extend(disk(status));
+    found.extend(aside(status));
     found.extend(device(status));
     found.extend(relay(status, now));
     found.extend(udp(status, now));
@@ -90,6 +91,18 @@ fn disk(status: &NodeStatus) -> Option<Finding> {
         "netmap-unsaved",
         format!("the netmap cannot be stored, so a restart would need the coordinator: {error}"),
         "df -h (make room); it is tried again every 10 s",
+    ))
+}
+
+fn aside(status: &NodeStatus) -> Option<Finding> {
+    let file = status.netmap_aside.as_deref()?;
+    Some(Finding::notice(
+        "netmap-set-aside",
+        format!(
+            "a stored netmap was damaged, or another node's, and was set aside as {file}: a start \
+             then waits for the coordinator"
+        ),
+        format!("is the disk well (dmesg)? Then: rm {file}"),
     ))
 }
 

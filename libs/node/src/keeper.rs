@@ -120,6 +120,7 @@ pub(crate) async fn run(
 ) {
     let mut memory = Memory::new(shared.control().stored(), Instant::now());
     loop {
+        look_aside(&shared, &state).await;
         let (mut last, changed) = tokio::select! {
             () = stopped(&mut stop) => (true, false),
             changed = netmap.changed() => (changed.is_err(), true),
@@ -147,6 +148,15 @@ pub(crate) async fn run(
         let troubles = shared.troubles(Timestamp::from(SystemTime::now()));
         shared.control().troubles(troubles);
     }
+}
+
+/// Looks whether a netmap that was set aside is still there: somebody should look at it.
+async fn look_aside(shared: &Shared, state: &StateDir) {
+    let state = state.clone();
+    let looked = tokio::task::spawn_blocking(move || state.netmap_aside()).await;
+    // The runtime is stopping when there is no answer.
+    let file = looked.ok().flatten();
+    shared.set_aside(file.map(|file| file.display().to_string()));
 }
 
 /// Tells of a disk that takes nothing once, and once more when it does again.

@@ -152,6 +152,7 @@ impl Node {
             }),
             started: SystemTime::now(),
             unsaved: Mutex::new(None),
+            aside: Mutex::new(None),
         });
         let bound = ports.iter().map(UdpPort::local).collect();
         let (stop, stopped) = watch::channel(false);

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 mod files;
 mod keys;
 mod netmap;
+mod whole;
 
 pub use netmap::StoredNetmap;
 
@@ -165,12 +166,8 @@ impl StateDir {
         make_private(&path)?;
         let lock = lock(&path)?;
         check_version(&path)?;
-        let keys = match read(&path.join(KEY_FILE))? {
-            Some(bytes) => Keys::parse(&bytes).ok_or_else(|| StateDirError::Damaged {
-                path: path.join(KEY_FILE),
-                reason: "it does not hold this node's keys; restore it from a backup, or empty \
-                         the directory and join again",
-            })?,
+        let keys = match whole::keys(&path)? {
+            Some(keys) => keys,
             None => {
                 let keys = Keys::generate().map_err(|_| StateDirError::Io {
                     action: "make keys for",
@@ -256,23 +253,28 @@ impl StateDir {
         Ok(true)
     }
 
+    /// As [`StateDir::is_enrolled_at`], and reads what is stored of the enrolment: a program that
+    /// does not run may be one that cannot start.
+    ///
+    /// # Errors
+    ///
+    /// The same; and [`StateDirError::Damaged`] of the first file that is not what was written.
+    pub fn check_at(path: &Path) -> Result<bool, StateDirError> {
+        if !Self::is_enrolled_at(path)? {
+            return Ok(false);
+        }
+        whole::keys(path)?;
+        whole::certificates(path)?;
+        whole::enrolment(path)?;
+        Ok(true)
+    }
+
     /// Who this node is; `None` before its enrolment.
     pub fn enrolment(&self) -> Result<Option<Enrolled>, StateDirError> {
         if !self.is_enrolled() {
             return Ok(None);
         }
-        let path = self.file(ENROLMENT_FILE);
-        let Some(bytes) = read(&path)? else {
-            return Ok(None);
-        };
-        match serde_json::from_slice(&bytes) {
-            Ok(enrolled) => Ok(Some(enrolled)),
-            Err(_) => Err(StateDirError::Damaged {
-                path,
-                reason: "it does not say who this node is; restore it, or empty the directory and \
-                         join again",
-            }),
-        }
+        whole::enrolment(self.path())
     }
 
     /// Stores an enrolment. The file that says who this node is comes last, so that a crash in
@@ -303,20 +305,7 @@ impl StateDir {
     pub fn certificates(
         &self,
     ) -> Result<Option<(CertificateDer<'static>, CertificateDer<'static>)>, StateDirError> {
-        let mut both = Vec::with_capacity(2);
-        for file in [CERT_FILE, CA_FILE] {
-            let path = self.file(file);
-            let Some(bytes) = read(&path)? else {
-                return Ok(None);
-            };
-            let der = keys::from_pem(&bytes).ok_or(StateDirError::Damaged {
-                path,
-                reason: "it is not a certificate; empty the directory and join again",
-            })?;
-            both.push(CertificateDer::from(der));
-        }
-        let ca = both.pop();
-        Ok(both.pop().zip(ca))
+        whole::certificates(self.path())
     }
 
     /// A service's own small file in this directory; `None` when it is not there.

@@ -41,6 +41,9 @@ pub struct NodeStatus {
     /// Why the newest netmap is not on disk, if it is not: a restart would need the coordinator.
     #[serde(default)]
     pub netmap_unsaved: Option<String>,
+    /// A stored netmap that was not what this node had written, and lies aside: its path.
+    #[serde(default)]
+    pub netmap_aside: Option<String>,
     /// When a datagram last arrived; `None` when none has since the start.
     #[serde(default)]
     pub udp_heard: Option<Timestamp>,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_daemon::write_private;
-use mesh_node::advice::{advice_of_all, of_silent, of_stopped};
-use mesh_node::{NodeStatus, StateDirError};
+use mesh_node::advice::{advice_of_all, of_damaged, of_silent, of_stopped};
+use mesh_node::{NodeStatus, StateDir, StateDirError};
 use mesh_types::{Finding, NetworkName, NodeId, OpenFiles, Role, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -153,7 +153,13 @@ pub fn read(state_dir: &Path) -> Status {
     }
     let (networks, finding) = match joined(state_dir) {
         Ok(networks) => {
-            let finding = of_stopped(Role::Deployer, !networks.is_empty(), state_dir);
+            // It may be because of the files of a network that it does not run.
+            let damaged = networks.iter().find_map(|(_, dir)| {
+                let checked = StateDir::check_at(dir);
+                of_damaged(Role::Deployer, &checked.err()?)
+            });
+            let stopped = || of_stopped(Role::Deployer, !networks.is_empty(), state_dir);
+            let finding = damaged.unwrap_or_else(stopped);
             (networks, finding)
         }
         // Root asks about what its own user joined.
@@ -248,8 +254,10 @@ mod tests {
         for file in ["node.json", "node.crt", "ca.crt"] {
             std::fs::write(network.join(file), "").unwrap();
         }
+        // What it joined with is there and not what it was: it does not start by that.
         let stopped = read(dir.path());
-        assert_eq!(stopped.findings[0].code, "not-running", "{stopped:?}");
+        assert_eq!(stopped.findings[0].code, "file-damaged", "{stopped:?}");
+        assert_eq!(stopped.networks.len(), 1);
     }
 
     fn running(findings: Vec<Finding>) -> Status {

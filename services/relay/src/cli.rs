@@ -14,7 +14,7 @@ use mesh_daemon::{
     AskError, Handles, ServiceVerb, ShutdownTrigger, build_info, control_socket, report, signals,
     telemetry,
 };
-use mesh_node::advice::{of_silent, of_stopped};
+use mesh_node::advice::{of_damaged, of_silent, of_stopped};
 use mesh_node::{EnrolError, EnrolOptions, JOIN_PATIENCE, StateDir, enrol, first_join};
 use mesh_types::{Finding, JoinToken, Role};
 
@@ -116,11 +116,12 @@ async fn show(state_dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
         Ok(answer) => answer,
         Err(error) => {
             let finding = match error {
-                AskError::NotRunning => {
+                AskError::NotRunning => match StateDir::check_at(state_dir) {
+                    Ok(joined) => of_stopped(Role::Relay, joined, state_dir),
                     // What cannot be looked into is another user's, who joined.
-                    let joined = StateDir::is_enrolled_at(state_dir).unwrap_or(true);
-                    of_stopped(Role::Relay, joined, state_dir)
-                }
+                    Err(error) => of_damaged(Role::Relay, &error)
+                        .unwrap_or_else(|| of_stopped(Role::Relay, true, state_dir)),
+                },
                 error => of_silent(Role::Relay, &report::chain(&error)),
             };
             if json {

@@ -14,11 +14,12 @@ use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
 use mesh_daemon::{AskError, ServiceVerb, ShutdownTrigger, report, signals, telemetry};
-use mesh_node::advice::{of_silent, of_stopped};
-use mesh_node::{JOIN_PATIENCE, first_join};
+use mesh_node::advice::{of_damaged, of_silent, of_stopped};
+use mesh_node::{JOIN_PATIENCE, StateDir, first_join};
 use mesh_types::{Finding, JoinToken, Role};
 
 use crate::control::{self, Request, Status};
+use crate::networks::dir_of;
 use crate::{App, Config, JoinError, JoinOptions, join, networks};
 
 /// What the gateway would like to be called in its networks.
@@ -243,7 +244,13 @@ fn say_unanswered(state_dir: &Path, error: &AskError, json: bool) {
         |error: &(dyn std::error::Error + 'static)| of_silent(Role::Gateway, &report::chain(error));
     let (joined, finding) = match (networks(state_dir), error) {
         (Ok(joined), AskError::NotRunning) => {
-            let finding = of_stopped(Role::Gateway, !joined.is_empty(), state_dir);
+            // It may be because of the files of a network that it does not run.
+            let damaged = joined.iter().find_map(|network| {
+                let checked = StateDir::check_at(&dir_of(state_dir, network));
+                of_damaged(Role::Gateway, &checked.err()?)
+            });
+            let stopped = || of_stopped(Role::Gateway, !joined.is_empty(), state_dir);
+            let finding = damaged.unwrap_or_else(stopped);
             (joined, finding)
         }
         (Ok(joined), error) => (joined, silent(error)),

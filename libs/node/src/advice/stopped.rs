@@ -5,6 +5,8 @@ use std::path::Path;
 
 use mesh_types::{Finding, Role};
 
+use crate::state_dir::StateDirError;
+
 /// The program of this role does not run on `state_dir`. Whether that ever `joined` decides what
 /// comes next.
 pub fn of_stopped(role: Role, joined: bool, state_dir: &Path) -> Finding {
@@ -41,6 +43,30 @@ pub(super) fn of_no_network(role: Role) -> Finding {
 fn join(role: Role) -> String {
     let program = role.program();
     format!("{program} join --token-file FILE, with a token of 'mesh token create --role {role}'")
+}
+
+/// The program of this role does not start by its state directory; `None` where `error` is not that
+/// a file in there is damaged.
+pub fn of_damaged(role: Role, error: &StateDirError) -> Option<Finding> {
+    let StateDirError::Damaged { path, .. } = error else {
+        return None;
+    };
+    let (program, file) = (role.program(), path.display());
+    let dir = path.parent().unwrap_or(path).display();
+    // An operator's permit is for nodes; a relay has nothing to keep.
+    let keep = match role {
+        Role::Relay => "",
+        _ => " (--permit, of 'mesh node permit NODE', keeps name and addresses)",
+    };
+    Some(Finding::error(
+        "file-damaged",
+        format!("{program} does not start: {file} is damaged"),
+        format!(
+            "put {file} back from a backup, then systemctl start mesh-{program}; without one, \
+             empty {dir} and {}{keep}",
+            join(role)
+        ),
+    ))
 }
 
 /// It cannot be asked; `error` says why.
@@ -104,6 +130,36 @@ mod tests {
             assert!(finding.what.contains("/var/lib/mesh/relay"), "{finding}");
             assert!(Finding::any_error(&[finding]));
         }
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_with_what_to_do_about_it() {
+        let damaged = StateDirError::Damaged {
+            path: "/var/lib/mesh/worker-agent/node.json".into(),
+            reason: "it does not say who this node is",
+        };
+        let finding = of_damaged(Role::Worker, &damaged).expect("a finding");
+        assert_eq!(finding.code, "file-damaged");
+        assert!(Finding::any_error(std::slice::from_ref(&finding)));
+        let what = "worker-agent does not start: /var/lib/mesh/worker-agent/node.json is damaged";
+        assert_eq!(finding.what, what);
+        for part in [
+            "put /var/lib/mesh/worker-agent/node.json back",
+            "empty /var/lib/mesh/worker-agent and worker-agent join --token-file FILE",
+            "'mesh node permit NODE'",
+        ] {
+            assert!(finding.next.contains(part), "{part}: {finding}");
+        }
+        let relay = of_damaged(Role::Relay, &damaged).expect("a finding");
+        assert!(
+            relay.next.contains("then systemctl start mesh-relay"),
+            "{relay}"
+        );
+        assert!(!relay.next.contains("permit"), "{relay}");
+        let other = StateDirError::NotADirectory {
+            path: "/var/lib/mesh".into(),
+        };
+        assert_eq!(of_damaged(Role::Worker, &other), None);
     }
 
     #[test]

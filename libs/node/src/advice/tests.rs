@@ -94,6 +94,7 @@ fn healthy() -> NodeStatus {
         stale_since: None,
         netmap_stored: false,
         netmap_unsaved: None,
+        netmap_aside: None,
         udp_heard: Some(ago(3)),
         has_stun: true,
         home_relay: Some(relay_id()),
@@ -134,7 +135,7 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 20] = [
     (
         |status| {
             let error = "cannot reach the server; mesh.example.org:8080: what answers there does \
@@ -265,6 +266,13 @@ const ROWS: [Row; 19] = [
         Severity::Warning,
         "no space left",
         "df -h",
+    ),
+    (
+        |status| status.netmap_aside = Some("/var/lib/mesh/netmap.bad".into()),
+        "netmap-set-aside",
+        Severity::Notice,
+        "set aside as /var/lib/mesh/netmap.bad",
+        "rm /var/lib/mesh/netmap.bad",
     ),
     (
         |status| {

@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(super) started: SystemTime,
     /// Why the newest netmap is not on disk.
     pub(super) unsaved: Mutex<Option<String>>,
+    /// Where a stored netmap lies that was not ours.
+    pub(super) aside: Mutex<Option<String>>,
 }
 
 /// Figures of the tunnel at one moment.
@@ -70,6 +72,11 @@ impl Shared {
     pub(crate) fn set_unsaved(&self, reason: Option<String>) -> Option<String> {
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut unsaved, reason)
+    }
+
+    /// Takes note of a netmap that lies aside, or of none.
+    pub(crate) fn set_aside(&self, file: Option<String>) {
+        *self.aside.lock().unwrap_or_else(PoisonError::into_inner) = file;
     }
 
     pub(crate) fn credential(&self) -> Credential {
@@ -157,6 +164,9 @@ impl Shared {
         let unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         let netmap_unsaved = unsaved.clone();
         drop(unsaved);
+        let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let netmap_aside = aside.clone();
+        drop(aside);
         let mut peers: Vec<PeerStatus> = netmap
             .iter()
             .flat_map(|netmap| netmap.peers.values())
@@ -201,6 +211,7 @@ impl Shared {
             has_netmap: netmap.is_some(),
             netmap_stored: stored.is_some() && control.stale_since == stored,
             netmap_unsaved,
+            netmap_aside,
             udp_heard: snapshot.udp_heard.map(Timestamp::from),
             has_stun: netmap.as_deref().is_some_and(has_stun),
             control,

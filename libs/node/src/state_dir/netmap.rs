@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::path::PathBuf;
 
 use mesh_api::identity::Identity;
 use mesh_types::{Netmap, NetworkId, NodeId, Timestamp};
@@ -17,6 +18,8 @@ use super::{Enrolled, NETMAP_FILE, StateDir, StateDirError, read, remove, write}
 /// Separates this use of the identity key from all others.
 const KEY_CONTEXT: &[u8] = b"mesh-stored-netmap-key-v1";
 const HEADER: &str = "mesh netmap 1 ";
+/// What a file that is not ours is called from then on.
+const ASIDE: &str = "netmap.bad";
 
 /// A netmap as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +43,7 @@ impl StateDir {
         let stored = StoredNetmap::open(&bytes, self.identity())
             .filter(|stored| stored.is_of(enrolled.node, enrolled.network_id));
         if stored.is_none() {
-            let aside = self.file("netmap.bad");
+            let aside = self.file(ASIDE);
             tracing::info!(
                 file = %path.display(),
                 aside = %aside.display(),
@@ -55,6 +58,11 @@ impl StateDir {
             }
         }
         Ok(stored)
+    }
+
+    /// The file that was set aside, as long as it is there. Blocks on the disk.
+    pub(crate) fn netmap_aside(&self) -> Option<PathBuf> {
+        Some(self.file(ASIDE)).filter(|aside| aside.exists())
     }
 
     /// Stores the netmap, atomically. Blocks on the disk.

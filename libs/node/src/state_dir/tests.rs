@@ -164,23 +164,89 @@ fn a_damaged_key_file_is_an_error_and_not_a_new_identity() {
     ));
 }
 
+/// A certificate of some key of its own (DER).
+fn certificate() -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let made = rcgen::CertificateParams::default().self_signed(&key);
+    made.expect("a certificate").der().to_vec()
+}
+
+#[test]
+fn each_damaged_file_of_an_identity_is_named_and_left() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s");
+    assert!(!StateDir::check_at(&path).expect("looks"));
+    let state = StateDir::open(&path).expect("opens");
+    assert!(!StateDir::check_at(&path).expect("looks"), "only keys");
+    state
+        .store_enrolment(&enrolled(), &certificate(), &certificate())
+        .expect("stores");
+    drop(state);
+    assert!(StateDir::check_at(&path).expect("looks"));
+    let no_certificate = keys::to_pem(&[7; 200]);
+    for (name, damaged) in [
+        ("node.key", "mesh node keys 1\n"),
+        ("node.crt", ""),
+        ("ca.crt", no_certificate.as_str()),
+        ("node.json", "{\"node\":"),
+    ] {
+        let file = path.join(name);
+        let whole = fs::read(&file).expect("reads");
+        fs::write(&file, damaged).expect("writes");
+        let found = StateDir::check_at(&path);
+        assert!(
+            matches!(&found, Err(StateDirError::Damaged { path, .. }) if *path == file),
+            "{name}: {found:?}"
+        );
+        let state = StateDir::open(&path);
+        let used = state.and_then(|state| {
+            state.certificates()?;
+            state.enrolment()
+        });
+        assert!(used.is_err(), "{name}: {used:?}");
+        assert_eq!(fs::read(&file).expect("reads"), damaged.as_bytes());
+        fs::write(&file, whole).expect("writes");
+    }
+    assert!(StateDir::check_at(&path).expect("looks"));
+}
+
+#[test]
+fn a_lost_key_file_of_an_identity_is_not_made_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s");
+    let state = StateDir::open(&path).expect("opens");
+    state
+        .store_enrolment(&enrolled(), &certificate(), &certificate())
+        .expect("stores");
+    drop(state);
+    fs::remove_file(path.join("node.key")).expect("removed");
+    for lost in [
+        StateDir::open(&path).map(drop),
+        StateDir::check_at(&path).map(drop),
+    ] {
+        assert!(
+            matches!(lost, Err(StateDirError::Damaged { .. })),
+            "{lost:?}"
+        );
+    }
+    assert!(!path.join("node.key").exists());
+}
+
 #[test]
 fn an_enrolment_survives_a_restart_and_a_wipe_ends_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("s");
     let state = StateDir::open(&path).expect("opens");
     assert_eq!(state.enrolment().expect("reads"), None);
+    let (own, authority) = (certificate(), certificate());
     state
-        .store_enrolment(&enrolled(), b"certificate", &[7; 200])
+        .store_enrolment(&enrolled(), &own, &authority)
         .expect("stores");
     drop(state);
     let state = StateDir::open(&path).expect("opens again");
     assert_eq!(state.enrolment().expect("reads"), Some(enrolled()));
     let (certificate, ca) = state.certificates().expect("reads").expect("are there");
-    assert_eq!(
-        (certificate.as_ref(), ca.as_ref()),
-        (b"certificate".as_slice(), [7; 200].as_slice())
-    );
+    assert_eq!((certificate.as_ref(), ca.as_ref()), (&*own, &*authority));
     let at = || StateDir::is_enrolled_at(&path).expect("looks");
     assert!(state.is_enrolled() && at());
     state.wipe().expect("wipes");
@@ -247,7 +313,11 @@ fn a_netmap_of_another_node_or_directory_counts_as_absent() {
     one.store_netmap(&stored()).expect("stores");
     fs::copy(one.path().join("netmap"), two.path().join("netmap")).expect("copies");
     assert_eq!(two.load_netmap(&enrolled()).expect("reads"), None);
-    assert!(two.path().join("netmap.bad").exists() && !two.path().join("netmap").exists());
+    let aside = two.path().join("netmap.bad");
+    assert_eq!(two.netmap_aside(), Some(aside.clone()));
+    assert!(!two.path().join("netmap").exists());
+    fs::remove_file(aside).expect("removed");
+    assert_eq!(two.netmap_aside(), None);
     let other = Enrolled {
         node: NodeId::from_bytes([3; 16]),
         ..enrolled()

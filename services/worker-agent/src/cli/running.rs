@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use mesh_daemon::{ShutdownTrigger, report, signals, telemetry};
-use mesh_node::advice::{of_silent, of_stopped};
-use mesh_node::{JOIN_PATIENCE, StateDir, first_join};
+use mesh_node::advice::{of_damaged, of_silent, of_stopped};
+use mesh_node::{JOIN_PATIENCE, StateDir, StateDirError, first_join};
 use mesh_types::{Finding, Role, ServiceName, Timestamp};
 
 use super::{RunArgs, membership, say};
@@ -83,14 +83,20 @@ pub(super) async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCo
 /// The status of the agent that runs on this state directory, or why there is none.
 async fn asked(dir: &Path) -> Result<AgentStatus, Finding> {
     let silent = |error: &(dyn Error + 'static)| of_silent(Role::Worker, &report::chain(error));
+    let damaged = |error: &StateDirError| of_damaged(Role::Worker, error);
     let joined = StateDir::is_enrolled_at(dir).map_err(|error| silent(&error))?;
     if !joined {
         return Err(of_stopped(Role::Worker, joined, dir));
     }
     match local::ask_or_open(dir, &Request::Status).await {
         Ok(Reached::Agent(Answer::Status(status))) => Ok(*status),
-        Ok(Reached::Nobody(_)) => Err(of_stopped(Role::Worker, joined, dir)),
+        // It may be because of its files that it does not run.
+        Ok(Reached::Nobody(_)) => Err(match StateDir::check_at(dir) {
+            Ok(_) => of_stopped(Role::Worker, joined, dir),
+            Err(error) => damaged(&error).unwrap_or_else(|| silent(&error)),
+        }),
         Ok(Reached::Agent(_)) => Err(of_silent(Role::Worker, "it answered something else")),
+        Err(AskError::State(error)) => Err(damaged(&error).unwrap_or_else(|| silent(&error))),
         Err(error) => Err(silent(&error)),
     }
 }
@@ -233,11 +239,12 @@ mod tests {
                 .contains("unpublish web")
         );
         unpublish(&config, web).await.expect("stored");
+        // It does not start by these files.
         let stopped = asked(&config.state_dir()).await.expect_err("stopped");
-        assert_eq!(stopped.code, "not-running");
-        assert!(stopped.next.contains("worker-agent run"), "{stopped}");
+        assert_eq!(stopped.code, "file-damaged");
+        assert!(stopped.what.contains("/node.crt is damaged"), "{stopped}");
         let json: serde_json::Value =
             serde_json::from_str(&unanswered(&stopped, true)).expect("JSON");
-        assert_eq!(json["findings"][0]["code"], "not-running", "{json}");
+        assert_eq!(json["findings"][0]["code"], "file-damaged", "{json}");
     }
 }
