@@ -4,7 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,7 @@ use integration::{Agent, Cli, Field, Layout, binary};
 use mesh_api::pb;
 use mesh_api::pb::deploy_service_client::DeployServiceClient;
 use mesh_testkit::child::Child;
-use mesh_testkit::{Curl, Host, Need, Postgres, eventually};
+use mesh_testkit::{Curl, Host, Need, Postgres, eventually, rest};
 use mesh_types::{JoinToken, WgPublicKey};
 
 use crate::prometheus::Prometheus;
@@ -50,6 +52,11 @@ pub(crate) const BROUGHT_ABOUT: [&str; 14] = [
 const SOON: Duration = Duration::from_secs(30);
 /// Connections with unknown keys at a time.
 const STRANGERS: usize = 30;
+/// Between two looks at what fires.
+const LOOKS: Duration = Duration::from_millis(200);
+/// Between two attempts to bring something about: a machine that refuses in no time must not drown
+/// the few slow answers that an alert is about.
+const PACE: Duration = Duration::from_secs(1);
 /// How long one alert may take to fire: window, wait, and what brings it about.
 const FIRES: Duration = Duration::from_secs(90);
 /// Slower than the alerts of slowness allow.
@@ -58,8 +65,10 @@ const SLOW: Duration = Duration::from_secs(3);
 const TOLD: &str = "the store takes no changes until it heals";
 /// Lives and answers, slowly at times.
 const STEADY: &str = "worker-node-1";
-/// The port of a service behind which nobody listens.
-const VOID: u16 = 9;
+/// A port of it that is not published.
+const UNPUBLISHED: u16 = 9;
+/// Dials at a time; each fails after ten seconds.
+const DIALS: usize = 10;
 /// Is gone.
 const GONE: &str = "worker-node-2";
 /// Is removed by an operator.
@@ -81,31 +90,68 @@ fn admin(worker: &str) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// What has fired so far.
+/// What has fired so far. It is looked at all the while: an alert is seen although it clears while
+/// what causes it is still under way.
 struct Watch<'a> {
     prometheus: &'a Prometheus,
     seen: Mutex<BTreeSet<String>>,
+    is_over: AtomicBool,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    fn new(prometheus: &'a Prometheus) -> Self {
+        Self {
+            prometheus,
+            seen: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    /// Looks on while `work` is done.
+    fn during(&self, work: impl FnOnce()) {
+        thread::scope(|scope| {
+            scope.spawn(|| self.look());
+            // Whether it ends well or not: the scope waits for who looks.
+            let ended = panic::catch_unwind(AssertUnwindSafe(work));
+            self.is_over.store(true, Ordering::Relaxed);
+            if let Err(panic) = ended {
+                panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    fn look(&self) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let firing = self.prometheus.firing().expect("alerts");
+            let names = crate::names(&firing).into_iter().map(str::to_owned);
+            self.seen().extend(names);
+            rest(LOOKS);
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, alert: &str) -> bool {
+        self.seen().contains(alert)
+    }
+
     /// Brings something about again and again until these alerts have fired.
     fn until(&self, wanted: &[&str], mut cause: impl FnMut() -> anyhow::Result<()>) {
         let started = Instant::now();
         loop {
             cause().unwrap_or_else(|error| panic!("{wanted:?}: {error:#}"));
-            let firing = self.prometheus.firing().expect("alerts");
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.extend(crate::names(&firing).into_iter().map(str::to_owned));
-            if wanted.iter().all(|name| seen.contains(*name)) {
+            if wanted.iter().all(|name| self.has(name)) {
                 println!("{wanted:?} fired after {:?}", started.elapsed());
                 return;
             }
             assert!(
                 started.elapsed() < FIRES,
-                "{wanted:?} did not fire, only {seen:?}"
+                "{wanted:?} did not fire, only {:?}",
+                self.seen()
             );
-            drop(seen);
-            thread::park_timeout(Duration::from_millis(100));
+            rest(PACE);
         }
     }
 }
@@ -132,7 +178,6 @@ impl Site {
             field.add_worker(name, "default", &[&set]);
             field.wait_for_console(&format!("/{name}/"), SOON);
         }
-        field.worker(STEADY).publish("void", VOID);
         Self { field, postgres }
     }
 
@@ -147,15 +192,23 @@ impl Site {
         Ok(())
     }
 
-    /// A published service behind which nobody listens.
+    /// A port that a worker does not publish: what is sent there is not answered.
     fn dial_in_vain(&self) -> anyhow::Result<()> {
         let socks = self.field.socks("default").to_string();
-        let curl = Curl::new().on(Some(self.core()));
-        let reply = curl
-            .args(["--socks5-hostname", &socks])
-            .get(format!("http://{STEADY}:{VOID}/"))?;
-        ensure!(reply.exit != Some(0), "{reply:?}");
-        Ok(())
+        let dial = || {
+            let curl = Curl::new().on(Some(self.core()));
+            curl.args(["--socks5-hostname", &socks])
+                .get(format!("http://{STEADY}:{UNPUBLISHED}/"))
+        };
+        thread::scope(|scope| {
+            let dials: Vec<_> = (0..DIALS).map(|_| scope.spawn(dial)).collect();
+            for dial in dials {
+                let reply = dial.join().expect("no panic")?;
+                // curl's word for what a proxy could not do.
+                ensure!(reply.exit == Some(97), "{reply:?}");
+            }
+            Ok(())
+        })
     }
 
     /// Pages of a worker that is held for a while.
@@ -167,9 +220,7 @@ impl Site {
             let pages: Vec<_> = (0..4)
                 .map(|_| scope.spawn(|| self.field.curl(&format!("/{STEADY}/"))))
                 .collect();
-            while asked.elapsed() < SLOW {
-                thread::park_timeout(SLOW.saturating_sub(asked.elapsed()));
-            }
+            rest(SLOW.saturating_sub(asked.elapsed()));
             child.thaw()?;
             for page in pages {
                 page.join().expect("no panic")?.ok()?;
@@ -298,13 +349,6 @@ impl Site {
     }
 }
 
-impl Watch<'_> {
-    fn has(&self, alert: &str) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.contains(alert)
-    }
-}
-
 /// An agent that joined with the right clock, and its run with one that is ahead.
 fn clock_ahead(site: &Site, name: &str) -> (Agent, Child) {
     let cli = Cli::new().expect("folders").on(site.core());
@@ -416,13 +460,10 @@ pub(crate) fn every_alert_that_can_be_brought_about() {
     let mut site = Site::start();
     let ahead = AHEAD.map(|name| clock_ahead(&site, name));
     let prometheus = prometheus_of(&site.field);
-    let watch = Watch {
-        prometheus: &prometheus,
-        seen: Mutex::default(),
-    };
-    trouble(&mut site, &watch);
+    let watch = Watch::new(&prometheus);
+    watch.during(|| trouble(&mut site, &watch));
     println!("all fired after {:?}", started.elapsed());
-    let seen = watch.seen.into_inner().expect("no thread panicked");
+    let seen = watch.seen();
     let wanted: BTreeSet<String> = BROUGHT_ABOUT
         .iter()
         .map(|name| (*name).to_owned())

@@ -25,6 +25,8 @@ use crate::user::TestUser;
 /// How long a process gets to end by itself when its [`Child`] is dropped.
 const DROP_GRACE: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
+/// Lines of a process that are shown when its test fails.
+const LAST: usize = 5;
 
 /// What to start: a program with arguments and environment, in a namespace, as a user.
 #[derive(Debug, Clone)]
@@ -394,7 +396,8 @@ impl Drop for Child {
             drop(self.process.wait());
         }
         if thread::panicking() {
-            eprintln!("the last lines of {}:\n{}", self.name, self.log.tail(60));
+            // Few, since why the test failed must not be lost among them; all is in target/ci/logs.
+            eprintln!("the last lines of {}:\n{}", self.name, self.log.tail(LAST));
         }
     }
 }

@@ -51,14 +51,31 @@ pub fn holds_for(what: &str, span: Duration, mut probe: impl FnMut() -> anyhow::
     }
 }
 
-/// Leaves the processor alone for about `pause`.
-pub(crate) fn rest(pause: Duration) {
-    thread::park_timeout(pause);
+/// Leaves the processor alone for `pause`: between two looks at something, never in place of one.
+/// The whole of it, also where something unparks this thread, as the end of a [`thread::scope`]
+/// does.
+pub fn rest(pause: Duration) {
+    let begun = Instant::now();
+    loop {
+        let left = pause.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return;
+        }
+        thread::park_timeout(left);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rest_is_not_cut_short() {
+        let begun = Instant::now();
+        thread::current().unpark();
+        rest(Duration::from_millis(20));
+        assert!(begun.elapsed() >= Duration::from_millis(20));
+    }
 
     #[test]
     fn it_returns_the_first_success() {

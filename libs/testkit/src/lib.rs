@@ -38,7 +38,7 @@ pub use browser::{Browser, BrowserOptions};
 pub use capture::Capture;
 pub use child::{Child, Finished, Spec};
 pub use cockpit::Cockpit;
-pub use eventually::{eventually, holds_for};
+pub use eventually::{eventually, holds_for, rest};
 pub use finding::assert_found;
 pub use http::{Curl, CurlReply, HttpReply, http_get};
 pub use lab::{Blocked, Host, Lab, Segment};
