@@ -4,7 +4,7 @@
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -136,6 +136,18 @@ impl Site {
         let login = ["--via", via, "--user", self.user.name(), "--identity", &key];
         let words = [&login[..], &["--timeout", "20s", "exec", "uname -n", NODE]].concat();
         self.field.operator().deploy(&words)
+    }
+
+    /// `ssh` itself, by the blocks that `mesh ssh-config` printed; each asks for a certificate first.
+    fn plain_ssh(&self, configuration: &Path, host: &str) -> Finished {
+        let ssh = self
+            .field
+            .operator()
+            .spec("ssh")
+            .arg("-F")
+            .arg(configuration);
+        let ssh = ssh.args(["-o", "BatchMode=yes", host, "uname -n"]);
+        ssh.run(SOON).expect("runs")
     }
 
     fn by_socks(&self) -> anyhow::Result<String> {
@@ -285,6 +297,10 @@ fn everything_goes_on_without_the_coordinator_and_it_comes_back_without_a_storm(
     let connections = site.server.connections();
     let mut pings = site.ping("60");
     pings.wait_for_line("icmp_seq=3", SOON);
+    let blocks = site.field.operator().mesh_ok(&["ssh-config"]).stdout;
+    let blocks = site.field.operator().file("ssh_config", &blocks);
+    let blocks = blocks.expect("written");
+    site.plain_ssh(&blocks, PINGER).expect_code(0);
 
     let mut killed = site.field.take_service("coordinator");
     killed.kill().expect("killed");
@@ -327,6 +343,13 @@ fn everything_goes_on_without_the_coordinator_and_it_comes_back_without_a_storm(
     let refused = site.field.operator().deploy(&["exec", "true", PINGER]);
     assert_eq!(refused.code, Some(255), "{}", refused.all());
     assert!(refused.stderr.contains("--identity"), "{}", refused.all());
+    // One that was given before is good for its five minutes; for other users there is none.
+    let ran = site.plain_ssh(&blocks, PINGER).expect_code(0);
+    assert_eq!(ran.stdout.trim(), PINGER, "{}", ran.all());
+    let refused = site.plain_ssh(&blocks, &format!("nobody@{PINGER}"));
+    assert_eq!(refused.code, Some(255), "{}", refused.all());
+    let reason = "only the coordinator gives out certificates";
+    assert!(refused.stderr.contains(reason), "{}", refused.all());
 
     site.restart_worker();
     site.assert_new_things_work();

@@ -8,10 +8,12 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
-use mesh_ssh::PrivateKey;
-use mesh_types::NetworkName;
+use mesh_ssh::{Certificate, PrivateKey};
+use mesh_types::time::span;
+use mesh_types::{NetworkName, Timestamp};
 
 use crate::run::login_user;
 use crate::setting::{Issuer, Setting};
@@ -167,24 +169,29 @@ pub async fn print(setting: &Setting, blocks: &Blocks<'_>) -> anyhow::Result<Str
     blocks.render(&workers)
 }
 
-/// Makes a fresh certificate for `user` on `host`, and pins the host's keys of today.
+/// Makes a fresh certificate for `user` on `host`, and pins the host's keys of today. While the
+/// coordinator does not answer, the last certificate does as long as it is valid.
 ///
 /// # Errors
 ///
-/// When the coordinator does not answer or refuses, or a file cannot be written.
+/// When the coordinator refuses, when it does not answer and there is no valid certificate, or a
+/// file cannot be written.
 pub async fn refresh(
     setting: &Setting,
     host: &str,
     user: Option<&str>,
     dir: &Path,
 ) -> anyhow::Result<()> {
-    let coordinator = setting.coordinator().await?;
-    let nodes = setting.nodes(coordinator.clone()).await?;
+    let (coordinator, nodes) = setting.nodes_even_without_coordinator(false).await?;
     let network = &setting.network;
     let node = find(host, &nodes, network.as_str())
         .with_context(|| format!("no such node in network {network} (see: mesh node list)"))?;
     let user = login_user(node, user)?;
     let principal: mesh_ssh::Principal = user.parse()?;
+    let file = dir.join(format!("{}-{principal}-cert.pub", node.name));
+    let Some(coordinator) = coordinator else {
+        return usable(&file, SystemTime::now().into());
+    };
     make_dir(dir)?;
     write_file(
         &dir.join("known_hosts"),
@@ -192,8 +199,24 @@ pub async fn refresh(
     )?;
     let issuer = Issuer::new(coordinator, network, key(dir)?);
     let line = issuer.issue(principal.as_str(), &[node.id]).await?;
-    let file = dir.join(format!("{}-{principal}-cert.pub", node.name));
     write_file(&file, format!("{line}\n").as_bytes())
+}
+
+/// Whether the certificate in `file` lets somebody in at `now`.
+fn usable(file: &Path, now: Timestamp) -> anyhow::Result<()> {
+    let line = fs::read_to_string(file);
+    let certificate: Option<Certificate> = line.ok().and_then(|line| line.parse().ok());
+    let until = certificate.map(|certificate| certificate.valid_until());
+    anyhow::ensure!(
+        until.is_some_and(|until| now < until),
+        "only the coordinator gives out certificates, and the last one {}; log in by a key that the \
+         machine itself accepts: ssh -o IdentitiesOnly=no -i KEY",
+        until.map_or_else(
+            || "for this node was never made".to_owned(),
+            |until| format!("ended {} ago", span(now.since(until))),
+        )
+    );
+    Ok(())
 }
 
 /// The key in `dir`, made when there is none.
@@ -239,6 +262,10 @@ fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use mesh_ssh::{CertificateRequest, UserCa};
+
     use super::*;
     use crate::target::tests::node;
 
@@ -345,6 +372,39 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_certificate_is_used_until_its_end_and_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web-root-cert.pub");
+        let now = Timestamp::from_secs(1_800_000_000);
+        let refused = |now| format!("{:#}", usable(&file, now).unwrap_err());
+        assert!(refused(now).contains("was never made"), "{}", refused(now));
+        let request = CertificateRequest {
+            public_key: PrivateKey::generate().public_key(),
+            principal: "root".parse().unwrap(),
+            key_id: "o".to_owned(),
+            serial: 1,
+            source_addresses: vec!["100.64.0.1".parse().unwrap()],
+        };
+        let certificate = UserCa::generate().sign(&request, now).unwrap();
+        write_file(&file, format!("{certificate}\n").as_bytes()).unwrap();
+        let until = certificate.valid_until();
+        usable(&file, until.minus(Duration::from_secs(1))).unwrap();
+        let later = until.plus(Duration::from_secs(120));
+        assert!(
+            refused(until).contains("ended 0 s ago"),
+            "{}",
+            refused(until)
+        );
+        assert!(
+            refused(later).contains("ended 2 min ago"),
+            "{}",
+            refused(later)
+        );
+        write_file(&file, b"ssh-ed25519-cert-v01@openssh.com nonsense\n").unwrap();
+        assert!(refused(now).contains("was never made"), "{}", refused(now));
     }
 
     #[test]

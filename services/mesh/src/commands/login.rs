@@ -96,10 +96,34 @@ pub(super) async fn run(session: &Session, args: LoginArgs) -> Result<()> {
         .status(pb::AdminStatusRequest {})
         .await
         .context("use the credential")?;
-    context.socks.clear();
-    contexts.save(&args.name, &context, true)?;
+    keep(&contexts, &args.name, &mut context)?;
     std::fs::remove_file(&pending).context("remove the key of the request")?;
     say_welcome(session, &args.name, &context)
+}
+
+/// Saves the context under `name` and makes it the current one. One of this mesh that was there
+/// before hands on what it was told by `mesh context set`; one of another mesh is kept under another
+/// name, since nobody could make its key again.
+fn keep(contexts: &Contexts, name: &str, context: &mut Context) -> Result<()> {
+    let names = contexts.names();
+    if names.iter().any(|known| known == name) {
+        let before = contexts
+            .load(Some(name))
+            .context("there is a context of that name already; choose another with --name")?;
+        if before.ca == context.ca {
+            context.socks = before.socks;
+            context.deploy = before.deploy;
+            context.gateway = before.gateway;
+            context.network = before.network;
+        } else {
+            let mut spares = (1..).map(|n| format!("{name}-before-{n}"));
+            let spare = spares.find(|spare| !names.contains(spare));
+            let spare = spare.context("there is no name left for the context of before")?;
+            contexts.save(&spare, &before, false)?;
+            eprintln!("the context {name} was of another mesh: it is called {spare} now");
+        }
+    }
+    Ok(contexts.save(name, context, true)?)
 }
 
 fn say_welcome(session: &Session, name: &str, context: &Context) -> Result<()> {
@@ -116,7 +140,7 @@ async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Resu
     let files = patiently("its first start", files)
         .await
         .context("read the first operator's key: is this a coordinator's state directory?")?;
-    let context = first_operator(&files)?;
+    let mut context = first_operator(&files)?;
     let channel = patiently("it to answer", || context.coordinator())
         .await
         .context("connect to the coordinator")?;
@@ -125,7 +149,7 @@ async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Resu
         .status(pb::AdminStatusRequest {})
         .await
         .context("use the credential")?;
-    contexts.save(name, &context, true)?;
+    keep(contexts, name, &mut context)?;
     Ok(context)
 }
 
@@ -270,6 +294,44 @@ mod tests {
         let identity = Identity::from_pkcs8(&key).expect("a key");
         let needle = identity.public_key().as_spki_der();
         assert!(csr.windows(needle.len()).any(|window| window == needle));
+    }
+
+    fn context(ca: &[u8], socks: &str) -> Context {
+        let coordinators = vec!["localhost:1".to_owned()];
+        let mut context = Context::new(coordinators, ca, b"c", b"k", "default");
+        context.socks.insert("default".into(), socks.into());
+        context
+    }
+
+    #[test]
+    fn who_logs_in_again_keeps_what_the_context_was_told() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let contexts = Contexts::in_dir(dir.path());
+        let mut told = context(b"mesh", "gateway:1080");
+        told.network = "home".into();
+        told.gateway = Some("http://gateway:8081".into());
+        keep(&contexts, "work", &mut told.clone()).expect("saved");
+        let mut fresh = context(b"mesh", "localhost:1080");
+        fresh.certificate = "new".into();
+        keep(&contexts, "work", &mut fresh).expect("saved");
+        let now = contexts.load(Some("work")).expect("there");
+        assert_eq!((now.certificate.as_str(), &*now.network), ("new", "home"));
+        assert_eq!((now.socks, now.gateway), (told.socks, told.gateway));
+        assert_eq!(contexts.names(), ["work"]);
+    }
+
+    #[test]
+    fn a_context_of_another_mesh_is_not_lost() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let contexts = Contexts::in_dir(dir.path());
+        for mesh in [b"a", b"b", b"c"] {
+            keep(&contexts, "work", &mut context(mesh, "gateway:1080")).expect("saved");
+        }
+        assert_eq!(contexts.names(), ["work", "work-before-1", "work-before-2"]);
+        let ca = |name| contexts.load(Some(name)).expect("there").ca;
+        let all = ["work-before-1", "work-before-2", "work"].map(ca);
+        assert_eq!(all, [b"a", b"b", b"c"].map(|mesh| STANDARD.encode(mesh)));
+        assert_eq!(contexts.current().expect("one"), Some("work".to_owned()));
     }
 
     #[test]
