@@ -21,6 +21,8 @@ const VOLATILE: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(300);
 /// How often it is looked whether there is traffic with somebody new.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often open files are counted.
+const COUNT: Duration = Duration::from_secs(5);
 /// Newcomers to greet are stored no more often than this.
 const APART: Duration = Duration::from_secs(5);
 /// Who was silent for this long is not greeted after a restart.
@@ -119,6 +121,7 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut memory = Memory::new(shared.control().stored(), Instant::now());
+    let mut count_at = Instant::now();
     loop {
         look_aside(&shared, &state).await;
         let (mut last, changed) = tokio::select! {
@@ -144,6 +147,10 @@ pub(crate) async fn run(
         }
         if last {
             return;
+        }
+        if Instant::now() >= count_at {
+            shared.files.look().await;
+            count_at = Instant::now() + COUNT;
         }
         let troubles = shared.troubles(Timestamp::from(SystemTime::now()));
         shared.control().troubles(troubles);

@@ -30,12 +30,14 @@ use crate::status::{NodeStatus, ShellStatus};
 use crate::tun::{Tun, TunError};
 
 mod config;
+mod files;
 mod shared;
 
 pub use config::{NodeConfig, NotReady, RelayMode, StartError};
 pub(crate) use shared::{RelayFigures, Shared, Snapshot};
 
 use config::bind_all;
+use files::Files;
 
 /// A running mesh node; a cheap handle, all clones are the same node.
 ///
@@ -152,6 +154,7 @@ impl Node {
             }),
             started: SystemTime::now(),
             unsaved: Mutex::new(None),
+            files: Files::default(),
             aside: Mutex::new(None),
         });
         let bound = ports.iter().map(UdpPort::local).collect();
@@ -412,6 +415,17 @@ impl Node {
     /// What the data plane counted.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.inner.shared.counters
+    }
+
+    /// Has the process's file descriptors counted now and then, so that the coordinator is told when
+    /// hardly any are left. `count` gives those in use, and the most there may be.
+    pub fn watch_files(&self, count: fn() -> (u64, u64)) {
+        self.inner.shared.files.watch(count);
+    }
+
+    /// Whether hardly any file descriptors were left when they were counted last.
+    pub fn is_low_on_files(&self) -> bool {
+        self.inner.shared.files.is_low()
     }
 
     /// Throws away every packet of the overlay, both ways, while it is on: what a dead tunnel looks

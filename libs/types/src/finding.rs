@@ -92,13 +92,21 @@ pub struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// What is wrong when nine in ten are in use. `whose` is the process, such as
-    /// `the coordinator`, `unit` its systemd unit.
-    pub fn finding(self, whose: &str, unit: &str) -> Option<Finding> {
+    /// Whether hardly any are left: nine in ten are in use, or, where that was so `before`, more
+    /// than eight in ten still.
+    pub const fn is_low(self, before: bool) -> bool {
         let Self { used, limit } = self;
-        if limit == 0 || used < limit - limit / 10 {
+        let tenth = limit / 10;
+        limit > 0 && (used >= limit - tenth || (before && used > limit - 2 * tenth))
+    }
+
+    /// What is wrong when hardly any are left; `before`: that is how it was. `whose` is the process,
+    /// such as `the coordinator`, `unit` its systemd unit.
+    pub fn finding(self, before: bool, whose: &str, unit: &str) -> Option<Finding> {
+        if !self.is_low(before) {
             return None;
         }
+        let Self { used, limit } = self;
         Some(Finding::warning(
             "descriptors-low",
             format!(
@@ -129,15 +137,27 @@ mod tests {
 
     #[test]
     fn descriptors_are_told_of_before_there_are_none() {
-        for (used, limit, told) in [
-            (921, 1024, false),
-            (922, 1024, true),
-            (1024, 1024, true),
-            (5, 0, false),
-            (9, 10, true),
+        for (used, limit, told, goes_on) in [
+            (820, 1024, false, false),
+            (821, 1024, false, true),
+            (921, 1024, false, true),
+            (922, 1024, true, true),
+            (1024, 1024, true, true),
+            (5, 0, false, false),
+            (8, 10, false, false),
+            (9, 10, true, true),
+            (4, 5, false, false),
+            (5, 5, true, true),
         ] {
-            let finding = OpenFiles { used, limit }.finding("the agent", "mesh-worker-agent");
-            assert_eq!(finding.is_some(), told, "{used} of {limit}");
+            let files = OpenFiles { used, limit };
+            for (before, told) in [(false, told), (true, goes_on)] {
+                let finding = files.finding(before, "the agent", "mesh-worker-agent");
+                assert_eq!(
+                    finding.is_some(),
+                    told,
+                    "{used} of {limit}, before: {before}"
+                );
+            }
         }
     }
 }

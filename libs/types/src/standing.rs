@@ -13,11 +13,18 @@ pub enum Trouble {
     DeviceFault,
     /// No UDP datagram reaches it.
     UdpBlocked,
+    /// Its process has hardly any file descriptors left.
+    DescriptorsLow,
 }
 
 impl Trouble {
     /// Each of them, the most far-reaching first.
-    pub const ALL: [Self; 3] = [Self::DeviceFault, Self::NetmapUnsaved, Self::UdpBlocked];
+    pub const ALL: [Self; 4] = [
+        Self::DeviceFault,
+        Self::DescriptorsLow,
+        Self::NetmapUnsaved,
+        Self::UdpBlocked,
+    ];
 
     /// Its word.
     pub const fn as_str(self) -> &'static str {
@@ -25,6 +32,7 @@ impl Trouble {
             Self::NetmapUnsaved => "netmap-unsaved",
             Self::DeviceFault => "tun-trouble",
             Self::UdpBlocked => "udp-blocked",
+            Self::DescriptorsLow => "descriptors-low",
         }
     }
 
@@ -36,6 +44,9 @@ impl Trouble {
             }
             Self::DeviceFault => "has trouble with its network device",
             Self::UdpBlocked => "gets no UDP datagrams: everything goes through relays",
+            Self::DescriptorsLow => {
+                "has hardly any file descriptors left: at its limit it takes no new connections"
+            }
         }
     }
 
@@ -132,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_standing_is_what_was_written_and_nothing_is_nothing() {
-        for bits in 0..8_u8 {
+        for bits in 0..16_u8 {
             let troubles = Troubles(bits);
             assert_eq!(troubles.iter().collect::<Troubles>(), troubles);
             for stored_for in [None, Some(Duration::from_secs(185))] {
@@ -145,8 +156,11 @@ mod tests {
             }
         }
         assert_eq!(Standing::default().to_string(), "");
-        let all = Troubles(7).to_string();
-        assert_eq!(all, "tun-trouble, netmap-unsaved, udp-blocked");
+        let all = Troubles(15).to_string();
+        assert_eq!(
+            all,
+            "tun-trouble, descriptors-low, netmap-unsaved, udp-blocked"
+        );
     }
 
     #[test]

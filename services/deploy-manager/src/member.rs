@@ -69,6 +69,7 @@ impl Member {
             node_config.udp.clone_from(&config.wireguard.listen);
         }
         let node = Node::start(node_config, state)?;
+        node.watch_files(mesh_daemon::open_files);
         let enrolled = node.enrolled().clone();
         let server = SocksServer::new(
             network.clone(),

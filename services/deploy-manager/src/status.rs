@@ -105,8 +105,9 @@ fn is_news(written: Option<&(Status, Instant)>, status: &Status, now: Instant) -
 }
 
 fn current(grpc: SocketAddr, members: &Members, now: Timestamp) -> Status {
+    let members = members.all();
+    let was_low = members.iter().any(|member| member.node.is_low_on_files());
     let (networks, statuses): (Vec<NetworkStatus>, Vec<NodeStatus>) = members
-        .all()
         .into_iter()
         .map(|member| {
             let status = member.node.status();
@@ -123,7 +124,8 @@ fn current(grpc: SocketAddr, members: &Members, now: Timestamp) -> Status {
         .unzip();
     let (used, limit) = mesh_daemon::open_files();
     let mut findings = advice_of_all(Role::Deployer, &statuses, now);
-    findings.extend(OpenFiles { used, limit }.finding("the deploy-manager", "mesh-deploy-manager"));
+    let open_files = OpenFiles { used, limit };
+    findings.extend(open_files.finding(was_low, "the deploy-manager", "mesh-deploy-manager"));
     Status {
         schema: SCHEMA.to_owned(),
         running: true,

@@ -53,7 +53,7 @@ pub(crate) fn of_mesh(
         used: status.open_files,
         limit: status.open_files_limit,
     };
-    found.extend(open_files.finding("the coordinator", "mesh-coordinator"));
+    found.extend(open_files.finding(false, "the coordinator", "mesh-coordinator"));
     found.extend(relays(&status.relays));
     found.extend(operator_until.and_then(|until| operator(until, now)));
     for node in told.nodes {

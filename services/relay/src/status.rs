@@ -91,7 +91,7 @@ impl Source {
         let (used, limit) = mesh_daemon::open_files();
         let open_files = OpenFiles { used, limit };
         let mut findings = advice(&self.enrolled, &control, &list, self.started, now);
-        findings.extend(open_files.finding("the relay", "mesh-relay"));
+        findings.extend(open_files.finding(false, "the relay", "mesh-relay"));
         Status {
             schema: SCHEMA.to_owned(),
             running: true,

@@ -96,8 +96,9 @@ pub(crate) async fn answer(request: &str, networks: &Networks, url: String) -> s
 fn status(networks: &Networks, url: String) -> Status {
     let table = networks.table().current();
     let routes = table.entries();
-    let (networks, statuses): (Vec<NetworkStatus>, Vec<NodeStatus>) = networks
-        .nodes()
+    let nodes = networks.nodes();
+    let was_low = nodes.iter().any(|(_, node)| node.is_low_on_files());
+    let (networks, statuses): (Vec<NetworkStatus>, Vec<NodeStatus>) = nodes
         .into_iter()
         .map(|(network, node)| {
             let status = node.status();
@@ -117,7 +118,8 @@ fn status(networks: &Networks, url: String) -> Status {
         .unzip();
     let (used, limit) = mesh_daemon::open_files();
     let mut findings = advice_of_all(Role::Gateway, &statuses, Timestamp::from(SystemTime::now()));
-    findings.extend(OpenFiles { used, limit }.finding("the gateway", "mesh-traffic-gateway"));
+    let open_files = OpenFiles { used, limit };
+    findings.extend(open_files.finding(was_low, "the gateway", "mesh-traffic-gateway"));
     Status {
         schema: SCHEMA.to_owned(),
         version: 1,

@@ -193,6 +193,7 @@ impl Networks {
         }
         let node = Node::start(config, state)
             .map_err(|err| NetworkError::Start(network.clone(), Box::new(err)))?;
+        node.watch_files(mesh_daemon::open_files);
         let slot = self.connector.add(node.clone());
         self.table.change(|table| table.add_network(network, slot));
         let latch = self

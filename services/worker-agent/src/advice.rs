@@ -6,18 +6,20 @@ use mesh_types::{Finding, OpenFiles, Timestamp};
 use crate::console::ConsoleState;
 use crate::status::ConsoleStatus;
 
-/// Everything that is wrong, the most far-reaching first. Pure.
+/// Everything that is wrong, the most far-reaching first; `was_low`: hardly any files could be
+/// opened when that was looked at last. Pure.
 pub(crate) fn advice(
     node: &NodeStatus,
     console: &ConsoleStatus,
     open_files: OpenFiles,
+    was_low: bool,
     now: Timestamp,
 ) -> Vec<Finding> {
     let mut found = mesh_node::advice::advice(node, now);
     if node.control.is_removed() {
         return found;
     }
-    found.extend(open_files.finding("the agent", "mesh-worker-agent"));
+    found.extend(open_files.finding(was_low, "the agent", "mesh-worker-agent"));
     found.extend(of_console(console));
     found
 }

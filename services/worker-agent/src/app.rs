@@ -118,6 +118,7 @@ impl App {
             },
             state.clone(),
         )?;
+        node.watch_files(mesh_daemon::open_files);
         metrics::register(&handles.metrics, node.counters(), node.control());
         for addr in node.udp_addrs() {
             tracing::info!(%addr, "WireGuard");

@@ -12,6 +12,7 @@ use mesh_types::{Netmap, NodeId, OverlayAddrs, RelayId, Service, Timestamp, Trou
 use tokio::sync::{Notify, watch};
 
 use super::RelayMode;
+use super::files::Files;
 use crate::advice::Udp;
 use crate::control::ControlSession;
 use crate::counters::Counters;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(super) started: SystemTime,
     /// Why the newest netmap is not on disk.
     pub(super) unsaved: Mutex<Option<String>>,
+    pub(crate) files: Files,
     /// Where a stored netmap lies that was not ours.
     pub(super) aside: Mutex<Option<String>>,
 }
@@ -138,6 +140,7 @@ impl Shared {
         };
         let troubles = [
             (Trouble::DeviceFault, device),
+            (Trouble::DescriptorsLow, self.files.is_low()),
             (Trouble::NetmapUnsaved, unsaved),
             (Trouble::UdpBlocked, udp.is_blocked(now)),
         ];

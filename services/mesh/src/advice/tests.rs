@@ -98,7 +98,7 @@ type Row = (
     &'static str,
 );
 
-const ROWS: [Row; 22] = [
+const ROWS: [Row; 23] = [
     (
         |mesh| mesh.happened(60, "identity-twice", "its streams take turns"),
         "identity-twice",
@@ -234,6 +234,13 @@ const ROWS: [Row; 22] = [
         "netmap-unsaved",
         Severity::Warning,
         "web cannot store its netmap",
+        "on web: worker-agent status",
+    ),
+    (
+        |mesh| mesh.nodes[0].troubles = vec!["descriptors-low".into()],
+        "descriptors-low",
+        Severity::Warning,
+        "web has hardly any file descriptors left",
         "on web: worker-agent status",
     ),
     (

@@ -236,7 +236,13 @@ impl Agent {
         AgentStatus {
             schema: SCHEMA.to_owned(),
             version: build_info::VERSION.to_owned(),
-            findings: advice(&of_node, &console, open_files, now),
+            findings: advice(
+                &of_node,
+                &console,
+                open_files,
+                self.node.is_low_on_files(),
+                now,
+            ),
             node: of_node,
             console,
             open_files,
