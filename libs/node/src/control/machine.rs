@@ -153,6 +153,10 @@ pub struct Machine {
     validity: Validity,
     renewing: bool,
     renew_at: Instant,
+    /// The same by the wall, which goes on while the machine sleeps.
+    renew_due: Timestamp,
+    /// Not before this, whatever the wall says.
+    renew_pause: Instant,
     last_error: Option<String>,
     /// What is wrong with this machine's clock, as of the last welcome.
     skew: Option<String>,
@@ -173,12 +177,14 @@ impl Machine {
             validity,
             renewing: false,
             renew_at: now.at,
+            renew_due: now.wall,
+            renew_pause: now.at,
             last_error: None,
             skew: None,
             random: StdRng::from_seed(seed),
             actions: VecDeque::new(),
         };
-        machine.renew_at = machine.renewal_due(now);
+        machine.plan_renewal(now.at, now);
         machine
     }
 
@@ -233,7 +239,8 @@ impl Machine {
         if matches!(self.state, State::Removed) {
             return;
         }
-        if !self.renewing && now.at >= self.renew_at {
+        let overslept = now.wall >= self.renew_due && now.at >= self.renew_pause;
+        if !self.renewing && (now.at >= self.renew_at || overslept) {
             self.renewing = true;
             self.actions.push_back(Action::Renew);
         }
@@ -304,7 +311,7 @@ impl Machine {
         self.validity = validity;
         self.renewing = false;
         // By a clock that is ahead, the new certificate is due again at once.
-        self.renew_at = self.renewal_due(now).max(now.at + RENEW_RETRY);
+        self.plan_renewal(now.at + RENEW_RETRY, now);
         self.actions.push_back(Action::StateChanged);
     }
 
@@ -314,6 +321,7 @@ impl Machine {
         let expired = now.wall >= self.validity.until;
         let wait = if expired { BACKOFF_CAP } else { RENEW_RETRY };
         self.renew_at = now.at + self.jittered(wait);
+        self.renew_pause = self.renew_at;
         self.last_error = Some(reason);
         self.actions.push_back(Action::StateChanged);
     }
@@ -450,14 +458,13 @@ impl Machine {
         cap.mul_f64(self.random.random_range(0.5..=1.0))
     }
 
-    /// Two thirds into the certificate's life, give or take a little, or now.
-    fn renewal_due(&mut self, now: Now) -> Instant {
+    /// Two thirds into the certificate's life, give or take a little, or now; not before `pause`.
+    fn plan_renewal(&mut self, pause: Instant, now: Now) {
         let life = self.validity.until.since(self.validity.from);
-        let due = self
-            .validity
-            .from
-            .plus(life.mul_f64(self.random.random_range(0.65..0.68)));
-        now.at + due.since(now.wall)
+        let share = self.random.random_range(0.65..0.68);
+        self.renew_due = self.validity.from.plus(life.mul_f64(share));
+        self.renew_pause = pause;
+        self.renew_at = (now.at + self.renew_due.since(now.wall)).max(pause);
     }
 }
 

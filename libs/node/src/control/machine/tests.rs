@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod certificate;
 mod stored;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -343,74 +344,6 @@ fn a_bad_update_ends_the_stream_and_keeps_the_last_good_netmap() {
     let mut fresh = Bench::live();
     fresh.hear(Incoming::Netmap(NetmapUpdate::default()));
     assert_eq!(fresh.actions(), [Action::Close]);
-}
-
-#[test]
-fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
-    let mut bench = Bench::live();
-    let life = bench
-        .machine
-        .validity()
-        .until
-        .since(bench.machine.validity().from);
-    let mut asked = None;
-    while asked.is_none() {
-        bench.step();
-        bench.hear(Incoming::HeartbeatAck { refusal: None });
-        if bench.actions().contains(&Action::Renew) {
-            asked = Some(bench.now.wall.since(bench.machine.validity().from));
-        }
-    }
-    let at = asked.expect("a renewal").as_secs_f64() / life.as_secs_f64();
-    assert!((0.64..0.69).contains(&at), "{at}");
-    assert_eq!(
-        bench.state(),
-        ControlState::Connected,
-        "the stream is not touched by it"
-    );
-    bench
-        .machine
-        .handle_renew_failed("not now".into(), bench.now);
-    let retry = bench.machine.renew_at.duration_since(bench.now.at);
-    assert!(retry <= RENEW_RETRY && retry >= RENEW_RETRY / 2);
-    let validity = Validity {
-        from: bench.now.wall,
-        until: bench.now.wall.plus(DAY),
-    };
-    bench.machine.handle_renewed(validity, bench.now);
-    assert!(bench.machine.renew_at > bench.now.at + DAY / 2);
-}
-
-#[test]
-fn a_new_certificate_that_is_due_already_is_not_renewed_in_a_loop() {
-    let mut bench = Bench::live();
-    bench.machine.renewing = true;
-    let validity = Validity {
-        from: bench.now.wall.minus(2 * DAY),
-        until: bench.now.wall.minus(DAY),
-    };
-    bench.machine.handle_renewed(validity, bench.now);
-    assert_eq!(bench.machine.renew_at, bench.now.at + RENEW_RETRY);
-    bench.actions();
-    bench.machine.handle_timeout(bench.now);
-    assert!(!bench.actions().contains(&Action::Renew));
-}
-
-#[test]
-fn an_expired_certificate_is_renewed_before_anything_else() {
-    let mut bench = Bench::new(None);
-    bench.machine.validity.until = bench.now.wall;
-    bench.machine.renew_at = bench.now.at;
-    bench.step();
-    assert_eq!(bench.actions(), [Action::Renew]);
-    let validity = Validity {
-        from: bench.now.wall,
-        until: bench.now.wall.plus(DAY),
-    };
-    bench.machine.handle_renewed(validity, bench.now);
-    bench.actions();
-    bench.step();
-    assert_eq!(bench.actions(), [Action::Open { cursor: None }]);
 }
 
 #[test]
