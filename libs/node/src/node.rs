@@ -121,9 +121,8 @@ impl Node {
             },
             now,
         );
-        let device_name = config.tun.as_deref();
-        let tun = device_name.map(|name| start_device(name, mtu, &control, now));
-        let tun = tun.transpose()?;
+        let start = |name: &str| start_device(name, mtu, &control, now);
+        let tun = config.tun.as_deref().map(start).transpose()?;
         let has_device = tun.is_some();
         let greet = control
             .stored()
