@@ -31,5 +31,5 @@ pub mod trace;
 mod underlay;
 pub mod world;
 
-pub use planted::Bug;
+pub use planted::{Bug, Life};
 pub use run::{Options, Outcome};

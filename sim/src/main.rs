@@ -14,12 +14,13 @@
 #[path = "../../libs/testkit/src/heap.rs"]
 mod heap;
 
+use std::ops::Range;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use mesh_sim::run::{self, Report};
-use mesh_sim::{Bug, Options, soak};
+use mesh_sim::{Bug, Life, Options, soak};
 
 #[global_allocator]
 static ALLOCATOR: heap::Counting = heap::Counting;
@@ -27,9 +28,9 @@ static ALLOCATOR: heap::Counting = heap::Counting;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", about = "Simulate the whole system")]
 struct Args {
-    /// How many seeds to run.
-    #[arg(long, default_value_t = 1000)]
-    seeds: u64,
+    /// How many seeds to run: 1000 when not given, or 40 with --month.
+    #[arg(long)]
+    seeds: Option<u64>,
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     first: u64,
@@ -49,12 +50,23 @@ struct Args {
     /// the leaks that are planted must be found by it.
     #[arg(long, conflicts_with_all = ["seeds", "first", "trace"])]
     soak: bool,
+    /// Lives of 35 days, longer than certificates last, which the nodes sleep through for the most
+    /// part; with --planted, the faults that show there only must be found by them.
+    #[arg(long, conflicts_with = "soak")]
+    month: bool,
     /// How long it lives.
     #[arg(long, requires = "soak", default_value_t = 120)]
     minutes: u64,
     /// How many threads; all cores when not given.
     #[arg(long)]
     threads: Option<usize>,
+}
+
+impl Args {
+    fn seeds(&self) -> Range<u64> {
+        let seeds = self.seeds.unwrap_or(if self.month { 40 } else { 1000 });
+        self.first..self.first.saturating_add(seeds)
+    }
 }
 
 fn main() -> ExitCode {
@@ -88,7 +100,7 @@ fn soaks(args: &Args) -> bool {
         false => vec![args.bug],
         true => Bug::ALL
             .iter()
-            .filter(|bug| bug.is_slow())
+            .filter(|bug| bug.life() == Life::Soak)
             .map(|bug| Some(*bug))
             .collect(),
     };
@@ -132,6 +144,7 @@ fn one(seed: u64, args: &Args) -> bool {
     let options = Options {
         bug: args.bug,
         print: args.trace,
+        month: args.month,
     };
     let outcome = run::seed(seed, options);
     let events: u64 = outcome.trace.counts().values().sum();
@@ -151,17 +164,19 @@ fn all(args: &Args, threads: usize) -> bool {
     let options = Options {
         bug: args.bug,
         print: false,
+        month: args.month,
     };
-    let seeds = args.first..args.first.saturating_add(args.seeds);
+    let seeds = args.seeds();
     let report = run::many(seeds, options, threads, false);
     print_report(&report, threads);
     let bug = args
         .bug
         .map(|bug| format!(" --bug {bug}"))
         .unwrap_or_default();
+    let month = if args.month { " --month" } else { "" };
     for (seed, failure) in report.failures.iter().take(10) {
         println!("FAILED seed {seed}: {failure}");
-        println!("  again: cargo xtask sim --seed {seed}{bug}");
+        println!("  again: cargo xtask sim --seed {seed}{month}{bug}");
     }
     println!("{} of {} seeds failed", report.failures.len(), report.ran);
     report.failures.is_empty()
@@ -182,12 +197,14 @@ fn print_report(report: &Report, threads: usize) {
 
 fn planted(args: &Args, threads: usize) -> bool {
     let mut missed = Vec::new();
-    for bug in Bug::ALL.iter().filter(|bug| !bug.is_slow()) {
+    let life = if args.month { Life::Month } else { Life::Short };
+    for bug in Bug::ALL.iter().filter(|bug| bug.life() == life) {
         let options = Options {
             bug: Some(*bug),
             print: false,
+            month: args.month,
         };
-        let seeds = args.first..args.first.saturating_add(args.seeds);
+        let seeds = args.seeds();
         let report = run::many(seeds, options, threads, true);
         let took = report.took.as_secs_f64();
         match report.failures.first_key_value() {

@@ -39,6 +39,10 @@ pub(crate) struct Node {
     pub(crate) validity: Validity,
     /// How far its clock is off, in seconds.
     pub(crate) clock_off: i64,
+    /// Since when its machine sleeps: nothing of it happens.
+    pub(crate) asleep: Option<Duration>,
+    /// For how long its clock for intervals has stood still so far.
+    pub(crate) slept: Duration,
     pub(crate) process: Option<Box<Process>>,
     /// It knows that it is none of the network any more.
     pub(crate) removed: bool,
@@ -102,9 +106,24 @@ impl Node {
     /// Both clocks as the node reads them.
     pub(crate) fn now(&self, start: Instant, now: Duration) -> Now {
         Now {
-            at: start + now,
+            at: self.at(start, now),
             wall: self.wall(now),
         }
+    }
+
+    /// Its clock for intervals, which stands still while its machine sleeps.
+    pub(crate) fn at(&self, start: Instant, now: Duration) -> Instant {
+        start + now.saturating_sub(self.slept)
+    }
+
+    /// When something of it is due; never while it sleeps.
+    pub(crate) fn due(&self, start: Instant) -> Option<Duration> {
+        Some(self.awake()?.due(start, self.slept))
+    }
+
+    /// Its process, unless its machine sleeps.
+    pub(crate) fn awake(&self) -> Option<&Process> {
+        self.process.as_deref().filter(|_| self.asleep.is_none())
     }
 
     pub(crate) fn wall(&self, now: Duration) -> Timestamp {
@@ -133,8 +152,9 @@ impl Node {
             None => (None, Vec::new()),
         };
         let machine = Machine::new(netmap, self.validity, dice.bytes(), self.now(start, now));
-        let mut device = Device::new(config, start + now);
-        device.set_local_endpoints(&[self.access.local()], start + now);
+        let at = self.at(start, now);
+        let mut device = Device::new(config, at);
+        device.set_local_endpoints(&[self.access.local()], at);
         self.process = Some(Box::new(Process {
             life,
             machine,
@@ -192,8 +212,8 @@ impl Node {
 
 impl Process {
     /// When something of it is due.
-    pub(crate) fn due(&self, start: Instant) -> Duration {
-        let since = |at: Instant| at.saturating_duration_since(start);
+    fn due(&self, start: Instant, slept: Duration) -> Duration {
+        let since = |at: Instant| at.saturating_duration_since(start) + slept;
         [
             self.machine.poll_timeout().map(since),
             self.device.poll_timeout().map(since),

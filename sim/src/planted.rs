@@ -39,8 +39,25 @@ pub enum Bug {
     AcceptSkew,
     /// A node does not tell that its addresses changed.
     KeepEndpoints,
+    /// A node takes no direct path: it reads none of the probes that come directly.
+    StayOnRelay,
+    /// A node's tunnels go on by a relay that is gone.
+    ClingToRelay,
+    /// No certificate is renewed.
+    NeverRenew,
     /// The coordinator never frees an update that it has sent.
     LeakUpdates,
+}
+
+/// What kind of life must find a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// A few minutes in which everything goes wrong.
+    Short,
+    /// Hours of steady load.
+    Soak,
+    /// 35 days, of which the nodes sleep most.
+    Month,
 }
 
 impl Bug {
@@ -62,12 +79,19 @@ impl Bug {
         Self::LeakSessions,
         Self::AcceptSkew,
         Self::KeepEndpoints,
+        Self::StayOnRelay,
+        Self::ClingToRelay,
+        Self::NeverRenew,
         Self::LeakUpdates,
     ];
 
-    /// Whether it shows in what is kept only, so that a soak must find it and short lives cannot.
-    pub const fn is_slow(self) -> bool {
-        matches!(self, Self::LeakUpdates)
+    /// Where it shows.
+    pub const fn life(self) -> Life {
+        match self {
+            Self::LeakUpdates => Life::Soak,
+            Self::NeverRenew => Life::Month,
+            _ => Life::Short,
+        }
     }
 
     /// Its word on the command line.
@@ -89,6 +113,9 @@ impl Bug {
             Self::LeakSessions => "leak-sessions",
             Self::AcceptSkew => "accept-skew",
             Self::KeepEndpoints => "keep-endpoints",
+            Self::StayOnRelay => "stay-on-relay",
+            Self::ClingToRelay => "cling-to-relay",
+            Self::NeverRenew => "never-renew",
             Self::LeakUpdates => "leak-updates",
         }
     }

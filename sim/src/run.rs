@@ -22,6 +22,8 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Whether every event is printed.
     pub print: bool,
+    /// Whether it is a life of 35 days.
+    pub month: bool,
 }
 
 /// What became of one seed.
@@ -112,8 +114,16 @@ pub(crate) fn watched(live: impl FnOnce()) -> Option<String> {
 /// Lets a world live by this seed.
 pub fn seed(seed: u64, options: Options) -> Outcome {
     let trace = Trace::new(options.print);
-    let mut world = World::new(seed, options.bug, trace, start(), identities());
-    let failure = watched(|| world.live());
+    let (start, keys) = (start(), identities());
+    let (world, failure) = if options.month {
+        let mut world = World::for_month(seed, options.bug, trace, start, keys);
+        let failure = watched(|| world.month());
+        (world, failure)
+    } else {
+        let mut world = World::new(seed, options.bug, trace, start, keys);
+        let failure = watched(|| world.live());
+        (world, failure)
+    };
     Outcome {
         seed,
         failure,

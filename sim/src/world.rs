@@ -4,6 +4,8 @@ mod check;
 mod control;
 mod coordinator;
 mod data;
+mod month;
+mod paths;
 mod plan;
 mod relays;
 mod soak;
@@ -178,6 +180,11 @@ impl World {
         self.start + self.now
     }
 
+    /// The node's clock for intervals.
+    fn at_node(&self, n: usize) -> Instant {
+        self.nodes[n].at(self.start, self.now)
+    }
+
     fn note(&mut self, kind: &'static str, detail: std::fmt::Arguments<'_>) {
         self.trace.note(self.now, kind, detail);
     }
@@ -198,6 +205,8 @@ impl World {
 
     /// Lets everything happen that is due, up to and including `until`.
     fn run_until(&mut self, until: Duration) {
+        // Whatever was just done to it.
+        self.tick_coordinator();
         loop {
             let next = self.next_due();
             if next > until {
@@ -220,18 +229,21 @@ impl World {
     fn next_due(&self) -> Duration {
         let event = self.events.keys().next().map(|(at, _)| *at);
         let start = self.start;
-        let node = |node: &Node| node.process.as_ref().map(|process| process.due(start));
         let engine = self.running().and_then(|process| {
             let engine = process.engine.poll_timeout();
             let engine = engine.map(|at| at.saturating_duration_since(start));
             [engine, process.due()].into_iter().flatten().min()
         });
-        // Relays look around once a second.
-        let relays = self.relays.iter().any(|relay| relay.process.is_some());
-        let second = relays.then(|| Duration::from_secs(self.now.as_secs() + 1));
+        // Relays look at their clients once a second, while there are any or may be.
+        let is_busy = |relay: &Relay| {
+            let clients = relay.process.as_ref().map(|process| process.held());
+            clients.is_some_and(|held| held > 0 || self.nodes.iter().any(|n| n.awake().is_some()))
+        };
+        let busy = self.relays.iter().any(is_busy);
+        let second = busy.then(|| Duration::from_secs(self.now.as_secs() + 1));
         self.nodes
             .iter()
-            .filter_map(node)
+            .filter_map(|node| node.due(start))
             .chain([event, engine, second].into_iter().flatten())
             .min()
             .unwrap_or(Duration::MAX)
@@ -254,7 +266,7 @@ impl World {
             }
         }
         for n in 0..self.nodes.len() {
-            let due = self.nodes[n].process.as_ref().map(|p| p.due(self.start));
+            let due = self.nodes[n].due(self.start);
             if due.is_some_and(|at| at <= self.now) {
                 self.tick_node(n);
             }
@@ -320,7 +332,8 @@ impl World {
             return;
         };
         let (node, server) = (conn.node, conn.server);
-        let cut = self.underlay.is_cut(Place::Node(node), server);
+        let asleep = end == End::Client && self.nodes[node].asleep.is_some();
+        let cut = asleep || self.underlay.is_cut(Place::Node(node), server);
         match conn.arrive(end, cut, self.now) {
             Arrival::Later(at) => self.plan(at, Event::Arrival(id, end)),
             Arrival::Broken => {

@@ -41,7 +41,7 @@ fn what_was_found_once_stays_mended() {
 fn a_planted_fault_is_found_and_found_again_by_its_seed() {
     let options = Options {
         bug: Some(Bug::ForgetRemoval),
-        print: false,
+        ..Options::default()
     };
     let report = run::many(0..1000, options, 1, true);
     let (seed, failure) = report.failures.first_key_value().expect("it is found");

@@ -8,6 +8,7 @@ use mesh_types::route::console_prefix;
 use mesh_types::{Netmap, NetworkId, NodeId, Peer, Relay, WgPublicKey};
 
 use super::{NETWORKS, World};
+use crate::coordinator::wall;
 use crate::model::{self, Facts};
 use crate::packet::{FIN_ACK, SYN, SYN_ACK, Segment};
 use crate::pipe::MAX_WAITING;
@@ -123,7 +124,7 @@ impl World {
     /// Relays come last: half-open connections to them are found out when one is used.
     fn mismatch_of_links(&self) -> Option<String> {
         for (n, node) in self.nodes.iter().enumerate() {
-            let Some(process) = &node.process else {
+            let Some(process) = node.awake() else {
                 continue;
             };
             for (r, relay) in self.relays.iter().enumerate() {
@@ -142,12 +143,15 @@ impl World {
 
     fn mismatch_of(&self, n: usize) -> Option<String> {
         let node = &self.nodes[n];
-        let process = node.process.as_ref()?;
+        let process = node.awake()?;
         let Some(facts) = self.model.facts(node.id) else {
             return Some("it was removed and runs on".to_owned());
         };
         if !self.is_live(n) {
             return Some(format!("no control stream: {:?}", process.machine.state()));
+        }
+        if node.validity.until < wall(self.now) {
+            return Some("its certificate has ended".to_owned());
         }
         let Some(map) = process.machine.netmap() else {
             return Some("no netmap".to_owned());
@@ -237,7 +241,8 @@ impl World {
         if certain && peer.state != state {
             return Some(format!("peer {id} is {state}, not {}", peer.state));
         }
-        let wanted = match self.nodes[n].report() {
+        let there = self.nodes[n].awake().and_then(|_| self.nodes[n].report());
+        let wanted = match there {
             // A running node tells again whom it is told of; the others' last word counts, unless
             // a restart of the coordinator lost it.
             Some(report) => (report.endpoints, report.home_relay),
@@ -287,11 +292,11 @@ impl World {
         let mut pairs = Vec::new();
         let relayed = self.relays.iter().any(|relay| relay.process.is_some());
         for (n, node) in self.nodes.iter().enumerate() {
-            let Some(facts) = self.model.facts(node.id).filter(|_| node.process.is_some()) else {
+            let Some(facts) = self.model.facts(node.id).filter(|_| node.awake().is_some()) else {
                 continue;
             };
             for (m, other) in self.nodes.iter().enumerate() {
-                if n == m || other.process.is_none() || other.network != node.network {
+                if n == m || other.awake().is_none() || other.network != node.network {
                     continue;
                 }
                 let Some(peer) = self.model.facts(other.id) else {

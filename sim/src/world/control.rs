@@ -141,7 +141,8 @@ impl World {
         let now = self.nodes[n].now(self.start, self.now);
         let cut = self.underlay.is_cut(Place::Node(n), Place::Coordinator);
         let known = self.model.facts(self.nodes[n].id).is_some();
-        let up = self.coordinator.process.is_some() && !cut;
+        let asleep = self.nodes[n].asleep.is_some() || self.has(Bug::NeverRenew);
+        let up = self.coordinator.process.is_some() && !cut && !asleep;
         let validity = self.certificate();
         let node = &mut self.nodes[n];
         let Some(process) = node.process.as_mut().filter(|p| p.life == life) else {

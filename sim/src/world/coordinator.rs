@@ -168,6 +168,12 @@ impl World {
             self.close(conn, End::Server);
             return;
         }
+        if wall(self.now) > node.validity.until {
+            // As the check of every call has it.
+            self.note("hello-expired", format_args!("{n}"));
+            self.close(conn, End::Server);
+            return;
+        }
         let nonce = self.dice.bytes();
         let stream = Stream {
             node: id,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mesh_tunnel::{Batch, Event as TunnelEvent, Out, Source, derp, stun};
+use mesh_tunnel::{Batch, Event as TunnelEvent, Out, Source, derp, disco, stun};
 use mesh_types::{NodeId, RelayId};
 
 use super::{Event, World};
@@ -26,7 +26,7 @@ impl World {
     // --- the node's shell
 
     pub(super) fn tick_node(&mut self, n: usize) {
-        let (at, now) = (self.at(), self.now);
+        let (at, now) = (self.at_node(n), self.now);
         let clocks = self.nodes[n].now(self.start, now);
         let Some(process) = &mut self.nodes[n].process else {
             return;
@@ -58,7 +58,7 @@ impl World {
 
     /// The control session has another netmap.
     pub(super) fn netmap_changed(&mut self, n: usize) {
-        let (at, now) = (self.at(), self.now);
+        let (at, now) = (self.at_node(n), self.now);
         let bug = self.bug;
         let Some(process) = self.nodes[n].process.as_deref_mut() else {
             return;
@@ -110,7 +110,7 @@ impl World {
     }
 
     fn follow_relays(&mut self, n: usize, relays: Vec<mesh_types::Relay>) {
-        let (at, now) = (self.at(), self.now);
+        let (at, now) = (self.at_node(n), self.now);
         let Some(process) = self.nodes[n].process.as_deref_mut() else {
             return;
         };
@@ -194,7 +194,7 @@ impl World {
 
     /// The first relay that is connected, unless the present one is.
     pub(super) fn choose_home(&mut self, n: usize) {
-        let at = self.at();
+        let at = self.at_node(n);
         let Some(process) = self.nodes[n].process.as_deref_mut() else {
             return;
         };
@@ -287,12 +287,16 @@ impl World {
 
     /// A datagram arrives where its address leads.
     pub(super) fn datagram(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let (at, now) = (self.at(), self.now);
+        let now = self.now;
         match place_of(to) {
             Some(Place::Relay(relay)) => self.stun(relay, from, to, bytes),
             Some(Place::Node(n)) if n < self.nodes.len() => {
+                let at = self.at_node(n);
                 let node = &mut self.nodes[n];
-                if !node.access.lets_in(to, from, now) {
+                if node.asleep.is_some() || !node.access.lets_in(to, from, now) {
+                    return;
+                }
+                if self.bug == Some(Bug::StayOnRelay) && disco::is_disco(bytes) {
                     return;
                 }
                 let Some(process) = &mut node.process else {
@@ -368,7 +372,7 @@ impl World {
     }
 
     pub(super) fn seal(&mut self, n: usize, segment: Segment) {
-        let at = self.at();
+        let at = self.at_node(n);
         let Some(process) = &mut self.nodes[n].process else {
             return;
         };

@@ -6,9 +6,9 @@ use super::World;
 
 /// After the last fault everything must be known everywhere within this. A node may have to find
 /// out that its stream is dead (45 s), then it backs off (5 s) and waits for its turn.
-const SETTLE: Duration = Duration::from_secs(60);
+pub(super) const SETTLE: Duration = Duration::from_secs(60);
 /// Every pair that can talk must talk within this.
-const CONNECT: Duration = Duration::from_secs(15);
+pub(super) const CONNECT: Duration = Duration::from_secs(15);
 /// A node that restarted while the coordinator is away must talk to whom it knew within this.
 const ISLAND: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,12 @@ impl World {
         self.recover();
         self.settle(SETTLE);
         let pairs = self.connectable();
-        self.connect_all(pairs, CONNECT);
+        self.connect_all(pairs.clone(), CONNECT);
+        self.demand_direct(pairs);
+        if self.relays.len() > 1 && self.dice.chance(500) {
+            self.lose_relay();
+            self.settle(SETTLE);
+        }
         if self.dice.chance(500) {
             self.lose_coordinator();
         }
@@ -97,13 +102,18 @@ impl World {
         }
         let away = self.dice.millis(0, 60_000);
         self.run_until(self.now + away);
-        let pairs = self.connectable();
         if !self.relays.is_empty() {
-            self.connect_all(pairs, CONNECT);
+            let pairs = self.connectable();
+            self.connect_all(pairs.clone(), CONNECT);
+            self.demand_direct(pairs);
+        }
+        if self.relays.len() > 1 && self.dice.chance(500) {
+            self.lose_relay();
         }
         self.start_coordinator();
         self.settle(SETTLE);
         let pairs = self.connectable();
-        self.connect_all(pairs, CONNECT);
+        self.connect_all(pairs.clone(), CONNECT);
+        self.demand_direct(pairs);
     }
 }

@@ -55,9 +55,10 @@ impl World {
     }
 
     pub(super) fn link_closed(&mut self, n: usize, relay: usize, conn: ConnId) {
-        let (at, now) = (self.at(), self.now);
+        let (at, now) = (self.at_node(n), self.now);
         let id = self.relays[relay].id;
         let share = u32::try_from(500 + self.dice.below(500)).unwrap_or(500);
+        let clings = self.has(Bug::ClingToRelay);
         let Some(process) = self.nodes[n].process.as_deref_mut() else {
             return;
         };
@@ -76,7 +77,9 @@ impl World {
         link.retry_at = now + cap * share / 1000;
         if std::mem::take(&mut link.up) {
             link.failures = 0;
-            process.device.handle_relay_down(id, at);
+            if !clings {
+                process.device.handle_relay_down(id, at);
+            }
         }
         process.house_at = process.house_at.min(now + cap);
         self.note("derp-down", format_args!("{n} {relay}"));
@@ -119,7 +122,7 @@ impl World {
     }
 
     fn link_heard(&mut self, n: usize, id: RelayId, heard: Heard) {
-        let at = self.at();
+        let at = self.at_node(n);
         let Some(process) = self.nodes[n].process.as_deref_mut() else {
             return;
         };

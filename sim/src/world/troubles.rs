@@ -1,5 +1,7 @@
 //! What may happen to machines and to those who use them.
 
+use std::time::Duration;
+
 use mesh_netmap::NodeRow;
 use mesh_tunnel::{disco_public_key, wg_public_key};
 use mesh_types::key::SecretKey;
@@ -130,6 +132,8 @@ impl World {
             disk: None,
             validity: self.certificate(),
             clock_off: 0,
+            asleep: None,
+            slept: Duration::ZERO,
             process: None,
             removed: false,
         };
@@ -180,6 +184,7 @@ impl World {
             self.nodes[n].store(self.now);
         }
         self.nodes[n].process = None;
+        self.nodes[n].asleep = None;
         self.note("node-stop", format_args!("{n} polite {polite}"));
         let conns: Vec<ConnId> = self
             .conns
