@@ -10,6 +10,7 @@ mod descriptors;
 mod disk;
 mod files;
 mod freeze;
+mod identity;
 mod link;
 mod names;
 mod removal;
