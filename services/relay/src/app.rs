@@ -181,6 +181,8 @@ impl App {
                 self.known,
             ),
         );
+        let again = grpc::store_again(Arc::clone(&self.clients), self.state.clone());
+        tasks.spawn("client list", again);
         let mut status = self.session.status();
         // A stored list is older than this process, and its time is not known.
         let mut held = None;

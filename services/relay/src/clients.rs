@@ -28,6 +28,8 @@ pub(crate) struct Clients {
     /// Counts the changes of who is allowed.
     changes: watch::Sender<u64>,
     list: Mutex<ListState>,
+    /// Held while the list is written, so that the newest is what stays.
+    storing: Mutex<()>,
     metrics: RelayMetrics,
 }
 
@@ -46,6 +48,7 @@ impl Clients {
             registry: Mutex::new(Registry::new()),
             changes: watch::Sender::new(0),
             list: Mutex::default(),
+            storing: Mutex::default(),
             metrics,
         }
     }
@@ -102,8 +105,9 @@ impl Clients {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the list to disk.
+    /// Writes the list to disk; blocks on it.
     pub(crate) fn store(&self, state: &StateDir) -> Result<(), StateDirError> {
+        let _alone = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = Stored {
             version: 1,
             clients: self.registry().allowed().clone(),

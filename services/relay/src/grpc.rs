@@ -17,6 +17,8 @@ use crate::registry::ClientsUpdate;
 
 const BACKOFF_START: Duration = Duration::from_millis(250);
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
+/// How often a list that could not be stored is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(10);
 
 /// Why following ended.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,22 @@ async fn watch(
         if let Ok(Err(error)) = stored {
             let error = mesh_daemon::report::chain(&error);
             tracing::warn!(error, "the list of clients could not be stored");
+        }
+    }
+}
+
+/// Stores what could not be stored, once the disk has room again; never returns. The list changes
+/// seldom, and a relay that starts again without its coordinator must not go by an older one.
+pub(crate) async fn store_again(clients: Arc<Clients>, state: StateDir) {
+    loop {
+        tokio::time::sleep(STORE_RETRY).await;
+        if clients.list_state().unsaved.is_none() {
+            continue;
+        }
+        let (clients, state) = (Arc::clone(&clients), state.clone());
+        let stored = tokio::task::spawn_blocking(move || clients.store(&state)).await;
+        if let Ok(Ok(())) = stored {
+            tracing::info!("the list of clients is stored again");
         }
     }
 }

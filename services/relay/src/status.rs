@@ -139,7 +139,7 @@ fn advice(
                 "the list of clients cannot be stored, so after a restart an older one counts \
                  until the coordinator answers: {error}"
             ),
-            "df -h (make room); it is stored with the next change, or after a restart",
+            "df -h (make room); it is tried again every 10 s",
         ));
     }
     found
