@@ -1,15 +1,24 @@
 //! Files that are not what was written.
 
+use std::fs::OpenOptions;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use integration::findings::finding;
 use integration::mesh_up::PORTS;
 use integration::{Agent, Cli, MeshUp, MeshUpOptions, metrics};
 use mesh_testkit::{Curl, Spec, eventually, free_tcp_port};
+use serde_json::Value;
 
 use super::{SOON, wait_for_console, wait_for_state, without_workers};
+
+/// Bytes of a page of the database.
+const PAGE: u64 = 4096;
+/// A store that is down is tried each second.
+const TRIALS: Duration = Duration::from_secs(3);
 
 /// Turns the bytes in the middle of a file over, and gives back what it held.
 fn damage(path: &Path) -> Vec<u8> {
@@ -24,16 +33,102 @@ fn damage(path: &Path) -> Vec<u8> {
     whole
 }
 
+/// Names and ids of all nodes.
+#[track_caller]
+fn nodes(cli: &Cli) -> Vec<(Value, Value)> {
+    let listed = cli.mesh_json(&["node", "list"]);
+    let nodes = listed["nodes"].as_array().expect("nodes");
+    let kept = |node: &Value| (node["name"].clone(), node["id"].clone());
+    nodes.iter().map(kept).collect()
+}
+
+/// Overwrites all pages of a database but the first, in the file that a process has open.
+fn overwrite(path: &Path) {
+    let mut file = OpenOptions::new().write(true).open(path).expect("a file");
+    let pages = file.metadata().expect("a file").len() - PAGE;
+    file.seek(SeekFrom::Start(PAGE)).expect("seeks");
+    let garbage = vec![0xa5; usize::try_from(pages).expect("fits")];
+    file.write_all(&garbage).expect("written");
+}
+
+#[test]
+fn a_database_damaged_under_its_coordinator_is_told_and_what_runs_goes_on() {
+    let cli = Cli::new().expect("folders");
+    let mut up = MeshUp::start(&cli, MeshUpOptions::default());
+    let before = nodes(&cli);
+    // What was written so far is in the file itself after an end, and the copy is of then.
+    up.stop().expect("stopped");
+    let dir = cli.work("state").join("coordinator");
+    let path = dir.join("coordinator.db");
+    let copy = std::fs::read(&path).expect("a database");
+    let mut up = MeshUp::start(&cli, MeshUpOptions::default());
+    wait_for_state(&cli, &["worker-node-1", "worker-node-2"], "online", SOON);
+    wait_for_console(&up, "worker-node-1", SOON);
+
+    overwrite(&path);
+    eventually("changes are refused, with the reason", SOON, || {
+        let refused = cli.mesh(&["token", "create"]);
+        ensure!(refused.code == Some(1), "{}", refused.all());
+        ensure!(refused.stderr.contains("malformed"), "{}", refused.all());
+        Ok(())
+    });
+    // What runs goes on.
+    for name in ["worker-node-1", "worker-node-2"] {
+        wait_for_console(&up, name, SOON);
+        cli.deploy(&["exec", "true", name]).expect_code(0);
+    }
+    wait_for_state(&cli, &["worker-node-1", "worker-node-2"], "online", SOON);
+    // It is told as long as it is so, although single writes may go through.
+    let store = "mesh_process_latch_ready{latch=\"coordinator/store\"} 0";
+    let since = Instant::now();
+    eventually("it was tried again", SOON, || {
+        let told = finding(&cli.mesh(&["--json", "status"]), "store-down").expect("told");
+        assert_eq!(told["severity"], "error", "{told}");
+        assert!(told["next"].to_string().contains("mesh db check"), "{told}");
+        let figures = up.metrics()?;
+        assert!(figures.lines().any(|line| line == store), "{figures}");
+        ensure!(since.elapsed() > TRIALS, "not yet");
+        Ok(())
+    });
+    up.stop().expect("stopped");
+    let told = "the store takes no changes until it heals";
+    // Nothing that happened is lost without a word: it is in the log.
+    let owed = "the audit never got what it was owed; this log has it";
+    up.child().assert_log_clean(&[told, owed]);
+    assert_eq!(up.child().log().alarms(&[owed]).len(), 1, "told once");
+    assert_eq!(up.child().log().alarms(&[told]).len(), 1, "and this");
+
+    // What docs/failures.md says to do.
+    let aside = cli.work("aside");
+    std::fs::create_dir(&aside).expect("made");
+    for name in ["coordinator.db", "coordinator.db-wal", "coordinator.db-shm"] {
+        if dir.join(name).exists() {
+            std::fs::rename(dir.join(name), aside.join(name)).expect("moved");
+        }
+    }
+    let check = || {
+        let spec = cli.product("mesh").args(["db", "check", "--dev"]);
+        let ran = spec.arg("--state-dir").arg(&dir).run(SOON);
+        ran.expect("runs")
+    };
+    std::fs::copy(aside.join("coordinator.db"), &path).expect("copied");
+    let damaged = check();
+    assert_eq!(damaged.code, Some(1), "{}", damaged.all());
+    assert!(damaged.stderr.contains("is damaged"), "{}", damaged.all());
+    std::fs::write(&path, copy).expect("written");
+    let whole = check().expect_code(0);
+    assert!(whole.stdout.contains("No damage found."), "{}", whole.all());
+    let up = MeshUp::start(&cli, MeshUpOptions::default());
+    assert_eq!(nodes(&cli), before);
+    wait_for_console(&up, "worker-node-1", SOON);
+    cli.mesh_ok(&["token", "create"]);
+    up.child().assert_log_clean(&[]);
+}
+
 #[test]
 fn a_damaged_or_lost_database_is_told_and_left_and_a_copy_heals() {
     let cli = Cli::new().expect("folders");
     let mut up = MeshUp::start(&cli, MeshUpOptions::default());
-    let nodes = |cli: &Cli| {
-        let listed = cli.mesh_json(&["node", "list"]);
-        let nodes = listed["nodes"].as_array().expect("nodes").clone();
-        let kept = |node: &serde_json::Value| (node["name"].clone(), node["id"].clone());
-        nodes.iter().map(kept).collect::<Vec<_>>()
-    };
     let before = nodes(&cli);
     up.stop().expect("stopped");
 

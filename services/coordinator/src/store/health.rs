@@ -27,6 +27,9 @@ struct State {
     displaced: Option<String>,
     /// Another coordinator has changed the database: what we hold in memory is old.
     stale: bool,
+    /// The file is not what was written. For good: a write that goes through proves nothing of the
+    /// pages that it did not touch.
+    damaged: bool,
 }
 
 /// Shared by everything that touches the database.
@@ -55,12 +58,19 @@ impl Health {
     pub(super) fn failed(&self, error: &DbErr) {
         if let Some(down) = outage(error) {
             self.set_down(down.reason, down.unreachable);
+            if is_damage(error) {
+                self.0.send_modify(|state| state.damaged = true);
+            }
         }
     }
 
     /// The store cannot be used, for this reason. One log line for each time it goes down.
     pub(super) fn set_down(&self, reason: String, unreachable: bool) {
         self.0.send_if_modified(|state| {
+            if state.damaged {
+                // Whatever comes of it, that is the reason.
+                return false;
+            }
             if state.down.is_none() {
                 tracing::warn!(
                     reason,
@@ -104,6 +114,9 @@ impl Health {
     /// A change has gone through.
     pub(super) fn healed(&self) {
         self.0.send_if_modified(|state| {
+            if state.damaged {
+                return false;
+            }
             let was = state.down.take();
             state.since = None;
             state.taken = None;
@@ -116,6 +129,11 @@ impl Health {
 
     pub(super) fn set_stale(&self) {
         self.0.send_modify(|state| state.stale = true);
+    }
+
+    /// Whether the file was found damaged: nothing heals that while we run.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.0.borrow().damaged
     }
 
     pub(super) fn is_stale(&self) -> bool {
@@ -222,7 +240,11 @@ pub(super) fn is_conflict(error: &DbErr) -> bool {
 
 /// The file is not what SQLite wrote: SQLITE_CORRUPT, SQLITE_NOTADB.
 pub(super) fn is_damage(error: &DbErr) -> bool {
-    let code = code(error).and_then(|code| code.parse::<u32>().ok());
+    let Some(sqlx::Error::Database(database)) = driver(error) else {
+        return false;
+    };
+    let sqlite = database.try_downcast_ref::<sqlx::sqlite::SqliteError>();
+    let code = sqlite.and_then(|_| database.code()?.parse::<u32>().ok());
     code.is_some_and(|code| [11, 26].contains(&(code & 0xff)))
 }
 

@@ -25,10 +25,14 @@ enum Trial {
 
 impl Store {
     /// Looks whether the store takes changes: the lock, and a trial write. After an outage it
-    /// connects anew, and changes go through again when the trial does.
+    /// connects anew, and changes go through again when the trial does. A damaged file is left as
+    /// it is.
     pub(crate) async fn examine(&self) {
         let _alone = self.0.trial.lock().await;
         let health = &self.0.health;
+        if health.is_damaged() {
+            return;
+        }
         let was_down = health.is_down();
         if let Engine::Postgres(postgres) = &self.0.engine {
             match postgres.hold().await {

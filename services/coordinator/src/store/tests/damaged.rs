@@ -43,6 +43,36 @@ async fn a_damaged_file_is_refused_as_it_is_and_a_copy_heals() {
 }
 
 #[tokio::test]
+async fn damage_under_a_running_store_is_told_until_its_end() {
+    use std::io::{Seek as _, Write as _};
+
+    let (home, store) = open(Engine::Sqlite).await;
+    for n in 1..20 {
+        with_network(&store, n).await;
+    }
+    store.close().await;
+    drop(store);
+    let store = home.open().await.expect("opens again");
+    let path = home.dir.path().join("coordinator.db");
+    let length = std::fs::metadata(&path).expect("a file").len();
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("opens");
+    file.seek(std::io::SeekFrom::Start(4096)).expect("seeks");
+    let rest = usize::try_from(length - 4096).expect("fits");
+    file.write_all(&vec![0xa5; rest]).expect("writes");
+    store.network_list().await.expect_err("damaged");
+    let told = store.refusal().expect("it is told");
+    assert!(told.contains("malformed"), "{told}");
+    // A trial write touches few pages, which may be whole, or remembered.
+    for _ in 0..2 {
+        store.examine().await;
+        assert_eq!(store.refusal(), Some(told.clone()));
+    }
+}
+
+#[tokio::test]
 async fn a_lost_database_is_not_replaced_by_an_empty_one() {
     let (home, store) = open(Engine::Sqlite).await;
     store.close().await;
