@@ -14,8 +14,8 @@ use integration::cli::USUAL;
 use integration::journeys::WORKERS;
 use integration::journeys::transfers::{download, wait_for_service};
 use integration::server::{sha256, write_noise};
-use integration::{Field, Layout, Server};
-use mesh_testkit::{Host, Need, eventually, needs};
+use integration::{Field, Layout, Server, metrics};
+use mesh_testkit::{Curl, CurlReply, Host, Need, eventually, needs};
 use serde_json::Value;
 
 const NEEDED: [Need; 5] = [
@@ -141,6 +141,17 @@ fn change_addr(host: &Host, former: Ipv4Addr, new: Ipv4Addr) {
     }
 }
 
+/// How often the worker's paths to its peers changed, by its own metrics.
+#[track_caller]
+fn path_changes(field: &Field, worker: &str) -> u64 {
+    let own = Curl::new().on(Some(field.host(worker)));
+    let figures = own.get("http://127.0.0.1:9467/metrics");
+    let figures = figures.and_then(CurlReply::ok).expect("metrics");
+    let name = "mesh_agent_path_changes_total";
+    assert!(figures.contains(name), "{figures}");
+    metrics::count(&figures, &[name])
+}
+
 fn arrived(into: &Path) -> u64 {
     std::fs::metadata(into).map_or(0, |file| file.len())
 }
@@ -184,6 +195,8 @@ fn start_workers(field: &mut Field, host: &Host) -> (PathBuf, Server) {
     for worker in WORKERS {
         wait_until_direct(field, worker);
         wait_until_used(field, worker, Instant::now());
+        // From nowhere to there, at the least.
+        assert!(path_changes(field, worker) > 0, "{worker} counts none");
     }
     (source, server)
 }

@@ -19,12 +19,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 
+mod changes;
 mod derp;
 mod endpoints;
 mod home;
 mod udp;
 mod upkeep;
 
+use changes::Changes;
 use derp::{Inbox, Item, Link};
 use endpoints::Interfaces;
 use udp::ReadBuffers;
@@ -84,6 +86,8 @@ pub(crate) struct Driver {
     /// Bytes received by UDP when housekeeping last looked, and when they last rose.
     udp_heard: (u64, Option<SystemTime>),
     interfaces: Instant,
+    /// Tells when to look at the machine's addresses before it is time to.
+    changes: Option<Changes>,
     /// The machine's addresses when they were last looked at.
     own: Interfaces,
     /// What of them was offered to peers.
@@ -99,6 +103,8 @@ enum Event {
     Ready,
     Netmap,
     Stun(Vec<SocketAddr>),
+    /// Addresses of this machine changed.
+    Addresses,
 }
 
 impl Driver {
@@ -121,6 +127,7 @@ impl Driver {
             house_kept: (now, SystemTime::now()),
             udp_heard: (0, None),
             interfaces: now,
+            changes: None,
             own: Interfaces::default(),
             local: Vec::new(),
             snapshot_at: Some(now),
@@ -131,6 +138,7 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
+        self.changes = Changes::open();
         if self.parts.netmap.borrow_and_update().is_some() {
             self.apply_netmap(Instant::now());
         }
@@ -144,6 +152,7 @@ impl Driver {
                     self.stun = None;
                     self.parts.device.set_stun_servers(&servers, Instant::now());
                 }
+                Event::Addresses => self.look_soon(Instant::now()),
             }
             self.turn();
             turns += 1;
@@ -225,6 +234,7 @@ impl Driver {
             () = shared.wake.notified() => Event::Ready,
             () = changed(netmap) => Event::Netmap,
             servers = resolved(&mut self.stun) => Event::Stun(servers),
+            () = changes::heard(&mut self.changes) => Event::Addresses,
             () = self.timer.as_mut(), if deadline.is_some() => Event::Ready,
         }
     }

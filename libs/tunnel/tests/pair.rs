@@ -145,6 +145,33 @@ fn a_peer_that_moves_to_another_address_is_followed_and_keeps_its_session() {
 }
 
 #[test]
+fn a_peer_that_moves_while_nobody_talks_to_it_tells_those_that_may_begin_again() {
+    for relay in [true, false] {
+        let mut world = World::new(12);
+        world.set_relay(relay);
+        world.stream(secs(3), millis(10));
+        // Paths are let be, and the session is good for a while yet.
+        world.run_for(secs(60));
+        world.sides[1].addr = "198.51.100.9:40000".parse().expect("an address");
+        let addr = world.sides[1].addr;
+        let now = world.now;
+        world.sides[1].device.set_local_endpoints(&[addr], now);
+        world.sides[1].device.network_changed(now);
+        world.run_for(secs(1));
+        let sent = world.stream(secs(2), millis(10));
+        world.run_for(secs(1));
+        assert_eq!(world.missing(1, &sent), 0, "relay: {relay}");
+        assert_eq!(world.path(0), PathKind::Direct(addr), "relay: {relay}");
+        assert_eq!(world.sides[0].handshakes(), 1);
+        // And then is quiet again.
+        world.run_for(secs(290));
+        let quiet = world.sides[1].sent_datagrams;
+        world.run_for(secs(3600));
+        assert_eq!(world.sides[1].sent_datagrams, quiet, "relay: {relay}");
+    }
+}
+
+#[test]
 fn reordered_duplicated_and_lost_datagrams_never_duplicate_or_change_a_packet() {
     let mut world = World::new(9);
     world.set_relay(true);

@@ -26,6 +26,8 @@ const IDLE_LINK: Duration = Duration::from_secs(300);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A machine that moved is not found by who was quiet before it has noticed that itself.
 const INTERFACES: Duration = Duration::from_secs(1);
+/// From the kernel's word of a changed address until they are looked at.
+const SETTLING: Duration = Duration::from_millis(50);
 /// The wall clock running ahead of the monotonic one by this much means that the machine slept.
 const SLEPT: Duration = Duration::from_secs(10);
 
@@ -181,12 +183,19 @@ impl Driver {
         }
     }
 
+    /// Addresses changed. One that goes and the one that comes for it are looked at together.
+    pub(super) fn look_soon(&mut self, now: Instant) {
+        self.interfaces = self.interfaces.min(now + SETTLING);
+        self.housekeeping = self.housekeeping.min(self.interfaces);
+    }
+
     fn look_at_interfaces(&mut self, now: Instant) {
         let Some(interfaces) = Interfaces::read() else {
             return;
         };
         let before = std::mem::replace(&mut self.own, interfaces);
-        if self.own != before {
+        // The first look is no change.
+        if self.own != before && !before.all.is_empty() {
             self.renew_links(&before, now);
         }
         if self.parts.shared.relay_mode == RelayMode::Only {
@@ -213,14 +222,16 @@ impl Driver {
         self.report();
     }
 
-    /// Begins connections to relays anew that came from an address which this machine has no more.
-    /// They would seem to be alive for as long as the system sends what they hold again.
+    /// Begins connections to relays anew that came from an address which this machine has no more:
+    /// they would seem to be alive for as long as the system sends what they hold again. And those
+    /// that are not made yet: they may be on their way from such an address, or rest after a time
+    /// without any.
     fn renew_links(&mut self, before: &Interfaces, now: Instant) {
         let lost = |local: SocketAddr| self.own.has_lost(before, local.ip());
         let dead: Vec<RelayId> = self
             .links
             .iter()
-            .filter(|(_, link)| link.state().local.is_some_and(lost))
+            .filter(|(_, link)| link.state().local.is_none_or(lost))
             .map(|(id, _)| *id)
             .collect();
         for id in dead {

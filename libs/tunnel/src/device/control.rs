@@ -249,12 +249,18 @@ impl Device {
     }
 
     /// Addresses or routes of this machine changed, or it slept: nothing that was proven about
-    /// paths holds any more. Packets go by relay until probes are answered again.
+    /// paths holds any more. Packets go by relay until probes are answered again. Those are sent to
+    /// quiet peers with a session too, for half a minute: whoever of them begins to talk would look
+    /// for this node where it was.
     pub fn network_changed(&mut self, now: Instant) {
         self.now = now;
         for slot in self.peers.taken() {
             if let Some(peer) = self.peers.slot_mut(slot) {
                 peer.paths.reset(now);
+                let session = peer.session.as_deref();
+                if session.is_some_and(|session| !session.is_silent(now)) {
+                    peer.paths.on_activity(now);
+                }
             }
             self.greet_anew(slot);
         }
