@@ -154,7 +154,11 @@ fn a_new_operator_can_what_the_first_one_can_until_revoked() {
 
     let (socks, grpc) = (up.socks("default"), up.ready().deploy_manager.grpc.clone());
     let socks = format!("default={socks}");
-    bob.mesh_ok(&["context", "set", "--socks", &socks, "--deploy", &grpc]);
+    let set = bob.mesh_ok(&["context", "set", "--socks", &socks, "--deploy", &grpc]);
+    assert!(!set.stderr.contains("warning"), "{}", set.all());
+    let set = bob.mesh_ok(&["context", "set", "--socks", "spare=localhost:1"]);
+    let said = "nothing is reached at localhost:1 from here (Connection refused";
+    assert!(set.stderr.contains(said), "{}", set.all());
     bob.mesh_ok(&["node", "list"]);
     let exec = |via: &str| bob.deploy(&["--via", via, "exec", "true", "worker-node-1"]);
     for via in ["socks", "grpc"] {

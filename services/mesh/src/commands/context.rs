@@ -7,6 +7,7 @@ use mesh_api::context::{Contexts, DeployManager};
 use mesh_api::pb;
 use mesh_types::NodeId;
 use serde_json::json;
+use tokio::net::TcpStream;
 
 use super::Session;
 use crate::args::ContextVerb;
@@ -15,6 +16,8 @@ use crate::output;
 /// How long a deploy-manager that was just started is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(200);
+/// How long an address that is saved may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
     let contexts = Contexts::of_user()?;
@@ -38,6 +41,8 @@ pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
                 None => contexts.current()?.context("there is no current context")?,
             };
             let mut context = contexts.load(Some(&name))?;
+            let addrs = socks.iter().map(|(_, addr)| addr).chain(&deploy);
+            warn_of_silence(addrs).await;
             context.socks.extend(
                 socks
                     .into_iter()
@@ -52,6 +57,18 @@ pub(super) async fn run(session: &Session, verb: ContextVerb) -> Result<()> {
             contexts.save(&name, &context, false)?;
             session.done("context set", &name, &format!("saved {name}"))
         }
+    }
+}
+
+/// An address at which nobody answers is taken all the same: it may be right tomorrow.
+async fn warn_of_silence(addrs: impl Iterator<Item = &String>) {
+    for addr in addrs {
+        let reason = match tokio::time::timeout(ANSWER, TcpStream::connect(addr)).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer in {} s", ANSWER.as_secs()),
+        };
+        eprintln!("warning: nothing is reached at {addr} from here ({reason}); saved all the same");
     }
 }
 
