@@ -1,13 +1,15 @@
 //! What is done to the device or lacks on the machine: it is told, what can go on does, and it ends
 //! without a hand.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use integration::cli::USUAL;
-use integration::{Field, Layout};
-use mesh_testkit::{Finished, Host, eventually, needs};
+use integration::field::DERP_PORT;
+use integration::findings::finding;
+use integration::{Field, Layout, metrics};
+use mesh_testkit::{Curl, Finished, Host, eventually, needs};
 use serde_json::Value;
 
 use super::machine::device;
@@ -35,6 +37,69 @@ fn trouble(field: &Field, worker: &str) -> anyhow::Result<Option<String>> {
     Ok(of_device.map(|one| one["what"].to_string()))
 }
 
+/// A counter of the agent on this host.
+fn counted(host: &Host, name: &str) -> anyhow::Result<u64> {
+    let own = Curl::new().on(Some(host));
+    let figures = own.get("http://127.0.0.1:9467/metrics")?.ok()?;
+    ensure!(figures.contains(name), "{figures}");
+    Ok(metrics::count(&figures, &[name]))
+}
+
+/// The relay hangs, and more is sent to `to` than all buffers on the way to it hold.
+fn assert_counts_what_the_relay_does_not_take(field: &Field, to: IpAddr) {
+    const DROPPED: &str = "mesh_agent_relay_tx_dropped_total";
+
+    let host = field.worker("one").host();
+    let before = counted(host, DROPPED).expect("metrics");
+    let relay = field.service("relay");
+    relay.freeze().expect("held");
+    let socket = host.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("binds");
+    eventually("the rest is dropped and counted", SOON, || {
+        for _ in 0..2000 {
+            // The device's own queue may be full too.
+            let _maybe = socket.send_to(&[0; 1200], (to, 9));
+        }
+        let now = counted(host, DROPPED)?;
+        ensure!(now > before, "{now} after {before}");
+        Ok(())
+    });
+    relay.thaw().expect("let go");
+    wait_for_ping(host, to, SOON);
+}
+
+/// Who is reached by relay only loses that, and the coordinator still hears of it.
+fn assert_told_that_no_path_leads_to_it(field: &Field, one: IpAddr, other: IpAddr) {
+    let host = field.worker("one").host();
+    let peer = field.worker("other").host();
+    let told = || {
+        let status = field.worker("other").run("status", &["--json"]);
+        finding(&status, "peer-unreached")
+    };
+    // Ends what is open and lets nothing new begin; the relay hears of the end.
+    let to_relay = format!("tcp dport {DERP_PORT} tcp flags & rst != rst");
+    for words in [
+        "add table inet cut",
+        "add chain inet cut out { type filter hook output priority 0; }",
+        &format!("add rule inet cut out {to_relay} reject with tcp reset"),
+    ] {
+        run(host, &["nft", words]);
+    }
+    let told_of = eventually("who wants something of it tells", SOON, || {
+        ping(peer, one, &["-c", "1", "-W", "1"]);
+        told()
+    });
+    let what = told_of["what"].to_string();
+    assert!(what.contains("no path leads to one"), "{told_of}");
+    run(host, &["nft", "delete table inet cut"]);
+    wait_for_ping(peer, one, SOON);
+    wait_for_ping(host, other, SOON);
+    eventually("and no more", SOON, || {
+        let told = told();
+        ensure!(told.is_err(), "{told:?}");
+        Ok(())
+    });
+}
+
 fn run(host: &Host, words: &[&str]) -> Finished {
     let spec = host.spec(words[0]).args(&words[1..]);
     spec.run(USUAL).expect("runs").expect_code(0)
@@ -46,12 +111,18 @@ fn a_device_that_is_gone_is_told_and_made_again() {
         return;
     }
     let mut field = Field::start(Layout::Spread, None);
-    field.add_worker("other", "default", &[]);
-    field.add_worker("one", "default", &["net=tun"]);
+    field.add_worker("other", "default", &["net=tun"]);
+    field.add_worker("one", "default", &["net=tun", "wireguard.relay=only"]);
     let host = field.worker("one").host().clone();
-    let other = addrs_of(&field, "other");
+    let peer = field.worker("other").host().clone();
+    let (one, other) = (addrs_of(&field, "one"), addrs_of(&field, "other"));
     wait_for_ping(&host, other[0], SOON);
+    wait_for_ping(&peer, one[0], SOON);
     assert_eq!(trouble(&field, "one").expect("status"), None);
+    assert_counts_what_the_relay_does_not_take(&field, other[0]);
+    assert_told_that_no_path_leads_to_it(&field, one[0], other[0]);
+    let refused = "mesh_agent_device_refused_packets_total";
+    let before = counted(&host, refused).expect("metrics");
 
     // Somebody removes it and takes its name before the agent can have it again.
     field.worker("one").child().freeze().expect("held");
@@ -78,6 +149,14 @@ fn a_device_that_is_gone_is_told_and_made_again() {
     assert!(line.contains("mesh0 is gone, to be made again"), "{line}");
     let ran = ping(&host, other[0], &["-c", "1", "-W", "1"]);
     assert_ne!(ran.code, Some(0), "by which way? {}", ran.all());
+    // What comes for the machine meanwhile has nowhere to go, and is counted.
+    eventually("packets for the machine are counted", SOON, || {
+        let ran = ping(&peer, one[0], &["-c", "1", "-W", "1"]);
+        assert_ne!(ran.code, Some(0), "by which way? {}", ran.all());
+        let now = counted(&host, refused)?;
+        ensure!(now > before, "{now} after {before}");
+        Ok(())
+    });
     field.wait_for_console("/one/", SOON);
 
     let begun = Instant::now();
