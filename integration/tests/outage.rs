@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use integration::findings::finding;
 use integration::{Field, Layout, Server};
 use mesh_testkit::{Curl, CurlReply, Host, Need, Postgres, Redis, RedisOptions, eventually, needs};
 
@@ -169,6 +170,11 @@ impl Site {
         for code in ["\"store-down\"", "\"events-unread\""] {
             assert!(status.stdout.contains(code), "{}", status.all());
         }
+    }
+
+    /// What `mesh status` says of this.
+    fn told(&self, code: &str) -> anyhow::Result<serde_json::Value> {
+        finding(&self.field.operator().mesh(&["--json", "status"]), code)
     }
 
     fn readiness(&self) -> String {
@@ -335,16 +341,27 @@ fn redis_goes_away_and_nobody_notices() {
     );
     bus.knows_who_is_there();
 
-    // Stopped: everything goes on, changes too.
+    // Stopped: everything goes on, changes too; and a relay that goes with it is not missed by whoever
+    // reaches each other directly.
+    assert!(site.told("bus-down").is_err(), "Redis is there");
     bus.server.kill().expect("stops");
+    let mut relay = site.field.take_service("relay");
+    relay.kill().expect("killed");
+    relay.assert_log_clean(&[]);
     let (mut figures, gone) = (Figures::default(), Instant::now());
     redis_is_named(&site, true);
+    let told = site.told("bus-down").expect("told");
+    assert_eq!(told["severity"], "warning", "{told}");
     while gone.elapsed() < AWAY {
         site.use_everything(&mut figures);
         site.token_is_made(&mut figures);
     }
     site.everybody_is_online();
     let away = gone.elapsed();
+    // Its last heartbeat counted for 45 s.
+    let told = site.told("relay-down").expect("told");
+    assert_eq!(told["severity"], "error", "there is no other: {told}");
+    site.field.start_relay().expect("the relay starts again");
     bus.start_again();
     let healed = redis_is_named(&site, false);
     let known = bus.knows_who_is_there();
@@ -376,6 +393,20 @@ fn redis_goes_away_and_nobody_notices() {
     site.outages_are_events("store", 1);
     // The second may have begun within a minute of the first; the third did not.
     site.outages_are_events("bus", 2);
+    for code in ["bus-down", "relay-down"] {
+        let told = site.told(code);
+        assert!(told.is_err(), "{told:?}");
+    }
+
+    // The relay goes for good.
+    let mut relay = site.field.take_service("relay");
+    relay.terminate().expect("signalled");
+    relay.finish(SOON).expect("ends").expect_code(0);
+    let words = ["node", "remove", "--yes", "relay"];
+    site.field.operator().mesh_ok(&words);
+    let told = site.told("no-relay").expect("told");
+    assert_eq!(told["severity"], "warning", "{told}");
+    site.use_everything(&mut Figures::default());
 
     site.field.assert_logs_clean(&[OUTAGE, BUS_OUTAGE]);
     let log = site.field.service("coordinator").log().clone();

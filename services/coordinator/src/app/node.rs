@@ -67,10 +67,8 @@ impl Core {
             .ok_or_else(missing)
     }
 
+    /// A relay is in no network, so whichever is named, as command lines always do, does not matter.
     fn relay_named(&self, wanted: &NodeRefText) -> Option<Arc<RelayRecord>> {
-        if !wanted.network.is_empty() {
-            return None;
-        }
         let id = wanted.name.parse::<RelayId>().ok();
         let named =
             |relay: &Arc<RelayRecord>| Some(relay.id) == id || relay.name.as_str() == wanted.name;

@@ -147,7 +147,7 @@ async fn a_removed_node_or_relay_is_told_so() {
     let relay = mesh.joined(pb::Role::Relay, "relay").await;
     relay.renew(&mesh).await.expect("a relay renews too");
     mesh.remove("", "worker").await;
-    mesh.remove("", "relay").await;
+    mesh.remove("default", "relay").await;
     assert_eq!(refused(node.renew(&mesh).await), "removed");
     assert_eq!(refused(relay.renew(&mesh).await), "removed");
 }
