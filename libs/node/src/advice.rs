@@ -204,11 +204,18 @@ fn udp(status: &NodeStatus, now: Timestamp) -> Option<Finding> {
     })
 }
 
-/// Peers that are there and that no packet reaches.
+/// Peers that are there and that no packet reaches. Without a relay a direct path may be no more than
+/// an address to try: nobody has answered there as long as there is no session.
 fn unreached(status: &NodeStatus) -> impl Iterator<Item = &PeerStatus> {
-    status.peers.iter().filter(|peer| {
-        peer.state == NodeState::Online && peer.active && peer.path == PeerPath::None
-    })
+    let leads = |peer: &PeerStatus| match peer.path {
+        PeerPath::Direct { .. } => peer.last_handshake.is_some(),
+        PeerPath::Relay { .. } => true,
+        PeerPath::None => false,
+    };
+    status
+        .peers
+        .iter()
+        .filter(move |peer| peer.state == NodeState::Online && peer.active && !leads(peer))
 }
 
 fn peers(status: &NodeStatus) -> Vec<Finding> {

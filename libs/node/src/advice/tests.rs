@@ -45,7 +45,7 @@ fn peer(name: &str, state: NodeState, path: PeerPath) -> PeerStatus {
         addrs: addrs(2),
         state,
         path,
-        last_handshake: None,
+        last_handshake: Some(ago(60)),
         rx_bytes: 0,
         tx_bytes: 0,
         rx_relay_bytes: 0,
@@ -401,11 +401,14 @@ fn of_several_networks_each_trouble_names_its_own() {
 #[test]
 fn paths_that_are_not_there_are_told() {
     let mut status = healthy();
-    status.peers[0].path = PeerPath::None;
     let codes = |status: &NodeStatus| -> Vec<String> {
         let found = advice(status, now());
         found.into_iter().map(|finding| finding.code).collect()
     };
+    // It is only an address to try.
+    status.peers[0].last_handshake = None;
+    assert_eq!(codes(&status), ["peer-unreached"]);
+    status.peers[0].path = PeerPath::None;
     assert_eq!(codes(&status), ["peer-unreached"]);
     status.relays.clear();
     assert_eq!(codes(&status), ["no-relay"]);
