@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use integration::raw::Applicant;
 use integration::{Cli, MeshUp, MeshUpOptions};
-use mesh_testkit::{Child, artefact};
+use mesh_testkit::{Child, artefact, rest};
 use mesh_types::JoinToken;
 use serde_json::{Value, json};
 
@@ -86,7 +86,7 @@ fn first_pages(cli: &Cli, up: &MeshUp, count: usize) -> anyhow::Result<Value> {
                 break;
             }
             anyhow::ensure!(started.elapsed() < LIMIT, "{name}: status {}", reply.status);
-            std::thread::park_timeout(POLL);
+            rest(POLL);
         }
         totals.push(started.elapsed());
     }

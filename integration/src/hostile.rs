@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use mesh_api::pb;
 use mesh_api::pb::admin_service_client::AdminServiceClient;
-use mesh_testkit::http_get;
+use mesh_testkit::{http_get, rest};
 
 use crate::MeshUp;
 use crate::socks::{self, Wanted};
@@ -45,7 +45,7 @@ pub fn used(pid: i32) -> anyhow::Result<Duration> {
 /// The part of one core that a process uses over `span`, in percent.
 pub fn load(pid: i32, span: Duration) -> anyhow::Result<u128> {
     let before = used(pid)?;
-    thread::park_timeout(span);
+    rest(span);
     Ok((used(pid)? - before).as_millis() * 100 / span.as_millis())
 }
 
@@ -133,7 +133,7 @@ fn keep_asking(what: &'static str, mut ask: Ask, stop: &AtomicBool) -> anyhow::R
         ask().with_context(|| format!("{what}, after {} times", served.times))?;
         served.worst = served.worst.max(asked.elapsed());
         served.times += 1;
-        thread::park_timeout(PAUSE);
+        rest(PAUSE);
     }
     Ok(served)
 }
@@ -207,7 +207,7 @@ pub fn silent(to: SocketAddr, wanted: usize, within: Duration) -> anyhow::Result
             Err(error) => return Err(error).context(format!("after {}", streams.len())),
         }
         if streams.len().is_multiple_of(AT_ONCE) {
-            thread::park_timeout(Duration::from_millis(2));
+            rest(Duration::from_millis(2));
         }
     }
     Ok(streams)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use mesh_testkit::Host;
+use mesh_testkit::{Host, rest};
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -47,7 +47,7 @@ impl Server {
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let Ok((stream, _)) = listener.accept() else {
-                    thread::park_timeout(POLL);
+                    rest(POLL);
                     continue;
                 };
                 counted.fetch_add(1, Ordering::Relaxed);

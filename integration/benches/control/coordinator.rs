@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use integration::Cli;
 use integration::cli::USUAL;
-use mesh_testkit::{Child, free_tcp_port, http_get};
+use mesh_testkit::{Child, free_tcp_port, http_get, rest};
 
 const START: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(2);
@@ -86,7 +86,7 @@ impl Coordinator {
                 "the coordinator is not ready:\n{}",
                 self.child.log().tail(30)
             );
-            std::thread::park_timeout(POLL);
+            rest(POLL);
         }
     }
 

@@ -12,7 +12,7 @@ use integration::raw::{Applicant, word};
 use integration::{Cli, MeshUp};
 use mesh_api::pb;
 use mesh_api::pb::control_service_client::ControlServiceClient;
-use mesh_testkit::eventually;
+use mesh_testkit::{eventually, rest};
 use mesh_types::JoinToken;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -80,7 +80,7 @@ fn cost(pid: i32, guesses: &Guesses) -> Duration {
     let second = || {
         let made = || guesses.made.load(Ordering::Relaxed);
         let (before, first) = (used(pid).expect("time"), made());
-        std::thread::park_timeout(Duration::from_secs(1));
+        rest(Duration::from_secs(1));
         let some = u32::try_from(made() - first).expect("some hundred");
         (used(pid).expect("time") - before) / some.max(1)
     };

@@ -11,7 +11,7 @@ use integration::hostile::{Others, resident, used};
 use integration::raw::Applicant;
 use integration::wireguard::{Opened, RawTunnel};
 use integration::{Agent, Cli, MeshUp};
-use mesh_testkit::eventually;
+use mesh_testkit::{eventually, rest};
 use mesh_types::{JoinToken, WgPublicKey};
 
 use super::{MIB, addr, tell};
@@ -55,7 +55,7 @@ impl Flood {
                     let due = begun.elapsed().as_millis() * u128::from(FLOOD) / 1000;
                     stranger.send_until(u32::try_from(due).expect("seconds"));
                     asked.fetch_add(stranger.cookies(), Ordering::Relaxed);
-                    std::thread::park_timeout(Duration::from_millis(1));
+                    rest(Duration::from_millis(1));
                 }
                 stranger
             })
@@ -189,7 +189,7 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
         Ok(())
     });
     let paged = started.elapsed();
-    std::thread::park_timeout(LASTS.saturating_sub(begun.elapsed()));
+    rest(LASTS.saturating_sub(begun.elapsed()));
     let took = begun.elapsed();
     let busy = (used(pid).expect("time") - worked).as_millis() * 100 / took.as_millis();
     let asked = flood.asked();
@@ -211,7 +211,7 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
     eventually("silence", Duration::from_secs(10), || {
         stranger.cookies();
         stranger.send_until(stranger.sent + 1);
-        std::thread::park_timeout(Duration::from_millis(300));
+        rest(Duration::from_millis(300));
         let asked = stranger.cookies();
         ensure!(asked == 0, "still asked for a cookie");
         Ok(())

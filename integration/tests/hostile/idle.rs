@@ -8,7 +8,7 @@ use anyhow::ensure;
 use integration::hostile::{Others, closed, load, raise_open_files, resident, silent};
 use integration::metrics::count;
 use integration::{Cli, MeshUp};
-use mesh_testkit::eventually;
+use mesh_testkit::{eventually, rest};
 
 use super::{MIB, addr, tell};
 
@@ -67,7 +67,7 @@ impl Crowd {
         for _ in 0..20 {
             say(&streams[..self.slow], said);
             said += 1;
-            std::thread::park_timeout(Duration::from_millis(100));
+            rest(Duration::from_millis(100));
         }
         let later = resident(pid).expect("memory");
         let held = at_once.max(later).saturating_sub(before);

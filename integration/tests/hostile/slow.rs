@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use integration::hostile::{Others, closed, load, resident};
 use integration::{Cli, MeshUp};
-use mesh_testkit::eventually;
+use mesh_testkit::{eventually, rest};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{MIB, tell};
@@ -91,7 +91,7 @@ fn slow_readers_and_writers_hold_little_and_stop_nobody() {
             drop(writer.write(b"a"));
         }
         held = held.max(resident(pid).expect("memory").saturating_sub(before));
-        std::thread::park_timeout(PAUSE);
+        rest(PAUSE);
     }
     // Who says something now and then is not cut off, and workers were asked.
     assert_eq!(closed(&writers), 0, "of those that hardly write");

@@ -14,7 +14,7 @@ use integration::server::drain;
 use integration::soak::Served;
 use integration::socks::{self, Wanted};
 use integration::{Agent, Cli, WebSocket};
-use mesh_testkit::eventually;
+use mesh_testkit::{eventually, rest};
 
 use crate::stage::{SERVING, Stage, WORKING};
 
@@ -85,7 +85,7 @@ impl Loads {
             };
             let served = load.counts.served(load.what);
             ensure!(begun.elapsed() < FIRST, "not once in {FIRST:?}: {served:?}");
-            thread::park_timeout(Duration::from_millis(100));
+            rest(Duration::from_millis(100));
         }
     }
 
@@ -116,7 +116,7 @@ impl Load {
                     }
                     Err(error) => counted.fail(&error),
                 }
-                thread::park_timeout(pause);
+                rest(pause);
             }
         });
         Self {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use integration::hostile::raise_open_files;
 use integration::soak::{LEFT_OPEN, Process, Sample, Served};
-use mesh_testkit::artefact;
+use mesh_testkit::{artefact, rest};
 use serde::Serialize;
 
 use load::Loads;
@@ -133,7 +133,7 @@ fn at_rest(stage: &Stage, before: Option<&[Sample]>) -> anyhow::Result<Vec<Sampl
         if is_closed || begun.elapsed() >= REST {
             return Ok(now);
         }
-        std::thread::park_timeout(EVERY);
+        rest(EVERY);
     }
 }
 
@@ -146,7 +146,7 @@ fn watch(stage: &Stage, minutes: u32) -> anyhow::Result<Vec<Vec<Sample>>> {
             .checked_sub(begun.elapsed())
             .filter(|left| !left.is_zero())
         {
-            std::thread::park_timeout(left);
+            rest(left);
         }
         let now = look(stage)?;
         if round % TELL == 0 {

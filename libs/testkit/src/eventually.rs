@@ -61,6 +61,7 @@ pub fn rest(pause: Duration) {
         if left.is_zero() {
             return;
         }
+        #[allow(clippy::disallowed_methods, reason = "this is what takes its place")]
         thread::park_timeout(left);
     }
 }
