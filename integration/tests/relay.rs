@@ -2,9 +2,10 @@
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use integration::findings::finding;
 use integration::journeys::commands::{Commands, DOWN_NODE};
 use integration::journeys::consoles::Consoles;
 use integration::journeys::refusals::{OTHER, Refusals};
@@ -18,6 +19,10 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(30);
 /// Slow enough to be under way when the path changes, and when the relay goes.
 const RATE: &str = "4M";
+/// No datagram at all reaches this one, not even STUN's answers.
+const SHUT_OFF: &str = WORKERS[1];
+/// A node counts as offline so long after its last heartbeat, and half a minute more.
+const MISSED: Duration = Duration::from_secs(45 + 60 + 30);
 const MOVED: usize = 80 << 20;
 
 /// Drops UDP among these hosts; STUN and DERP on `core` stay reachable.
@@ -82,6 +87,23 @@ fn assert_relayed_only(field: &Field) {
     }
 }
 
+/// What the worker's own status says.
+fn told_by(field: &Field, worker: &str, code: &str) -> anyhow::Result<Value> {
+    finding(&field.worker(worker).run("status", &["--json"]), code)
+}
+
+/// Whom no datagram reaches says so, and the coordinator with it; who hears STUN does not.
+fn assert_udp_is_told_blocked(field: &Field) {
+    eventually("it is told that UDP is blocked", SOON, || {
+        let told = told_by(field, SHUT_OFF, "udp-blocked")?;
+        ensure!(told["severity"] == "warning", "{told}");
+        let shown = ["--json", "node", "show", SHUT_OFF];
+        finding(&field.operator().mesh(&shown), "udp-blocked")?;
+        finding(&field.operator().mesh(&["--json", "status"]), "udp-blocked")
+    });
+    assert!(told_by(field, NODE, "udp-blocked").is_err());
+}
+
 fn wait_until_direct(field: &Field) {
     eventually("all paths turn direct", SOON, || {
         // What nobody uses stays as it is.
@@ -144,6 +166,8 @@ fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
         field.prepare_host(name).expect("host");
     }
     let rules = drop_udp(&field, &[&["edge"], &workers[..]].concat());
+    let core = field.addr("core");
+    let shut = field.host(SHUT_OFF).block_udp(core).expect("rule");
     let mut consoles = Consoles::install(&mut field);
     let mut commands = Commands::install(&mut field);
     let transfers = Transfers::install(&mut field);
@@ -162,6 +186,7 @@ fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
     let refusals = Refusals::install(&mut field, NODE, transfers.port());
     refusals.refuse_all(&field);
     long.finish();
+    assert_udp_is_told_blocked(&field);
     commands.change_host_key(&field);
     assert_relayed_only(&field);
     for (rule, name) in rules.iter().zip([&["edge"], &workers[..]].concat()) {
@@ -169,6 +194,7 @@ fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
         assert!(dropped > 0, "nobody ever tried a direct path at {name}");
     }
 
+    shut.lift().expect("rule lifted");
     turn_direct_during_a_transfer(&mut field, rules);
 
     // And when it comes back, so do they: gateway and deploy-manager in both networks, three
@@ -179,6 +205,25 @@ fn everything_passes_over_the_relay_and_turns_direct_without_loss() {
         ensure!(clients >= 7, "{clients} clients");
         Ok(())
     });
+    eventually("nothing is wrong any more", SOON, || {
+        for code in ["relay-down", "udp-blocked"] {
+            let told = told_by(&field, SHUT_OFF, code);
+            ensure!(told.is_err(), "{told:?}");
+        }
+        Ok(())
+    });
+    // It was ended while commands were tried.
+    let asked = Instant::now();
+    eventually("who was ended is missed", MISSED, || {
+        let shown = ["--json", "node", "show", DOWN_NODE];
+        let told = finding(&field.operator().mesh(&shown), "node-offline")?;
+        ensure!(told["severity"] == "error", "{told}");
+        Ok(())
+    });
+    println!(
+        "{DOWN_NODE} is told to be missed after another {:?}",
+        asked.elapsed()
+    );
     field.assert_logs_clean(&[]);
 }
 
@@ -226,6 +271,11 @@ fn turn_direct_during_a_transfer(field: &mut Field, rules: Vec<Blocked>) {
     relay.kill().expect("killed");
     relay.assert_log_clean(&[]);
     assert_all_works_at_once(field, server.port());
+    eventually("a worker says that its relay is gone", SOON, || {
+        let told = told_by(field, NODE, "relay-down")?;
+        ensure!(told["severity"] == "warning", "{told}");
+        Ok(())
+    });
     for name in WORKERS {
         assert_eq!(field.path_to(name).expect("a path"), "direct", "{name}");
     }
