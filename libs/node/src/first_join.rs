@@ -9,12 +9,14 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mesh_api::tls;
 use mesh_types::JoinToken;
 use mesh_types::token::InvalidToken;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::random;
+use crate::state_dir::StateDir;
 
 /// How long a service waits for its token file and its coordinator unless told otherwise.
 pub const JOIN_PATIENCE: Duration = Duration::from_secs(600);
@@ -55,6 +57,25 @@ pub enum FirstJoinError {
         limit: Duration,
         /// What was missing last.
         last: String,
+    },
+    /// It is of another installation than the identity that is there already.
+    #[error(
+        "the join token in {} is of the installation at {token}, but {} holds the identity of the \
+         {of}. Nothing was changed, and the token was not used. To join the token's installation, \
+         move {} away and start again; to stay in the other one, take the token away",
+        path.display(),
+        dir.display(),
+        dir.display()
+    )]
+    OtherInstallation {
+        /// The file.
+        path: PathBuf,
+        /// Addresses and authority in the token.
+        token: String,
+        /// Where the identity is.
+        dir: PathBuf,
+        /// Whose identity it is, of which installation.
+        of: String,
     },
 }
 
@@ -112,6 +133,53 @@ where
     }
 }
 
+/// Whether the token in `token_file` may stay unused beside the identities in `dirs`: at each start
+/// but the first it is the token that one of them was made with, or one of the same installation. A
+/// file that is gone, or holds no token any more, says nothing; neither does standard input (`-`),
+/// which may be a terminal. Damaged identities are told of by whoever uses them.
+///
+/// # Errors
+/// [`FirstJoinError::OtherInstallation`].
+pub fn fits_identities(token_file: &Path, dirs: &[PathBuf]) -> Result<(), FirstJoinError> {
+    if token_file == Path::new("-") {
+        return Ok(());
+    }
+    let Ok(Some(token)) = read(token_file) else {
+        return Ok(());
+    };
+    let mut other = None;
+    for dir in dirs {
+        let Ok(Some((enrolled, ca))) = StateDir::enrolment_at(dir) else {
+            continue;
+        };
+        match tls::fingerprint(&ca) {
+            Some(found) if found == token.ca_fingerprint => return Ok(()),
+            Some(found) => other = other.or(Some((dir, enrolled, found))),
+            None => {}
+        }
+    }
+    let Some((dir, enrolled, found)) = other else {
+        return Ok(());
+    };
+    Err(FirstJoinError::OtherInstallation {
+        path: token_file.to_owned(),
+        token: installation(&token.coordinators, &token.ca_fingerprint),
+        dir: dir.clone(),
+        of: format!(
+            "{} {} of the one at {}",
+            enrolled.role,
+            enrolled.name,
+            installation(&enrolled.coordinators, &found)
+        ),
+    })
+}
+
+/// Its addresses, which may be the same as another's, and the start of its CA's fingerprint.
+fn installation(coordinators: &[String], authority: &[u8; 32]) -> String {
+    let start: String = authority[..4].iter().map(|b| format!("{b:02x}")).collect();
+    format!("{} (authority {start}…)", coordinators.join(", "))
+}
+
 /// Half of it to all of it, so that a fleet does not come all at once.
 fn jittered(pause: Duration) -> Duration {
     let part = random::word().map_or(1000, |word| 500 + word % 501);
@@ -159,9 +227,10 @@ fn parse(path: &Path, text: &str) -> Result<JoinToken, FirstJoinError> {
 mod tests {
     use std::cell::Cell;
 
-    use mesh_types::TokenId;
+    use mesh_types::{NodeId, Role, TokenId};
 
     use super::*;
+    use crate::state_dir::Enrolled;
 
     #[derive(Debug, PartialEq)]
     enum Fault {
@@ -255,5 +324,71 @@ mod tests {
             panic!("refused");
         };
         assert!(text.contains("token"), "{text}");
+    }
+
+    /// A directory with the identity of a relay, and its authority's fingerprint.
+    fn identity(dir: &Path) -> [u8; 32] {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let made = rcgen::CertificateParams::default().self_signed(&key);
+        let ca = made.expect("a certificate").der().to_vec();
+        let enrolled = Enrolled {
+            node: NodeId::from_bytes([7; 16]),
+            name: "relay".parse().expect("a name"),
+            role: Role::Relay,
+            network: None,
+            network_id: None,
+            addrs: None,
+            console_prefix: String::new(),
+            owner: "owner".into(),
+            coordinators: vec!["old.example:8080".into()],
+        };
+        let state = StateDir::open(dir).expect("opens");
+        state.store_enrolment(&enrolled, &ca, &ca).expect("stores");
+        tls::fingerprint(&ca).expect("a certificate")
+    }
+
+    #[test]
+    fn a_token_beside_an_identity_of_another_installation_is_told_with_both() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("token");
+        let dirs = [dir.path().join("one"), dir.path().join("two")];
+        let other = identity(&dirs[0]);
+        write(&path, 1);
+        let fault = fits_identities(&path, &dirs).expect_err("refused");
+        let text = fault.to_string();
+        let old = format!(
+            "relay relay of the one at old.example:8080 (authority {:02x}",
+            other[0]
+        );
+        for part in [
+            &old,
+            "127.0.0.1:9 (authority 01010101…)",
+            &path.display().to_string(),
+            &format!("move {} away", dirs[0].display()),
+        ] {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+        // Nothing was lost, and one identity of its own installation is enough.
+        assert!(StateDir::is_enrolled_at(&dirs[0]).expect("looks"));
+        let mut own = token(1);
+        own.ca_fingerprint = identity(&dirs[1]);
+        std::fs::write(&path, own.reveal()).expect("written");
+        fits_identities(&path, &dirs).expect("its own");
+        fits_identities(&path, &dirs[..1]).expect_err("not without it");
+    }
+
+    #[test]
+    fn without_a_token_or_an_identity_nothing_is_compared() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("token");
+        let dirs = [dir.path().join("one")];
+        write(&path, 1);
+        fits_identities(&path, &dirs).expect("no identity");
+        identity(&dirs[0]);
+        std::fs::write(&path, "emptied\n").expect("written");
+        fits_identities(&path, &dirs).expect("no token");
+        std::fs::remove_file(&path).expect("removed");
+        fits_identities(&path, &dirs).expect("no file");
+        fits_identities(Path::new("-"), &dirs).expect("not read");
     }
 }

@@ -34,7 +34,7 @@ pub use counters::Counters;
 pub use credential::CredentialError;
 pub use directory::Resolved;
 pub use enrol::{EnrolError, EnrolErrorKind, EnrolOptions, enrol};
-pub use first_join::{FirstJoinError, JOIN_PATIENCE, first_join};
+pub use first_join::{FirstJoinError, JOIN_PATIENCE, first_join, fits_identities};
 pub use mesh_api::model::node::NodeReport;
 pub use netstack::{DialError, ListenError, OverlayListener, OverlayStream, OverlayUdp};
 pub use node::{Node, NodeConfig, NotReady, RelayMode, StartError};

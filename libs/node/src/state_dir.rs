@@ -269,6 +269,22 @@ impl StateDir {
         Ok(true)
     }
 
+    /// The enrolment in the directory at `path`, with its CA (DER). Makes and locks nothing, so that
+    /// it may be asked beside the program that runs there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`StateDir::check_at`].
+    pub fn enrolment_at(
+        path: &Path,
+    ) -> Result<Option<(Enrolled, CertificateDer<'static>)>, StateDirError> {
+        if !Self::is_enrolled_at(path)? {
+            return Ok(None);
+        }
+        let ca = whole::certificates(path)?.map(|(_, ca)| ca);
+        Ok(whole::enrolment(path)?.zip(ca))
+    }
+
     /// Who this node is; `None` before its enrolment.
     pub fn enrolment(&self) -> Result<Option<Enrolled>, StateDirError> {
         if !self.is_enrolled() {

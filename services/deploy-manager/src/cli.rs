@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::load_or_exit;
 use mesh_daemon::{ConfigArgs, Overrides, ServiceVerb, ShutdownTrigger, signals, telemetry};
-use mesh_node::{JOIN_PATIENCE, first_join};
+use mesh_node::{JOIN_PATIENCE, first_join, fits_identities};
 use mesh_types::JoinToken;
 
 use crate::join::{JoinError, join, joined};
@@ -125,7 +125,11 @@ async fn run(config: Config, args: RunArgs) -> anyhow::Result<ExitCode> {
 /// Joins by the tokens, unless as many networks were joined before: a service starts with the same
 /// arguments each time, when its tokens were used long ago.
 async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
-    if joined(state_dir)?.len() >= files.len() {
+    let dirs: Vec<PathBuf> = joined(state_dir)?.into_iter().map(|(_, dir)| dir).collect();
+    for file in files {
+        fits_identities(file, &dirs)?;
+    }
+    if dirs.len() >= files.len() {
         return Ok(());
     }
     for file in files {

@@ -15,7 +15,9 @@ use mesh_daemon::{
     telemetry,
 };
 use mesh_node::advice::{of_damaged, of_silent, of_stopped};
-use mesh_node::{EnrolError, EnrolOptions, JOIN_PATIENCE, StateDir, enrol, first_join};
+use mesh_node::{
+    EnrolError, EnrolOptions, JOIN_PATIENCE, StateDir, enrol, first_join, fits_identities,
+};
 use mesh_types::{Finding, JoinToken, Role};
 
 use crate::status::{self, Status};
@@ -164,6 +166,9 @@ async fn serve(config: Config, token_file: Option<&Path>) -> anyhow::Result<()> 
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger)?;
     let token_file = token_file.or(config.token_file.as_deref());
+    if let Some(path) = token_file {
+        fits_identities(path, std::slice::from_ref(&config.state_dir))?;
+    }
     if let Some(path) = token_file
         && !StateDir::open(&config.state_dir)?.is_enrolled()
     {

@@ -15,7 +15,7 @@ use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use mesh_daemon::config::{ConfigArgs, Overrides, load_or_exit};
 use mesh_daemon::{AskError, ServiceVerb, ShutdownTrigger, report, signals, telemetry};
 use mesh_node::advice::{of_damaged, of_silent, of_stopped};
-use mesh_node::{JOIN_PATIENCE, StateDir, first_join};
+use mesh_node::{JOIN_PATIENCE, StateDir, first_join, fits_identities};
 use mesh_types::{Finding, JoinToken, Role};
 
 use crate::control::{self, Request, Status};
@@ -132,6 +132,11 @@ async fn serve(config: Config, args: RunArgs) -> anyhow::Result<()> {
 /// arguments each time, when its tokens were used long ago.
 async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     let joined = networks(state_dir).context("read the state directory")?;
+    let dir = |network| dir_of(state_dir, network);
+    let dirs: Vec<PathBuf> = joined.iter().map(dir).collect();
+    for file in files {
+        fits_identities(file, &dirs)?;
+    }
     if joined.len() >= files.len() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, bail};
 use mesh_daemon::{ShutdownTrigger, report, signals, telemetry};
 use mesh_node::advice::{of_damaged, of_silent, of_stopped};
-use mesh_node::{JOIN_PATIENCE, StateDir, StateDirError, first_join};
+use mesh_node::{JOIN_PATIENCE, StateDir, StateDirError, first_join, fits_identities};
 use mesh_types::{Finding, Role, ServiceName, Timestamp};
 
 use super::{RunArgs, membership, say};
@@ -25,6 +25,9 @@ pub(super) async fn run(config: Config, args: RunArgs) -> anyhow::Result<()> {
     let (trigger, shutdown) = ShutdownTrigger::new(config.shutdown.grace);
     let _signals = signals(trigger).context("listen to signals")?;
     let token_file = args.token_file.or_else(|| config.token_file.clone());
+    if let Some(file) = &token_file {
+        fits_identities(file, &[config.state_dir()])?;
+    }
     if let Some(file) = token_file
         && !StateDir::is_enrolled_at(&config.state_dir())?
     {
