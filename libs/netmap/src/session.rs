@@ -44,6 +44,27 @@ pub(crate) enum Kind {
     Ended(EndReason),
 }
 
+impl Kind {
+    /// How much is noted that it has not been told of yet.
+    pub(crate) fn pending(&self) -> usize {
+        match self {
+            Self::Node(session) => {
+                let unsent = match &session.outgoing {
+                    Some(Outgoing {
+                        content: Content::Delta(peers),
+                        ..
+                    }) => peers.len(),
+                    _ => 0,
+                };
+                unsent + session.pending.peers.len()
+            }
+            Self::Routes(watch) => watch.pending.len(),
+            Self::Clients(watch) => watch.pending.len(),
+            Self::Relay(_) | Self::Ended(_) => 0,
+        }
+    }
+}
+
 /// A node's session.
 #[derive(Debug)]
 pub(crate) struct NodeSession {

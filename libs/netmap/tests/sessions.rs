@@ -126,10 +126,12 @@ fn a_slow_reader_is_told_the_newest_state_once() {
             .report(id(2), vec![([192, 0, 2, 1], port).into()], None)
             .expect("known");
     }
+    assert_eq!(engine.pending(), 1);
     assert_eq!(ready(&mut engine), [1]);
     let update = read(&mut engine, 1);
     assert!(!update.full);
     assert_eq!((update.patches.len(), update.peers.len()), (1, 0));
+    assert_eq!(engine.pending(), 0);
     assert_eq!(engine.poll_session(SessionId(1)), None);
 }
 
@@ -154,12 +156,16 @@ fn strangers_hear_nothing_of_each_other() {
 fn a_removed_node_and_a_replaced_session_end_at_once() {
     let mut engine = engine(vec![node(1, Role::Worker, "a"), node(2, Role::Worker, "a")]);
     open(&mut engine, 1, 1, None);
+    assert!(!engine.is_replaced(id(1), SessionId(1)));
     open(&mut engine, 2, 1, None);
+    let replaced = |engine: &Engine| [1, 2].map(|n| engine.is_replaced(id(1), SessionId(n)));
+    assert_eq!(replaced(&engine), [true, false], "before it was told so");
     let ended = |engine: &mut Engine, session| engine.poll_session(SessionId(session));
     assert_eq!(
         ended(&mut engine, 1),
         Some(Output::End(EndReason::Replaced))
     );
+    assert_eq!(replaced(&engine), [true, false]);
     engine
         .watch_routes(SessionId(3), NETWORK, Some(id(1)))
         .expect("known");

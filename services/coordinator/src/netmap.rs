@@ -147,6 +147,10 @@ fn gone(rejected: Rejected) -> Error {
 }
 
 impl Session {
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
     /// The next news; `None` when the session is over. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Output> {
         self.outputs.recv().await.map(|output| *output)

@@ -172,6 +172,24 @@ impl Engine {
         self.outbox.sessions.len()
     }
 
+    /// Whether a newer session of the node has replaced this one, told so or not: what its stream
+    /// still says is of the past.
+    pub fn is_replaced(&self, node: NodeId, session: SessionId) -> bool {
+        let home = self
+            .homes
+            .get(&node)
+            .and_then(|home| self.networks.get(home));
+        let current = home.and_then(|network| network.nodes.get(&node)?.session);
+        current.is_some_and(|current| current != session)
+    }
+
+    /// How many peers, routes and keys are noted that sessions have not been told of yet: each once
+    /// for each session at most, however often it changed.
+    pub fn pending(&self) -> usize {
+        let sessions = self.outbox.sessions.values();
+        sessions.map(|session| session.kind.pending()).sum()
+    }
+
     /// A relay.
     pub fn relay(&self, id: RelayId) -> Option<RelayRef<'_>> {
         self.relays.get(&id).map(RelayRef)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::model::node::NodeReport;
+use mesh_netmap::{Rejected, SessionId};
 use mesh_ssh::key::PublicKey;
 use mesh_types::heartbeat::HeartbeatRefusal;
 use mesh_types::{NetworkName, NodeId, RelayId, Service, Standing, Timestamp};
@@ -220,22 +221,40 @@ impl Core {
     }
 
     /// Takes over what a node or relay says of itself. Volatile facts go to memory at once, also
-    /// while the store is down; durable ones are written when they differ.
-    pub(crate) async fn report(&self, party: Party, report: NodeReport) -> Result<(), Error> {
+    /// while the store is down; durable ones are written when they differ. What a node's stream says
+    /// after another one has replaced it, which it may not know yet, counts no more.
+    pub(crate) async fn report(
+        &self,
+        party: Party,
+        session: SessionId,
+        report: NodeReport,
+    ) -> Result<(), Error> {
         match party {
-            Party::Node(id) => self.node_report(id, report).await,
+            Party::Node(id) => self.node_report(id, session, report).await,
             Party::Relay(id) => self.relay_report(id, report).await,
         }
     }
 
-    async fn node_report(&self, id: NodeId, report: NodeReport) -> Result<(), Error> {
+    async fn node_report(
+        &self,
+        id: NodeId,
+        session: SessionId,
+        report: NodeReport,
+    ) -> Result<(), Error> {
         let endpoints = report.endpoints.clone();
         let home = report
             .home_relay
             .filter(|relay| self.members.relay(*relay).is_some());
-        self.netmap
-            .with(move |engine, _| engine.report(id, endpoints, home))
-            .await??;
+        let counts = self.netmap.with(move |engine, _| {
+            let counts = !engine.is_replaced(id, session);
+            if counts {
+                engine.report(id, endpoints, home)?;
+            }
+            Ok::<_, Rejected>(counts)
+        });
+        if !counts.await?? {
+            return Ok(());
+        }
 
         let services = take_services(&report.services);
         let differs = |node: &NodeRecord| {

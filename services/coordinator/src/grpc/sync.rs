@@ -13,7 +13,7 @@ use mesh_api::model::heartbeat::HeartbeatFacts;
 use mesh_api::model::node::NodeReport;
 use mesh_api::pb;
 use mesh_daemon::DrainGuard;
-use mesh_netmap::{EndReason, Output};
+use mesh_netmap::{EndReason, Output, SessionId};
 use prost::Message as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -307,7 +307,7 @@ impl Stream {
                 },
                 () = tokio::time::sleep_until(pending.report_at),
                     if pending.report.is_some() && pending.passing.is_none() => {
-                    self.pass_report(&mut pending);
+                    self.pass_report(session.id(), &mut pending);
                     Step::On
                 }
                 answer = passed(&mut pending.passing) => self.report_passed(&mut pending, answer),
@@ -358,13 +358,13 @@ impl Stream {
         drop(self.core().start("hello", action));
     }
 
-    fn pass_report(&self, pending: &mut Pending) {
+    fn pass_report(&self, session: SessionId, pending: &mut Pending) {
         let Some(report) = pending.report.take() else {
             return;
         };
         let (core, party, again) = (Arc::clone(self.core()), self.party, report.clone());
         // Boxed, or its size would be part of every stream's.
-        let action = Box::pin(async move { core.report(party, *again).await });
+        let action = Box::pin(async move { core.report(party, session, *again).await });
         let answer = self.core().start("report", action);
         pending.passing = Some(Passing { report, answer });
     }
