@@ -77,6 +77,10 @@ pub(crate) struct Process {
     pub(crate) first_filter: Option<PacketFilter>,
     pub(crate) last_message: Option<Vec<u8>>,
     pub(crate) names: BTreeMap<NodeId, mesh_types::NodeName>,
+    /// Segments that its tunnels were given.
+    pub(crate) sealed: usize,
+    /// Those whose initiations it did not take, and until when it does nothing about that.
+    pub(crate) deaf: BTreeMap<usize, Duration>,
 }
 
 /// A connection to a relay, or the wish for one.
@@ -175,6 +179,8 @@ impl Node {
             first_filter: None,
             last_message: None,
             names: BTreeMap::new(),
+            deaf: BTreeMap::new(),
+            sealed: 0,
         }));
     }
 

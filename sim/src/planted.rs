@@ -43,6 +43,11 @@ pub enum Bug {
     StayOnRelay,
     /// A node's tunnels go on by a relay that is gone.
     ClingToRelay,
+    /// A node does nothing about an initiation whose time stamp is not above the last one, as if its
+    /// sender's clock could not have gone back.
+    IgnoreOldStamps,
+    /// The coordinator takes a report of a stream that a newer one has replaced.
+    TakeLateReports,
     /// No certificate is renewed.
     NeverRenew,
     /// The coordinator never frees an update that it has sent.
@@ -81,6 +86,8 @@ impl Bug {
         Self::KeepEndpoints,
         Self::StayOnRelay,
         Self::ClingToRelay,
+        Self::IgnoreOldStamps,
+        Self::TakeLateReports,
         Self::NeverRenew,
         Self::LeakUpdates,
     ];
@@ -115,6 +122,8 @@ impl Bug {
             Self::KeepEndpoints => "keep-endpoints",
             Self::StayOnRelay => "stay-on-relay",
             Self::ClingToRelay => "cling-to-relay",
+            Self::IgnoreOldStamps => "ignore-old-stamps",
+            Self::TakeLateReports => "take-late-reports",
             Self::NeverRenew => "never-renew",
             Self::LeakUpdates => "leak-updates",
         }

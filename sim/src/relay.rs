@@ -295,6 +295,12 @@ impl Process {
         self.clients.contains_key(&conn)
     }
 
+    /// Clients to whom not all is written that there is for them.
+    pub(crate) fn unwritten(&self) -> usize {
+        let waits = |client: &&Client| !client.queue.is_empty();
+        self.clients.values().filter(waits).count()
+    }
+
     pub(crate) fn held(&self) -> usize {
         self.clients.len()
     }

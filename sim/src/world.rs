@@ -1,5 +1,6 @@
 //! The world: everything there is, and the one loop that lets time pass.
 
+mod bounds;
 mod check;
 mod control;
 mod coordinator;
@@ -12,7 +13,7 @@ mod soak;
 mod troubles;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,8 @@ pub struct World {
     next_life: u64,
     next_port: u16,
     steps_at_once: u32,
+    /// Flows that were opened from and to each address.
+    opened: BTreeMap<IpAddr, usize>,
 }
 
 const NETWORKS: [(&str, [u8; 16]); 2] = [("default", [1; 16]), ("lab", [2; 16])];
@@ -134,6 +137,7 @@ impl World {
             next_life: 0,
             next_port: 0,
             steps_at_once: 0,
+            opened: BTreeMap::new(),
         };
         let store = &mut world.coordinator.store;
         store.up = true;

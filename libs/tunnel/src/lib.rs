@@ -37,6 +37,7 @@ pub use event::{Event, PathKind};
 pub use nacl::{disco_public_key, wg_public_key};
 pub use stats::{DropCounters, DropReason, PeerStats};
 pub use turns::{MOST_AT_ONCE, MOST_PER_SECOND};
+pub use wg::MOST_WAITING;
 
 /// Overlay MTU in bytes, unless a larger path MTU has been proven: the least that IPv6 allows
 /// (RFC 8200, section 5).

@@ -159,6 +159,7 @@ impl Peer {
             path,
             rtt: self.paths.rtt(path),
             active: self.paths.is_active(now),
+            waiting: self.session.as_ref().map_or(0, |session| session.waiting()),
         }
     }
 }

@@ -31,6 +31,9 @@ pub struct PeerStats {
     pub rtt: Option<Duration>,
     /// Whether there was traffic lately.
     pub active: bool,
+    /// Packets that wait for a session with it; [`MOST_WAITING`](crate::MOST_WAITING) at most, what
+    /// comes after is lost.
+    pub waiting: usize,
 }
 
 macro_rules! drop_reasons {

@@ -26,6 +26,8 @@ pub(crate) use identity::{Identity, Initiator};
 
 /// Longest handshake message, in bytes (an initiation).
 pub(crate) const MAX_HANDSHAKE: usize = 148;
+/// So many packets wait for a session at most (boringtun: MAX_QUEUE_DEPTH).
+pub const MOST_WAITING: usize = 256;
 /// A session is not used for longer (WireGuard: REJECT_AFTER_TIME).
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// All keys are gone this long after the last authentic packet.
@@ -127,6 +129,8 @@ pub(crate) struct Session {
     /// When something authentic came last.
     heard: Option<Instant>,
     unreachable: bool,
+    /// Packets that wait for it; boringtun keeps them and does not say how many.
+    waiting: usize,
 }
 
 impl std::fmt::Debug for Session {
@@ -158,7 +162,13 @@ impl Session {
             asked: now,
             heard: None,
             unreachable: false,
+            waiting: 0,
         }
+    }
+
+    /// How many packets wait for it: [`MOST_WAITING`] at most.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
     }
 
     pub(crate) fn established(&self) -> Option<Instant> {
@@ -176,10 +186,14 @@ impl Session {
     pub(crate) fn seal(&mut self, padded: &[u8], into: &mut [u8], now: Instant) -> Sealed {
         clock::follow(now);
         self.wake_up(now);
-        match self.tunn.encapsulate(padded, into) {
-            TunnResult::WriteToNetwork(datagram) if datagram[0] == DATA => {
-                Sealed::Data(datagram.len())
-            }
+        let sealed = self.tunn.encapsulate(padded, into);
+        if let TunnResult::WriteToNetwork(datagram) = &sealed
+            && datagram[0] == DATA
+        {
+            return Sealed::Data(datagram.len());
+        }
+        self.waiting = (self.waiting + 1).min(MOST_WAITING);
+        match sealed {
             TunnResult::WriteToNetwork(datagram) => {
                 let len = datagram.len();
                 self.begin(now);
@@ -255,8 +269,14 @@ impl Session {
     pub(crate) fn flush(&mut self, into: &mut [u8], now: Instant) -> Option<usize> {
         clock::follow(now);
         match self.tunn.decapsulate(None, &[], into) {
-            TunnResult::WriteToNetwork(datagram) if datagram[0] == DATA => Some(datagram.len()),
-            _ => None,
+            TunnResult::WriteToNetwork(datagram) if datagram[0] == DATA => {
+                self.waiting = self.waiting.saturating_sub(1);
+                Some(datagram.len())
+            }
+            _ => {
+                self.waiting = 0;
+                None
+            }
         }
     }
 
@@ -294,7 +314,9 @@ impl Session {
             self.unreachable = true;
             self.last_tick = now;
             // It gives up at about the same time, with what waited; whatever else it wants is late.
-            let _expired = self.tunn.update_timers(into);
+            if let TunnResult::Err(_) = self.tunn.update_timers(into) {
+                self.waiting = 0;
+            }
             return Due::Nothing;
         }
         // Without keys its timers could only ask again.
@@ -311,6 +333,11 @@ impl Session {
                 } else {
                     Due::Keepalive(len)
                 }
+            }
+            // Expired: what waited is thrown away.
+            TunnResult::Err(_) => {
+                self.waiting = 0;
+                Due::Nothing
             }
             _ => Due::Nothing,
         }
@@ -335,6 +362,10 @@ impl Session {
         match self.tunn.update_timers(into) {
             TunnResult::WriteToNetwork(datagram) if datagram[0] == INITIATION => {
                 Some(datagram.len())
+            }
+            TunnResult::Err(_) => {
+                self.waiting = 0;
+                None
             }
             _ => None,
         }

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_tunnel::{
-    Batch, Device, DeviceConfig, Event, MOST_AT_ONCE, MOST_PER_SECOND, Out, Source,
+    Batch, Device, DeviceConfig, Event, MOST_AT_ONCE, MOST_PER_SECOND, MOST_WAITING, Out, Source,
     disco_public_key, wg_public_key,
 };
 use mesh_types::key::SecretKey;
@@ -308,6 +308,21 @@ fn peers_without_any_way_to_them_are_greeted_once_there_is_one() {
     world.device.handle_relay_up(relay, world.now);
     world.run_for(secs(20));
     assert_eq!(world.asked_by_relay, 2 * 1000);
+}
+
+#[test]
+fn what_waits_for_a_silent_peer_is_bounded_and_sent_when_it_answers() {
+    let mut world = World::new(2);
+    let waiting = |world: &World, n| world.device.peer_stats(id(n)).map(|stats| stats.waiting);
+    world.send(std::iter::repeat_n(1, 3));
+    assert_eq!(waiting(&world, 1), Some(3));
+    world.send(std::iter::repeat_n(1, 300));
+    assert_eq!(waiting(&world, 1), Some(MOST_WAITING));
+    assert_eq!(waiting(&world, 2), Some(0));
+    world.wake_peer(1);
+    world.run_for(secs(6));
+    assert!(world.met.is_some());
+    assert_eq!(waiting(&world, 1), Some(0));
 }
 
 #[test]

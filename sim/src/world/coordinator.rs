@@ -275,22 +275,28 @@ impl World {
     }
 
     fn report(&mut self, conn: ConnId, report: NodeReport) {
-        let Some(stream) = self
-            .coordinator
-            .process
-            .as_mut()
-            .and_then(|process| process.streams.get_mut(&conn))
-        else {
+        let takes_late = self.has(Bug::TakeLateReports);
+        let Some(process) = &mut self.coordinator.process else {
+            return;
+        };
+        let Some(stream) = process.streams.get_mut(&conn) else {
             return;
         };
         let id = stream.node;
+        let engine = &process.engine;
+        let is_late = |session| engine.is_replaced(id, session);
+        if stream.session.is_some_and(is_late) && !takes_late {
+            self.note("report-late", format_args!("{id}"));
+            return;
+        }
         let Some(row) = self.coordinator.store.nodes.get(&id) else {
             return;
         };
         if row.services != report.services {
             if !self.coordinator.store.up {
                 // All of it waits, as in the product: reports are taken whole.
-                stream.report = Some((self.now + REPORT_RETRY, report));
+                let due = self.now + REPORT_RETRY;
+                stream.report = Some((due, report));
                 return;
             }
             let row = NodeRow {

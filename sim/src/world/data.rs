@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mesh_tunnel::{Batch, Event as TunnelEvent, Out, Source, derp, disco, stun};
-use mesh_types::{NodeId, RelayId};
+use mesh_tunnel::{Batch, DropReason, Event as TunnelEvent, Out, Source, derp, disco, stun};
+use mesh_types::{NodeId, RelayId, WgPublicKey};
 
 use super::{Event, World};
 use crate::node::Link;
@@ -21,6 +21,20 @@ const OPENING: Duration = Duration::from_secs(10);
 /// A netmap with another version is stored this long after it came, any other later.
 const STORE_SOON: Duration = Duration::from_millis(500);
 const STORE_LATER: Duration = Duration::from_secs(10);
+/// A node that does nothing about an old initiation asks for a session after this long, when what
+/// it sent was not answered (WireGuard's keepalive and rekey timeouts).
+const DEAF: Duration = Duration::from_secs(15);
+/// Whether a datagram asks for a WireGuard session.
+fn is_initiation(datagram: &[u8]) -> bool {
+    datagram.len() == 148 && datagram.starts_with(&[1, 0, 0, 0])
+}
+
+fn node_at(addr: SocketAddr) -> Option<usize> {
+    match place_of(addr) {
+        Some(Place::Node(n)) => Some(n),
+        _ => None,
+    }
+}
 
 impl World {
     // --- the node's shell
@@ -214,10 +228,17 @@ impl World {
     pub(super) fn dispatch(&mut self, n: usize, out: &Out) {
         for transmit in out.transmits() {
             for datagram in transmit.datagrams() {
+                if self.withholds(n, node_at(transmit.to), datagram) {
+                    continue;
+                }
                 self.send_datagram(n, transmit.to, datagram);
             }
         }
         for relayed in out.relayed() {
+            let to = self.node_of(&relayed.to);
+            if self.withholds(n, to, relayed.payload()) {
+                continue;
+            }
             let conn = self.nodes[n].process.as_ref().and_then(|process| {
                 let link = process.links.get(&relayed.relay)?;
                 link.conn.filter(|_| link.up)
@@ -291,7 +312,6 @@ impl World {
         match place_of(to) {
             Some(Place::Relay(relay)) => self.stun(relay, from, to, bytes),
             Some(Place::Node(n)) if n < self.nodes.len() => {
-                let at = self.at_node(n);
                 let node = &mut self.nodes[n];
                 if node.asleep.is_some() || !node.access.lets_in(to, from, now) {
                     return;
@@ -299,18 +319,53 @@ impl World {
                 if self.bug == Some(Bug::StayOnRelay) && disco::is_disco(bytes) {
                     return;
                 }
-                let Some(process) = &mut node.process else {
-                    return;
-                };
-                let mut out = Out::new();
-                let source = Source::Direct(from);
-                process
-                    .device
-                    .open(source, bytes, bytes.len(), &mut out, at);
-                self.dispatch(n, &out);
+                self.open(n, Source::Direct(from), bytes);
             }
             _ => {}
         }
+    }
+
+    /// A datagram reaches a node's tunnels.
+    pub(super) fn open(&mut self, n: usize, source: Source, datagram: &[u8]) {
+        let (at, now) = (self.at_node(n), self.now);
+        let sender = match source {
+            Source::Direct(addr) => node_at(addr),
+            Source::Relay { from, .. } => self.node_of(&from),
+        };
+        let ignores = self.has(Bug::IgnoreOldStamps) && is_initiation(datagram);
+        let Some(process) = self.nodes[n].process.as_deref_mut() else {
+            return;
+        };
+        let before = process.device.drops().get(DropReason::Replayed);
+        let mut out = Out::new();
+        process
+            .device
+            .open(source, datagram, datagram.len(), &mut out, at);
+        if ignores
+            && process.device.drops().get(DropReason::Replayed) > before
+            && let Some(sender) = sender
+        {
+            process.deaf.entry(sender).or_insert(now + DEAF);
+        }
+        self.dispatch(n, &out);
+    }
+
+    pub(super) fn node_of(&self, key: &WgPublicKey) -> Option<usize> {
+        let id = self.by_wg.get(key)?;
+        self.by_id.get(id).copied()
+    }
+
+    /// Whether a planted fault keeps this back from that node.
+    fn withholds(&mut self, n: usize, to: Option<usize>, datagram: &[u8]) -> bool {
+        let now = self.now;
+        let (Some(to), Some(process)) = (to, self.nodes[n].process.as_deref_mut()) else {
+            return false;
+        };
+        if !is_initiation(datagram) {
+            return false;
+        }
+        process.deaf.retain(|_, until| *until > now);
+        process.deaf.contains_key(&to)
     }
 
     fn stun(&mut self, relay: usize, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
@@ -346,17 +401,31 @@ impl World {
     pub(super) fn open_flow(&mut self, from: usize, to: NodeId, port: u16, v6: bool) -> u16 {
         self.next_port = self.next_port % 20_000 + 1;
         let local = 30_000 + self.next_port;
+        let (src, dst) = self.ends(from, to, v6);
+        for ip in [src, dst] {
+            *self.opened.entry(ip).or_default() += 1;
+        }
         self.send_syn(from, to, local, port, v6);
         local
     }
 
-    pub(super) fn send_syn(&mut self, from: usize, to: NodeId, local: u16, port: u16, v6: bool) {
+    /// The addresses of a flow.
+    fn ends(&self, from: usize, to: NodeId, v6: bool) -> (IpAddr, IpAddr) {
         let own = self.nodes[from].addrs;
         let peer = self.nodes[self.by_id[&to]].addrs;
-        let (src, dst): (IpAddr, IpAddr) = match v6 {
+        match v6 {
             true => (own.v6.into(), peer.v6.into()),
             false => (own.v4.into(), peer.v4.into()),
-        };
+        }
+    }
+
+    /// How many flows were opened from or to an address.
+    pub(super) fn opened_by(&self, ip: IpAddr) -> usize {
+        self.opened.get(&ip).copied().unwrap_or(0)
+    }
+
+    pub(super) fn send_syn(&mut self, from: usize, to: NodeId, local: u16, port: u16, v6: bool) {
+        let (src, dst) = self.ends(from, to, v6);
         if let Some(process) = &mut self.nodes[from].process {
             process.opened.insert((dst, local, port), self.now);
         }
@@ -376,6 +445,7 @@ impl World {
         let Some(process) = &mut self.nodes[n].process else {
             return;
         };
+        process.sealed += 1;
         let mut batch = Batch::new();
         let mut out = Out::new();
         batch.push(&segment.encode());

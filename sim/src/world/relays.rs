@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mesh_netmap::{ClientUpdate, SessionId};
+use mesh_tunnel::Source;
 use mesh_tunnel::derp::{self, Client, ClientEvent};
-use mesh_tunnel::{Out, Source};
 use mesh_types::{RelayId, WgPublicKey};
 
 use super::{Event, World};
@@ -137,12 +137,7 @@ impl World {
                 self.choose_home(n);
             }
             Heard::Packet(from, payload) => {
-                let mut out = Out::new();
-                let source = Source::Relay { relay: id, from };
-                process
-                    .device
-                    .open(source, &payload, payload.len(), &mut out, at);
-                self.dispatch(n, &out);
+                self.open(n, Source::Relay { relay: id, from }, &payload);
             }
             Heard::Gone(peer) => process.device.handle_relay_peer_gone(id, peer, at),
         }

@@ -217,6 +217,15 @@ impl World {
         let n = n.unwrap_or(self.nodes.len());
         if let Some(former) = self.nodes.get(n) {
             let (id, wg) = (former.id, mesh_tunnel::wg_public_key(&former.wg));
+            let addrs = former.addrs;
+            let is_taken = |ip| {
+                (0..)
+                    .zip(&self.nodes)
+                    .any(|(m, node)| m != n && node.addrs.contains(ip))
+            };
+            for ip in addrs.iter().filter(|ip| !is_taken(*ip)).collect::<Vec<_>>() {
+                self.opened.remove(&ip);
+            }
             self.by_id.remove(&id);
             self.by_wg.remove(&wg);
             self.model.forget(id);

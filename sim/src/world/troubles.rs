@@ -234,6 +234,7 @@ impl World {
             84..88 => self.weather(),
             88..92 => self.rebind(),
             92..94 => self.damage(),
+            94..97 => self.come_back_elsewhere(),
             _ => self.hostile(),
         }
     }
@@ -302,6 +303,28 @@ impl World {
             1 => self.start_node(n),
             _ => self.restart_node(n, polite, moves),
         }
+    }
+
+    /// A node that nobody hears any more loses power and comes back at another place, while what it
+    /// said last is still on its way.
+    fn come_back_elsewhere(&mut self) {
+        let those = self.those(|node| node.process.is_some());
+        let Some(n) = self.dice.pick(&those) else {
+            return;
+        };
+        self.note("elsewhere", format_args!("{n}"));
+        let (place, server) = (Place::Node(n), Place::Coordinator);
+        self.underlay.cut(place, server);
+        self.nodes[n].services = services(self.dice.below(16));
+        self.report_node(n);
+        for _ in 0..4 {
+            self.rename(false);
+            let pause = self.dice.millis(0, 500);
+            self.run_until(self.now + pause);
+        }
+        self.nodes[n].services = services(self.dice.below(16));
+        self.restart_node(n, false, true);
+        self.underlay.heal(place, server);
     }
 
     fn some_places(&mut self) -> Option<(Place, Place)> {
