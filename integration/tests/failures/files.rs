@@ -67,6 +67,8 @@ fn a_database_damaged_under_its_coordinator_is_told_and_what_runs_goes_on() {
 
     overwrite(&path);
     eventually("changes are refused, with the reason", SOON, || {
+        // Whatever a connection remembers of the file is whole; others read it.
+        cli.mesh(&["token", "list"]);
         let refused = cli.mesh(&["token", "create"]);
         ensure!(refused.code == Some(1), "{}", refused.all());
         ensure!(refused.stderr.contains("malformed"), "{}", refused.all());
