@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use integration::mesh_up::PORTS;
 use integration::{Agent, Cli, MeshUp, MeshUpOptions, binary};
@@ -455,6 +455,99 @@ fn a_clock_that_goes_off_by_a_day_later_is_told_by_the_agent_and_to_the_operator
             .arg(mesh)
             .arg("status"));
         assert!(status.all().contains("clock"), "{}", status.all());
+    }
+    up.child().assert_log_clean(&[]);
+}
+
+#[test]
+fn a_running_agents_clock_that_jumps_a_day_and_is_set_right_needs_no_hand() {
+    if !needs(&[Need::Program("faketime"), Need::Program("curl")]) {
+        return;
+    }
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    // Both ways at once: what is waited for is the next heartbeat.
+    let agents = DAY_OFF.map(|(name, shift, way)| {
+        let agent = Agent::new(&cli, name);
+        agent.join(&cli.token(&[])).expect_code(0);
+        let clock = cli.file(&format!("{name}.clock"), "+0\n").expect("file");
+        // The wall clock alone jumps, and it is the file that says how far.
+        let program = cli
+            .spec("faketime")
+            .args(["-f", "+0", "env", "-u", "FAKETIME"])
+            .arg(binary("worker-agent"))
+            .env("FAKETIME_TIMESTAMP_FILE", &clock)
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let child = agent.verb_of(program, &["run"]).spawn().expect("starts");
+        child.wait_for_line(": ready ", SOON);
+        (agent, child, clock, shift, way)
+    });
+    let set = |clock: &Path, shift: &str| {
+        // By a new file in its place, so that nobody reads half of it.
+        let fresh = clock.with_extension("fresh");
+        std::fs::write(&fresh, format!("{shift}\n")).expect("written");
+        std::fs::rename(&fresh, clock).expect("in its place");
+    };
+    let told = |rest: &str| {
+        eventually(rest, SOON, || {
+            let events = cli.mesh(&["events", "-n", "100"]).success()?.stdout;
+            anyhow::ensure!(events.contains(rest), "{events}");
+            Ok(())
+        });
+    };
+    let used = || {
+        for (agent, ..) in &agents {
+            let page = up.curl(&format!("/{}/", agent.name())).expect("an answer");
+            assert_eq!(page.status, 200, "{page:?}");
+        }
+    };
+    for (agent, ..) in &agents {
+        eventually("its console answers", SOON, || {
+            up.curl(&format!("/{}/", agent.name()))?.ok().map(drop)
+        });
+    }
+
+    let jumped = Instant::now();
+    for (_, _, clock, shift, _) in &agents {
+        set(clock, shift);
+    }
+    for (agent, _, _, _, way) in &agents {
+        told(&format!("  heartbeat-refused  {}  skew", agent.name()));
+        eventually("the agent names its clock", SOON, || {
+            let status = agent.verb(&["status"]).run(SOON)?.stdout;
+            let says = status.contains("this machine's clock is") && status.contains(way);
+            anyhow::ensure!(says, "{status}");
+            Ok(())
+        });
+    }
+    let noticed = jumped.elapsed();
+    used();
+
+    let right = Instant::now();
+    for (_, _, clock, _, _) in &agents {
+        set(clock, "+0");
+    }
+    for (agent, ..) in &agents {
+        told(&format!(
+            "  heartbeat-accepted  {}  after skew",
+            agent.name()
+        ));
+        eventually("it is online and content", SOON, || {
+            let state = cli.node_shown(&[agent.name()])["state"].clone();
+            anyhow::ensure!(state == "online", "{state}");
+            let status = agent.verb(&["status"]).run(SOON)?.success()?.stdout;
+            anyhow::ensure!(!status.contains("clock"), "{status}");
+            Ok(())
+        });
+    }
+    println!(
+        "noticed after {noticed:?}, well again after {:?}",
+        right.elapsed()
+    );
+    used();
+    for (_, child, ..) in &agents {
+        child.assert_log_clean(&[]);
     }
     up.child().assert_log_clean(&[]);
 }

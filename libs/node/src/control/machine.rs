@@ -75,6 +75,8 @@ pub enum Incoming {
     HeartbeatAck {
         /// Why it does not count; `None` when it does.
         refusal: Option<HeartbeatRefusal>,
+        /// The coordinator's clock.
+        server_time: Timestamp,
     },
     /// It ends the stream.
     Goodbye(Goodbye),
@@ -158,8 +160,6 @@ pub struct Machine {
     /// Not before this, whatever the wall says.
     renew_pause: Instant,
     last_error: Option<String>,
-    /// What is wrong with this machine's clock, as of the last welcome.
-    skew: Option<String>,
     random: StdRng,
     actions: VecDeque<Action>,
 }
@@ -180,7 +180,6 @@ impl Machine {
             renew_due: now.wall,
             renew_pause: now.at,
             last_error: None,
-            skew: None,
             random: StdRng::from_seed(seed),
             actions: VecDeque::new(),
         };
@@ -352,8 +351,7 @@ impl Machine {
 
     fn welcome(&mut self, nonce: Vec<u8>, server_time: Timestamp, now: Now) {
         self.failures = 0;
-        self.skew = skew_text(now.wall, server_time);
-        self.last_error.clone_from(&self.skew);
+        self.last_error = skew_text(now.wall, server_time);
         if let Some(since) = self.on_stored.take() {
             let span = now.at.saturating_duration_since(since);
             // An ordinary start is nothing to tell of.
@@ -402,7 +400,7 @@ impl Machine {
                     Err(error) => self.fail(error.to_string(), now),
                 }
             }
-            Incoming::HeartbeatAck { refusal: None } => {
+            Incoming::HeartbeatAck { refusal: None, .. } => {
                 self.stored_for = None;
                 if self.last_error.take().is_some() {
                     self.actions.push_back(Action::StateChanged);
@@ -410,13 +408,15 @@ impl Machine {
             }
             Incoming::HeartbeatAck {
                 refusal: Some(refusal),
+                server_time,
             } => {
-                // How far and which way is of more use than that it is too far.
-                let known = self
-                    .skew
-                    .clone()
-                    .filter(|_| refusal == HeartbeatRefusal::Skew);
-                let text = known
+                // How far and which way is of more use than that it is too far. A clock may go off
+                // at any time, so what the welcome said of it does not count.
+                let off = match refusal {
+                    HeartbeatRefusal::Skew => skew_text(now.wall, server_time),
+                    _ => None,
+                };
+                let text = off
                     .unwrap_or_else(|| format!("the coordinator refused a heartbeat: {refusal}"));
                 if self.last_error.as_ref() != Some(&text) {
                     self.last_error = Some(text);

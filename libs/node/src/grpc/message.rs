@@ -82,10 +82,11 @@ pub fn incoming(
             let pb::HeartbeatAck {
                 sequence: _,
                 refusal,
-                server_time: _,
+                server_time,
             } = ack;
             Incoming::HeartbeatAck {
                 refusal: refusal_of(&refusal),
+                server_time: Timestamp::from_micros(server_time),
             }
         }
         pb::sync_response::Message::Goodbye(pb::SyncGoodbye { reason }) => {

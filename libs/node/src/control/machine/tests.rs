@@ -59,6 +59,15 @@ impl Bench {
         self.machine.handle_message(message, self.now);
     }
 
+    /// By a coordinator whose clock is as this machine's.
+    fn ack(&mut self, refusal: Option<HeartbeatRefusal>) {
+        let server_time = self.now.wall;
+        self.hear(Incoming::HeartbeatAck {
+            refusal,
+            server_time,
+        });
+    }
+
     fn welcome(&mut self) {
         let server_time = self.now.wall;
         self.hear(Incoming::Welcome {
@@ -141,7 +150,7 @@ fn heartbeats_start_with_one_and_follow_every_15_seconds() {
     for sequence in 2..5 {
         assert_eq!(bench.step(), HEARTBEAT_INTERVAL);
         assert_eq!(bench.actions(), [heartbeat(sequence, bench.now.wall)]);
-        bench.hear(Incoming::HeartbeatAck { refusal: None });
+        bench.ack(None);
     }
 }
 
@@ -357,24 +366,30 @@ fn a_clock_that_is_off_is_told() {
     });
     let text = bench.machine.state().1.expect("a text").to_owned();
     assert!(text.contains("86400 s ahead of"), "{text}");
-    bench.hear(Incoming::HeartbeatAck {
+    let skewed = |server_time| Incoming::HeartbeatAck {
         refusal: Some(HeartbeatRefusal::Skew),
-    });
+        server_time,
+    };
+    bench.hear(skewed(server_time));
     // It goes on saying how far and which way.
     assert_eq!(bench.machine.state().1, Some(text.as_str()));
 
-    // The clock went off since the welcome.
-    let mut bench = Bench::new(None);
-    bench.step();
-    bench.hear(Incoming::Welcome {
-        nonce: vec![],
-        server_time: bench.now.wall,
-    });
-    bench.hear(Incoming::HeartbeatAck {
-        refusal: Some(HeartbeatRefusal::Skew),
-    });
+    // The clock went off since the welcome, is set too far, and then right.
+    let mut bench = Bench::live();
+    for (server_time, way) in [
+        (bench.now.wall.plus(DAY), "86400 s behind"),
+        (bench.now.wall.minus(DAY), "86400 s ahead of"),
+    ] {
+        bench.hear(skewed(server_time));
+        let text = bench.machine.state().1.expect("a text");
+        assert!(text.contains(way) && text.contains(OWN_CLOCK), "{text}");
+    }
+    // Right again by the time of the answer.
+    bench.ack(Some(HeartbeatRefusal::Skew));
     let text = bench.machine.state().1.expect("a text");
     assert!(text.contains("clock skew"), "{text}");
+    bench.ack(None);
+    assert_eq!(bench.machine.state().1, None);
 }
 
 proptest! {
@@ -390,7 +405,7 @@ proptest! {
                 6 => bench.machine.handle_closed("x".into(), bench.now),
                 7 => bench.hear(Incoming::Goodbye(Goodbye::Shutdown)),
                 8 => bench.pass(Duration::from_secs(7)),
-                _ => bench.hear(Incoming::HeartbeatAck { refusal: None }),
+                _ => bench.ack(None),
             }
             bench.actions();
             prop_assert!(bench.machine.poll_timeout().is_some());

@@ -13,7 +13,7 @@ fn the_certificate_is_renewed_at_two_thirds_of_its_life() {
     let mut asked = None;
     while asked.is_none() {
         bench.step();
-        bench.hear(Incoming::HeartbeatAck { refusal: None });
+        bench.ack(None);
         if bench.actions().contains(&Action::Renew) {
             asked = Some(bench.now.wall.since(bench.machine.validity().from));
         }
@@ -81,7 +81,7 @@ fn a_machine_that_sleeps_much_renews_in_time() {
         days += 1;
         for _ in 0..4 {
             bench.step();
-            bench.hear(Incoming::HeartbeatAck { refusal: None });
+            bench.ack(None);
         }
         assert!(days < 30, "its certificate ends after {life:?}");
     }

@@ -25,9 +25,7 @@ fn a_start_without_a_coordinator_is_told_until_a_heartbeat_counts() {
     bench.welcome();
     let alone = Some(bench.now.at.duration_since(begun));
     assert_eq!(told(&bench.actions()), [alone]);
-    bench.hear(Incoming::HeartbeatAck {
-        refusal: Some(HeartbeatRefusal::Skew),
-    });
+    bench.ack(Some(HeartbeatRefusal::Skew));
     bench.step();
     assert_eq!(told(&bench.actions()), [alone], "it was not taken");
     // Nor is it known whether this one was.
@@ -35,7 +33,7 @@ fn a_start_without_a_coordinator_is_told_until_a_heartbeat_counts() {
     bench.step();
     bench.welcome();
     assert_eq!(told(&bench.actions()), [alone]);
-    bench.hear(Incoming::HeartbeatAck { refusal: None });
+    bench.ack(None);
     bench.step();
     assert_eq!(told(&bench.actions()), [None]);
     // The netmap of before an outage is not a stored one.
