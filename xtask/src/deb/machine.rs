@@ -84,6 +84,7 @@ fn life(
         upgrade(debian, &files)?;
         use_mesh(debian)
     })?;
+    steps.step("machine: support bundle", || make_bundle(debian, secrets))?;
     // Until here, nothing was wrong.
     expect_clean_journal(debian, &begun)?;
     steps.step("machine: a wrong setting", || {
@@ -175,7 +176,7 @@ fn learn(debian: &Debian<'_>, secrets: &mut Secrets) -> Result<()> {
     ] {
         secrets.add(what, &debian.sh(script)?)?;
     }
-    let context = debian.sh("cat /root/.config/mesh/contexts/*.json")?;
+    let context = debian.sh("cat /root/.config/mesh/contexts/default.json")?;
     secrets.add_context("the operator's key", &context)
 }
 
@@ -244,6 +245,29 @@ fn upgrade(debian: &Debian<'_>, files: &str) -> Result<()> {
         before.1 == after.1,
         "other nodes after the upgrade: {before:?}, {after:?}"
     );
+    Ok(())
+}
+
+/// What an administrator sends to somebody who helps has what each unit wrote, and no secret.
+fn make_bundle(debian: &Debian<'_>, secrets: &Secrets) -> Result<()> {
+    debian.sh("umask 077
+        mesh support-bundle --output /root/bundle.tar.gz
+        mkdir /root/bundle
+        tar --extract --gzip --directory=/root/bundle --file=/root/bundle.tar.gz")?;
+    for unit in PACKAGES.iter().filter_map(|package| package.unit.as_ref()) {
+        let program = unit.program;
+        let log = format!("-path '*/logs/mesh-{program}.service.log'");
+        let text = debian.sh(&format!("find /root/bundle {log} -exec cat {{}} +"))?;
+        ensure!(
+            text.contains(&format!(" {program}[")),
+            "the bundle lacks what mesh-{program} wrote: {text}"
+        );
+    }
+    let all = debian.sh("find /root/bundle -type f -exec cat {} +")?;
+    if let Some(told) = secrets.told(&all) {
+        bail!("the support bundle: {told}");
+    }
+    debian.sh("rm -r /root/bundle /root/bundle.tar.gz")?;
     Ok(())
 }
 
