@@ -68,6 +68,7 @@ fn seeds() -> [(&'static str, Vec<u8>); 3] {
         }),
         version: "0.1.0".to_owned(),
         permit: None,
+        roles: Vec::new(),
     };
     let relay = Enrolment {
         wg: None,

@@ -131,6 +131,7 @@ impl Applicant {
             disco_proof: proof(ENROL_DISCO, &self.disco),
             version: "test".to_owned(),
             permit: self.permit.clone(),
+            roles: Vec::new(),
         })
     }
 

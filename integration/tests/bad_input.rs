@@ -351,6 +351,62 @@ fn a_wrong_authority_or_an_intercepting_proxy_is_told_and_sees_no_secret() {
     }
 }
 
+#[test]
+fn a_service_is_told_of_a_token_of_another_installation_or_for_another_program() {
+    let cli = Cli::new().expect("folders");
+    let up = coordinator(&cli);
+    let other_cli = Cli::new().expect("folders");
+    let other = coordinator(&other_cli);
+    let worker = cli.file("worker", &cli.token(&[])).expect("token file");
+    for (service, role) in [
+        ("relay", "relay"),
+        ("traffic-gateway", "gateway"),
+        ("deploy-manager", "deployer"),
+    ] {
+        let network = format!("of-{role}");
+        let words = ["--role", role, "--network", &network];
+        let words = match role {
+            "relay" => &words[..2],
+            _ => {
+                cli.mesh_ok(&["network", "create", &network]);
+                &words[..]
+            }
+        };
+        let state = cli.work(&format!("state-{service}"));
+        let verb = |words: &[&str], token: &Path| {
+            let spec = cli.product(service).args(words).arg("--token-file");
+            let state = format!("state_dir={}", state.display());
+            ran(spec.arg(token).args(["--set", &state]))
+        };
+        let made = format!("mesh token create --role {role}");
+        assert_says(
+            &verb(&["join"], &worker),
+            1,
+            &["for a worker", "not for", service, "not used up", &made],
+        );
+        let token = cli.file(role, &cli.token(words)).expect("token file");
+        verb(&["join"], &token).expect_code(0);
+        let theirs = other_cli.token(&["--role", role]);
+        let theirs = cli.file("theirs", &theirs).expect("token file");
+        let refused = verb(&[], &theirs);
+        let addrs = [&up, &other].map(|up| up.ready().coordinator.addr.clone());
+        let dir = state.display().to_string();
+        let told = [&addrs[0], &addrs[1], &dir, "away and start again"];
+        assert_says(&refused, 1, &told);
+    }
+    // The worker's token is as good as before, and its refusals left nobody behind.
+    let nodes = cli.mesh_json(&["node", "list"]);
+    assert!(
+        !nodes.to_string().contains("\"role\":\"worker\""),
+        "{nodes}"
+    );
+    let token = std::fs::read_to_string(&worker).expect("read");
+    Agent::new(&cli, "in-time").join(&token).expect_code(0);
+    for running in [&up, &other] {
+        running.child().assert_log_clean(&[]);
+    }
+}
+
 /// How far a clock is off, as faketime takes it, and how an agent says it.
 const DAY_OFF: [(&str, &str, &str); 2] = [
     ("yesterday", "-1d", "behind the coordinator's"),

@@ -11,7 +11,7 @@ use mesh_api::client::{ALPN_H2, AttemptError, ConnectError, connect};
 use mesh_api::tls::{self, COORDINATOR_NAME, Pin};
 use mesh_types::heartbeat::MAX_SKEW_SECS;
 use mesh_types::time::span;
-use mesh_types::{JoinToken, NodeName, Timestamp};
+use mesh_types::{JoinToken, NodeName, Role, Timestamp};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -31,6 +31,8 @@ pub struct EnrolOptions {
     pub version: String,
     /// An operator's permit to join as a node that exists already; empty: none.
     pub permit: Vec<u8>,
+    /// What this program can run: a token of another role is refused and not used up. Empty: any.
+    pub roles: Vec<Role>,
     /// How long all of it may take.
     pub timeout: Duration,
 }
@@ -42,6 +44,7 @@ impl EnrolOptions {
             hostname: hostname.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             permit: Vec::new(),
+            roles: Vec::new(),
             timeout: Duration::from_secs(30),
         }
     }

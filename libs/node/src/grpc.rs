@@ -168,6 +168,11 @@ pub(crate) async fn enrol(
         disco_proof: proof(ENROL_DISCO, state.disco_key(), challenge, spki),
         version: options.version.clone(),
         permit: options.permit.clone(),
+        roles: options
+            .roles
+            .iter()
+            .map(|role| pb::Role::from(*role).into())
+            .collect(),
     };
     let response = client(channel).enrol(request).await?.into_inner();
     let pb::EnrolResponse {

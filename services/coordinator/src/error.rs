@@ -2,6 +2,7 @@
 
 use mesh_api::csr::CsrError;
 use mesh_netmap::{Rejected, ReserveError};
+use mesh_types::Role;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
@@ -32,6 +33,12 @@ pub(crate) enum Error {
     TokenExpired,
     #[error("this join token was revoked; make a new one with 'mesh token create'")]
     TokenRevoked,
+    #[error(
+        "this join token is for a {token}, which {} runs, not for {}; it was not used up; make one with 'mesh token create --role {asked}'",
+        token.program(),
+        asked.program()
+    )]
+    TokenRole { token: Role, asked: Role },
     #[error("a token's life is 60 seconds to 24 hours, not {0} seconds")]
     TokenLifetime(u64),
 
@@ -145,6 +152,7 @@ impl Error {
             Self::TokenUsed => (Code::AlreadyExists, "token-used"),
             Self::TokenExpired => (Code::FailedPrecondition, "token-expired"),
             Self::TokenRevoked => (Code::PermissionDenied, "token-revoked"),
+            Self::TokenRole { .. } => (Code::FailedPrecondition, "token-role"),
             Self::NonceUnknown => (Code::Aborted, "nonce-unknown"),
             Self::BadProof(_) => (Code::PermissionDenied, "bad-proof"),
             Self::KeyTaken => (Code::AlreadyExists, "key-taken"),

@@ -63,7 +63,13 @@ pub async fn join(
     let enrolled = match state.enrolment()? {
         // An earlier join got as far as this, and was stopped before the move.
         Some(enrolled) => enrolled,
-        None => enrol(token, EnrolOptions::new(hostname), &state).await?,
+        None => {
+            let options = EnrolOptions {
+                roles: vec![Role::Deployer],
+                ..EnrolOptions::new(hostname)
+            };
+            enrol(token, options, &state).await?
+        }
     };
     let network = match (&enrolled.network, enrolled.role) {
         (Some(network), Role::Deployer) => network.clone(),

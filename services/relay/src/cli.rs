@@ -195,6 +195,7 @@ async fn join(state_dir: &Path, token: &JoinToken, hostname: String) -> anyhow::
     let options = EnrolOptions {
         version: build_info::VERSION.to_owned(),
         timeout: JOIN_LIMIT,
+        roles: vec![Role::Relay],
         ..EnrolOptions::new(hostname)
     };
     let enrolled = enrol(token, options, &state).await?;

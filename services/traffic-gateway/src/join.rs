@@ -81,6 +81,7 @@ pub async fn join(
     let fresh = state_dir.join(format!("joining-{id}"));
     let state = StateDir::open(&fresh)?;
     let mut enrolling = EnrolOptions::new(options.hostname);
+    enrolling.roles = vec![Role::Gateway];
     enrolling.version = mesh_daemon::build_info::VERSION.to_owned();
     let enrolled = enrol(token, enrolling, &state).await?;
     let place = match (&enrolled.network, enrolled.role) {

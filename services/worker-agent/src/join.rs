@@ -70,6 +70,7 @@ pub async fn join(
         version: build_info::VERSION.to_owned(),
         timeout: options.timeout,
         permit: options.permit,
+        roles: vec![Role::Worker, Role::Client, Role::Router],
         ..EnrolOptions::new(options.hostname)
     };
     let enrolled = enrol(token, options, &state).await?;

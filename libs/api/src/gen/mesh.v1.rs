@@ -2106,6 +2106,9 @@ pub struct EnrolRequest {
     /// re-joining as an existing node: an operator's permit
     #[prost(bytes = "vec", tag = "11")]
     pub permit: ::prost::alloc::vec::Vec<u8>,
+    /// what the program runs; a token of another role is not used up; empty: any
+    #[prost(enumeration = "Role", repeated, tag = "12")]
+    pub roles: ::prost::alloc::vec::Vec<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnrolResponse {

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use mesh_types::{DiscoPublicKey, TokenId, WgPublicKey};
+use mesh_types::{DiscoPublicKey, Role, TokenId, WgPublicKey};
 use zeroize::Zeroizing;
 
+use super::enums::role;
 use super::from_bytes;
 use crate::error::ProtocolError;
 use crate::pb;
@@ -39,6 +40,8 @@ pub struct Enrolment {
     pub version: String,
     /// An operator's permit to take an existing node's place.
     pub permit: Option<Vec<u8>>,
+    /// What the program can run; empty when it does not say.
+    pub roles: Vec<Role>,
 }
 
 impl fmt::Debug for Enrolment {
@@ -67,6 +70,7 @@ impl TryFrom<pb::EnrolRequest> for Enrolment {
             disco_proof,
             version,
             permit,
+            roles,
         } = request;
         let secret = Zeroizing::new(token_secret);
         Ok(Self {
@@ -79,6 +83,7 @@ impl TryFrom<pb::EnrolRequest> for Enrolment {
             disco: proven("disco_key", &disco_key, disco_proof)?,
             version,
             permit: (!permit.is_empty()).then_some(permit),
+            roles: roles.into_iter().map(role).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -95,6 +100,7 @@ impl From<Enrolment> for pb::EnrolRequest {
             disco,
             version,
             permit,
+            roles,
         } = enrolment;
         let (wg_key, wg_proof) = wg.map_or_else(Default::default, |wg| {
             (wg.key.as_bytes().to_vec(), wg.proof)
@@ -114,6 +120,10 @@ impl From<Enrolment> for pb::EnrolRequest {
             disco_proof,
             version,
             permit: permit.unwrap_or_default(),
+            roles: roles
+                .into_iter()
+                .map(|role| pb::Role::from(role).into())
+                .collect(),
         }
     }
 }

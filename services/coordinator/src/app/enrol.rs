@@ -95,6 +95,18 @@ fn admits(token: &TokenRecord, now: Timestamp) -> Result<(), Error> {
     }
 }
 
+/// Whether the program that asks runs what the token is for. Before anything is used up: it could
+/// not do anything with the identity.
+fn fits_program(token: &TokenRecord, runs: &[Role]) -> Result<(), Error> {
+    match runs {
+        [asked, ..] if !runs.contains(&token.role) => Err(Error::TokenRole {
+            token: token.role,
+            asked: *asked,
+        }),
+        _ => Ok(()),
+    }
+}
+
 impl Core {
     /// Lets a machine in by a token. Atomic: of any number of machines with a one-use token,
     /// exactly one gets in; the same machine gets the same answer as often as it asks.
@@ -114,7 +126,10 @@ impl Core {
                     .inc();
                 let genuine = matches!(
                     error,
-                    Error::TokenExpired | Error::TokenUsed | Error::TokenRevoked
+                    Error::TokenExpired
+                        | Error::TokenUsed
+                        | Error::TokenRevoked
+                        | Error::TokenRole { .. }
                 );
                 if genuine {
                     self.note_refused_join(token, reason).await;
@@ -152,6 +167,7 @@ impl Core {
         if token.revoked_at.is_some() {
             return Err(Error::TokenRevoked);
         }
+        fits_program(&token, &request.roles)?;
         let before = change.txn.token_use_show(token.id, &keys.identity).await?;
         match token.network {
             Some(network) => {

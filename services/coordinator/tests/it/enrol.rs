@@ -427,6 +427,35 @@ async fn a_removed_machine_needs_a_new_token() {
 }
 
 #[tokio::test]
+async fn a_token_for_another_program_is_refused_and_not_used_up() {
+    let mesh = Mesh::start().await;
+    for (role, program, asked) in [
+        (pb::Role::Worker, "relay", pb::Role::Relay),
+        (pb::Role::Worker, "traffic-gateway", pb::Role::Gateway),
+        (pb::Role::Relay, "worker-agent", pb::Role::Worker),
+    ] {
+        let token = mesh.token(role).await;
+        let machine = Machine::new();
+        let before = mesh.nodes().await.len();
+        let mut wrong = machine.request(&mesh, &token, "wrong").await;
+        wrong.roles = vec![asked.into()];
+        let status = send(&mesh, wrong).await.expect_err("refused");
+        assert_eq!(word(&status), "token-role");
+        let text = status.message();
+        let made = format!(
+            "mesh token create --role {}",
+            asked.as_str_name().to_lowercase().replace("role_", "")
+        );
+        assert!(text.contains(program) && text.contains(&made), "{text}");
+        assert_eq!(mesh.nodes().await.len(), before, "nobody is left behind");
+        // Whoever it is for gets in with it, by the same machine too.
+        let mut right = machine.request(&mesh, &token, "right").await;
+        right.roles = vec![pb::Role::Gateway.into(), role.into()];
+        send(&mesh, right).await.expect("joins");
+    }
+}
+
+#[tokio::test]
 async fn malformed_requests_are_refused_without_harm() {
     let mesh = Mesh::start().await;
     let token = mesh.token(pb::Role::Worker).await;

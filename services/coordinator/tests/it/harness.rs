@@ -359,6 +359,7 @@ impl Machine {
             disco_proof: proof(ENROL_DISCO, &self.disco),
             version: "0.1.0".to_owned(),
             permit: Vec::new(),
+            roles: Vec::new(),
         }
     }
 
