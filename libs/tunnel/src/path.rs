@@ -41,6 +41,8 @@ const FIRST_ROUNDS: [Duration; 3] = [
 const PROBE_GAP: Duration = Duration::from_millis(200);
 /// Without traffic for this long nothing is probed.
 pub(crate) const ACTIVE: Duration = Duration::from_secs(30);
+/// For how long probes go to who is quiet, to tell of this node's new place.
+const SOUGHT: Duration = Duration::from_secs(5);
 /// An unanswered probe is forgotten after this long.
 const PROBE_LIFE: Duration = Duration::from_secs(5);
 /// A peer's call-me-maybe is acted on no more often than this.
@@ -86,6 +88,8 @@ pub(crate) struct Paths {
     next_all: Option<Instant>,
     rounds: usize,
     last_activity: Option<Instant>,
+    /// Until then it is probed without traffic too.
+    sought_until: Option<Instant>,
     last_call: Option<Instant>,
     /// There is a sign that the best path does not work for the peer; its next answer clears it.
     doubted: bool,
@@ -174,6 +178,15 @@ impl Paths {
     pub(crate) fn is_active(&self, now: Instant) -> bool {
         self.last_activity
             .is_some_and(|last| now.saturating_duration_since(last) < ACTIVE)
+    }
+
+    /// Probes without traffic, for a while.
+    pub(crate) fn seek(&mut self, now: Instant) {
+        self.sought_until = Some(now + SOUGHT);
+    }
+
+    fn is_probed(&self, now: Instant) -> bool {
+        self.is_active(now) || self.sought_until.is_some_and(|until| now < until)
     }
 
     /// Nothing that was proven holds any more: the network changed.
@@ -348,7 +361,7 @@ impl Paths {
         now: Instant,
     ) {
         self.forget_old(now);
-        if !self.is_active(now) {
+        if !self.is_probed(now) {
             return;
         }
         if let Some(best) = self.best
@@ -412,9 +425,9 @@ impl Paths {
         self.probe_soon(now);
     }
 
-    /// When `poll` wants to be called next, while active.
+    /// When `poll` wants to be called next, while it probes.
     pub(crate) fn next_due(&self, now: Instant) -> Option<Instant> {
-        if !self.is_active(now) {
+        if !self.is_probed(now) {
             return None;
         }
         let best = self

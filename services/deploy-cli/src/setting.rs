@@ -105,7 +105,7 @@ impl Setting {
 
 /// Whether the coordinator did not answer at all; one that refuses did, and so did whatever else is
 /// found at its address.
-fn is_away(error: &anyhow::Error) -> bool {
+pub fn is_away(error: &anyhow::Error) -> bool {
     if let Some(ContextConnectError::Connect(error)) = error.downcast_ref() {
         // What stands in front of it breaks connections off when nobody is behind.
         return error.attempts.iter().all(|(_, reason)| {

@@ -16,7 +16,7 @@ use mesh_types::time::span;
 use mesh_types::{NetworkName, Timestamp};
 
 use crate::run::login_user;
-use crate::setting::{Issuer, Setting};
+use crate::setting::{Issuer, Setting, is_away};
 use crate::target::{Node, find};
 
 /// What the blocks are made of.
@@ -198,8 +198,12 @@ pub async fn refresh(
         known_hosts(&nodes, network).as_bytes(),
     )?;
     let issuer = Issuer::new(coordinator, network, key(dir)?);
-    let line = issuer.issue(principal.as_str(), &[node.id]).await?;
-    write_file(&file, format!("{line}\n").as_bytes())
+    match issuer.issue(principal.as_str(), &[node.id]).await {
+        Ok(line) => write_file(&file, format!("{line}\n").as_bytes()),
+        // It went away in between.
+        Err(error) if is_away(&error) => usable(&file, SystemTime::now().into()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the certificate in `file` lets somebody in at `now`.

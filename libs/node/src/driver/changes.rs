@@ -50,10 +50,10 @@ impl Changes {
     /// # Errors
     /// Nothing more will be heard.
     async fn next(&self) -> io::Result<()> {
-        let mut messages = [0; MESSAGES];
         let mut changed = false;
         loop {
             let mut ready = self.0.readable().await?;
+            let mut messages = [0; MESSAGES];
             match recv(
                 ready.get_inner().as_raw_fd(),
                 &mut messages,
@@ -91,12 +91,37 @@ fn tell(error: &io::Error) {
 mod tests {
     use std::time::Duration;
 
+    use mesh_testkit::{Lab, Need, needs};
+
     use super::*;
 
-    #[tokio::test]
-    async fn nothing_is_heard_while_nothing_changes() {
-        let changes = Changes::open().expect("a subscription");
-        let heard = tokio::time::timeout(Duration::from_millis(50), changes.next()).await;
-        assert!(heard.is_err(), "{heard:?}");
+    #[test]
+    fn an_address_that_comes_and_one_that_goes_are_heard_of_and_nothing_else() {
+        if !needs(&[Need::Root, Need::Program("ip")]) {
+            return;
+        }
+        let lab = Lab::new().expect("a lab");
+        let host = lab.host("alone").expect("a host");
+        let ip = |words: &[&str]| {
+            let ran = host.spec("ip").args(words).run(Duration::from_secs(30));
+            ran.expect("runs").expect_code(0);
+        };
+        ip(&["link", "set", "lo", "up"]);
+        host.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let changes = Changes::open().expect("a subscription");
+                let quiet = Duration::from_millis(50);
+                let none = tokio::time::timeout(quiet, changes.next()).await;
+                assert!(none.is_err(), "{none:?}");
+                for verb in ["add", "del"] {
+                    ip(&["addr", verb, "192.0.2.1/32", "dev", "lo"]);
+                    let soon = Duration::from_secs(30);
+                    let heard = tokio::time::timeout(soon, changes.next()).await;
+                    heard.expect("it is heard of").expect("no error");
+                }
+            });
+        });
     }
 }

@@ -46,6 +46,13 @@ impl Interfaces {
         Some(read)
     }
 
+    /// Whether an address that leads somewhere went, or came where there was none.
+    pub(super) fn is_elsewhere(&self, before: &Self) -> bool {
+        let usable = |of: &Self| of.outside.iter().any(is_usable);
+        let mut former = before.outside.iter().filter(|ip| is_usable(ip));
+        former.any(|ip| !self.outside.contains(ip)) || (usable(self) && !usable(before))
+    }
+
     /// Whether this address was the machine's before and is no more.
     pub(super) fn has_lost(&self, before: &Self, ip: IpAddr) -> bool {
         before.all.contains(&ip) && !self.all.contains(&ip)
@@ -67,6 +74,14 @@ fn is_overlay(interface: &nix::ifaddrs::InterfaceAddress) -> bool {
     alone && device.join("tun_flags").exists()
 }
 
+/// Whether other machines may be reached from it.
+fn is_usable(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
+    }
+}
+
 /// The candidates: for each bound socket its address, or those of the interfaces when it is bound
 /// to all of them. Loopback counts when a socket is bound to it, or when there is nothing else.
 pub(super) fn candidates(
@@ -75,10 +90,6 @@ pub(super) fn candidates(
     extra: &[SocketAddr],
     overlay: Option<OverlayAddrs>,
 ) -> Vec<SocketAddr> {
-    let usable = |ip: &IpAddr| match ip {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
-    };
     let ours = |ip: &IpAddr| overlay.is_some_and(|overlay| overlay.contains(*ip));
     let mut list: Vec<SocketAddr> = extra.to_vec();
     for socket in bound {
@@ -91,7 +102,7 @@ pub(super) fn candidates(
             interfaces
                 .iter()
                 .filter(of_family)
-                .filter(|ip| usable(ip) && !ours(ip))
+                .filter(|ip| is_usable(ip) && !ours(ip))
                 .map(|ip| SocketAddr::new(*ip, socket.port())),
         );
     }
@@ -155,6 +166,25 @@ mod tests {
             !lost("192.0.2.1"),
             "never on an interface, so nothing is known of it"
         );
+    }
+
+    #[test]
+    fn a_machine_is_elsewhere_when_an_address_that_leads_somewhere_goes_or_is_the_first() {
+        let elsewhere = |before: &[&str], now: &[&str]| {
+            let of = |outside: &[&str]| Interfaces {
+                all: Vec::new(),
+                outside: ips(outside),
+            };
+            of(now).is_elsewhere(&of(before))
+        };
+        let home = ["127.0.0.1", "192.168.1.5"];
+        assert!(elsewhere(&home, &["127.0.0.1"]));
+        assert!(elsewhere(&home, &["127.0.0.1", "10.0.0.9"]));
+        assert!(elsewhere(&["127.0.0.1", "fe80::1"], &home));
+        assert!(!elsewhere(&home, &home));
+        let bridge = ["127.0.0.1", "192.168.1.5", "172.17.0.1", "fe80::2"];
+        assert!(!elsewhere(&home, &bridge), "one more");
+        assert!(!elsewhere(&["192.168.1.5", "fe80::2"], &["192.168.1.5"]));
     }
 
     #[test]

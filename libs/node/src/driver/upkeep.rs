@@ -223,15 +223,17 @@ impl Driver {
     }
 
     /// Begins connections to relays anew that came from an address which this machine has no more:
-    /// they would seem to be alive for as long as the system sends what they hold again. And those
-    /// that are not made yet: they may be on their way from such an address, or rest after a time
-    /// without any.
+    /// they would seem to be alive for as long as the system sends what they hold again. Where an
+    /// address went, or there was none before, those that are not made yet too: they may be on
+    /// their way from that address, or rest after attempts without any. One more address does not
+    /// disturb them.
     fn renew_links(&mut self, before: &Interfaces, now: Instant) {
         let lost = |local: SocketAddr| self.own.has_lost(before, local.ip());
+        let is_elsewhere = self.own.is_elsewhere(before);
         let dead: Vec<RelayId> = self
             .links
             .iter()
-            .filter(|(_, link)| link.state().local.is_none_or(lost))
+            .filter(|(_, link)| link.state().local.map_or(is_elsewhere, lost))
             .map(|(id, _)| *id)
             .collect();
         for id in dead {

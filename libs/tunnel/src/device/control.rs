@@ -12,6 +12,8 @@ use crate::router::Slot;
 
 /// For how long a relay is believed that a peer is not connected to it.
 const GONE: Duration = Duration::from_secs(3);
+/// Quiet peers that are told of this node's new place by probes.
+const MOST_SOUGHT: usize = 256;
 
 impl Device {
     /// Takes over a new netmap: own addresses, filter, peers. Sessions and paths of peers that
@@ -249,17 +251,20 @@ impl Device {
     }
 
     /// Addresses or routes of this machine changed, or it slept: nothing that was proven about
-    /// paths holds any more. Packets go by relay until probes are answered again. Those are sent to
-    /// quiet peers with a session too, for half a minute: whoever of them begins to talk would look
-    /// for this node where it was.
+    /// paths holds any more. Packets go by relay until probes are answered again. For some seconds
+    /// those go to quiet peers with a session too, [`MOST_SOUGHT`] of them: whoever of them begins
+    /// to talk would look for this node where it was, and the rest find it by the relay.
     pub fn network_changed(&mut self, now: Instant) {
         self.now = now;
+        let mut sought = 0;
         for slot in self.peers.taken() {
             if let Some(peer) = self.peers.slot_mut(slot) {
                 peer.paths.reset(now);
                 let session = peer.session.as_deref();
-                if session.is_some_and(|session| !session.is_silent(now)) {
-                    peer.paths.on_activity(now);
+                let keys = session.is_some_and(|session| !session.is_silent(now));
+                if keys && !peer.paths.is_active(now) && sought < MOST_SOUGHT {
+                    sought += 1;
+                    peer.paths.seek(now);
                 }
             }
             self.greet_anew(slot);

@@ -55,6 +55,8 @@ impl Credential {
 
 pub(super) async fn run(session: &Session, args: LoginArgs) -> Result<()> {
     let contexts = Contexts::of_user()?;
+    // Now, not once everything else is done.
+    former(&contexts, &args.name)?;
     let pending = pending_key(&contexts, &args.name);
     if let Some(request) = args.request {
         make_request(&pending, &request)?;
@@ -105,17 +107,14 @@ pub(super) async fn run(session: &Session, args: LoginArgs) -> Result<()> {
 /// before hands on what it was told by `mesh context set`; one of another mesh is kept under another
 /// name, since nobody could make its key again.
 fn keep(contexts: &Contexts, name: &str, context: &mut Context) -> Result<()> {
-    let names = contexts.names();
-    if names.iter().any(|known| known == name) {
-        let before = contexts
-            .load(Some(name))
-            .context("there is a context of that name already; choose another with --name")?;
+    if let Some(before) = former(contexts, name)? {
         if before.ca == context.ca {
             context.socks = before.socks;
             context.deploy = before.deploy;
             context.gateway = before.gateway;
             context.network = before.network;
         } else {
+            let names = contexts.names();
             let mut spares = (1..).map(|n| format!("{name}-before-{n}"));
             let spare = spares.find(|spare| !names.contains(spare));
             let spare = spare.context("there is no name left for the context of before")?;
@@ -124,6 +123,18 @@ fn keep(contexts: &Contexts, name: &str, context: &mut Context) -> Result<()> {
         }
     }
     Ok(contexts.save(name, context, true)?)
+}
+
+/// The context that has this name so far.
+fn former(contexts: &Contexts, name: &str) -> Result<Option<Context>> {
+    if !contexts.names().iter().any(|known| known == name) {
+        return Ok(None);
+    }
+    let before = contexts.load(Some(name));
+    let before = before.with_context(|| {
+        format!("the context {name} is there and cannot be read; choose another name with --name")
+    })?;
+    Ok(Some(before))
 }
 
 fn say_welcome(session: &Session, name: &str, context: &Context) -> Result<()> {
