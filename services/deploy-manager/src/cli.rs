@@ -126,10 +126,11 @@ async fn run(config: Config, args: RunArgs) -> anyhow::Result<ExitCode> {
 /// arguments each time, when its tokens were used long ago.
 async fn first_joins(state_dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     let dirs: Vec<PathBuf> = joined(state_dir)?.into_iter().map(|(_, dir)| dir).collect();
-    for file in files {
-        fits_identities(file, &dirs)?;
-    }
     if dirs.len() >= files.len() {
+        // With fewer, one of them may be for a network of another installation.
+        for file in files {
+            fits_identities(file, &dirs)?;
+        }
         return Ok(());
     }
     for file in files {
