@@ -147,9 +147,6 @@ fn say_welcome(session: &Session, name: &str, context: &Context) -> Result<()> {
 
 /// The first operator's context, from the coordinator's own state directory.
 async fn from_coordinator(contexts: &Contexts, name: &str, state: &Path) -> Result<Context> {
-    if !state.is_dir() {
-        bail!("there is no directory {}", state.display());
-    }
     let files = async || coordinator::OperatorFiles::read(state);
     let files = patiently("its first start", files).await?;
     let mut context = first_operator(&files)?;
