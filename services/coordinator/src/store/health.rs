@@ -57,15 +57,22 @@ impl Health {
     /// Takes note of an error; those that say nothing of the store's health are left alone.
     pub(super) fn failed(&self, error: &DbErr) {
         if let Some(down) = outage(error) {
-            self.set_down(down.reason, down.unreachable);
-            if is_damage(error) {
-                self.0.send_modify(|state| state.damaged = true);
-            }
+            self.go_down(down, is_damage(error));
         }
     }
 
-    /// The store cannot be used, for this reason. One log line for each time it goes down.
+    /// The store cannot be used, for this reason.
     pub(super) fn set_down(&self, reason: String, unreachable: bool) {
+        let down = Down {
+            reason,
+            unreachable,
+        };
+        self.go_down(down, false);
+    }
+
+    /// One log line for each time it goes down. In one step: a trial that ends meanwhile would take
+    /// back the reason of what is for good.
+    fn go_down(&self, down: Down, damaged: bool) {
         self.0.send_if_modified(|state| {
             if state.damaged {
                 // Whatever comes of it, that is the reason.
@@ -73,17 +80,15 @@ impl Health {
             }
             if state.down.is_none() {
                 tracing::warn!(
-                    reason,
+                    reason = down.reason,
                     "the store takes no changes until it heals; connections go on"
                 );
             }
             state.since.get_or_insert_with(Instant::now);
-            let down = Some(Down {
-                reason,
-                unreachable,
-            });
-            let news = state.down != down;
+            let down = Some(down);
+            let news = damaged || state.down != down;
             state.down = down;
+            state.damaged = damaged;
             news
         });
     }
@@ -415,6 +420,25 @@ mod tests {
         );
         health.healed();
         assert!(health.end_reason().is_some(), "for good");
+    }
+
+    #[test]
+    fn damage_is_told_for_good_whatever_else_is_found() {
+        let health = Health::default();
+        let mut news = health.0.subscribe();
+        let down = Down {
+            reason: "malformed".into(),
+            unreachable: false,
+        };
+        health.go_down(down, true);
+        // Whoever looks sees both or neither.
+        let seen = news.borrow_and_update().clone();
+        assert!(seen.damaged && seen.down.is_some(), "{seen:?}");
+        health.healed();
+        health.set_down("away".into(), true);
+        health.healed();
+        assert_eq!(health.refusal().as_deref(), Some("malformed"));
+        assert!(health.is_damaged() && health.unreachable().is_none());
     }
 
     #[test]

@@ -54,6 +54,13 @@ async fn damage_under_a_running_store_is_told_until_its_end() {
     drop(store);
     let store = home.open().await.expect("opens again");
     let path = home.dir.path().join("coordinator.db");
+    // A connection goes by what it remembers of the file: this one has read nothing of the networks.
+    let fresh = crate::store::sqlite::connect(&path, 1).await;
+    let pools = crate::store::Pools {
+        writer: store.pools().writer,
+        reader: crate::store::snapshot::Reader::Pool(fresh.expect("connects")),
+    };
+    drop(store.replace_pools(pools));
     let length = std::fs::metadata(&path).expect("a file").len();
     let mut file = std::fs::OpenOptions::new()
         .write(true)
