@@ -230,6 +230,20 @@ fn a_lost_key_file_of_an_identity_is_not_made_anew() {
         );
     }
     assert!(!path.join("node.key").exists());
+    // Each of the others alone says that there was one.
+    for kept in ENROLLED {
+        for file in ENROLLED.iter().filter(|file| **file != kept) {
+            drop(fs::remove_file(path.join(file)));
+        }
+        fs::write(path.join(kept), "kept").expect("writes");
+        let lost = StateDir::open(&path).map(drop);
+        assert!(
+            matches!(lost, Err(StateDirError::Damaged { .. })),
+            "{kept}: {lost:?}"
+        );
+        fs::remove_file(path.join(kept)).expect("removes");
+    }
+    StateDir::open(&path).expect("begins anew");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use mesh_api::tls;
 use rustls::pki_types::CertificateDer;
 
-use super::files::read;
+use super::files::{at, read};
 use super::keys::{self, Keys};
 use super::{CA_FILE, CERT_FILE, ENROLLED, ENROLMENT_FILE, Enrolled, KEY_FILE, StateDirError};
 
@@ -15,14 +15,18 @@ use super::{CA_FILE, CERT_FILE, ENROLLED, ENROLMENT_FILE, Enrolled, KEY_FILE, St
 pub(super) fn keys(dir: &Path) -> Result<Option<Keys>, StateDirError> {
     let path = dir.join(KEY_FILE);
     let Some(bytes) = read(&path)? else {
-        if ENROLLED.iter().any(|file| !dir.join(file).exists()) {
-            return Ok(None);
+        // The key is written before all of these and removed after them, so that a crash leaves
+        // none of them without it.
+        for file in ENROLLED.map(|name| dir.join(name)) {
+            if at("look at", &file, file.try_exists())? {
+                return Err(StateDirError::Damaged {
+                    path,
+                    reason: "it is gone, and with it this node's keys; restore it from a backup, \
+                             or empty the directory and join again",
+                });
+            }
         }
-        return Err(StateDirError::Damaged {
-            path,
-            reason: "it is gone, and with it this node's keys; restore it from a backup, or empty \
-                     the directory and join again",
-        });
+        return Ok(None);
     };
     match Keys::parse(&bytes) {
         Some(keys) => Ok(Some(keys)),
