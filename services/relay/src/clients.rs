@@ -115,7 +115,12 @@ impl Clients {
         let bytes = serde_json::to_vec(&stored).unwrap_or_default();
         let written = state.write(FILE, &bytes);
         let why = written.as_ref().err();
-        self.list_state().unsaved = why.map(|error| mesh_daemon::report::chain(error));
+        let why = why.map(|error| mesh_daemon::report::chain(error));
+        let is_stored = why.is_none();
+        let before = std::mem::replace(&mut self.list_state().unsaved, why);
+        if is_stored && before.is_some() {
+            tracing::info!("the list of clients is stored again");
+        }
         written
     }
 

@@ -132,10 +132,8 @@ pub(crate) async fn store_again(clients: Arc<Clients>, state: StateDir) {
             continue;
         }
         let (clients, state) = (Arc::clone(&clients), state.clone());
-        let stored = tokio::task::spawn_blocking(move || clients.store(&state)).await;
-        if let Ok(Ok(())) = stored {
-            tracing::info!("the list of clients is stored again");
-        }
+        // What fails is told already, and kept for the status; success is logged where it stores.
+        drop(tokio::task::spawn_blocking(move || clients.store(&state)).await);
     }
 }
 
