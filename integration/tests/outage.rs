@@ -359,7 +359,7 @@ fn redis_goes_away_and_nobody_notices() {
     site.everybody_is_online();
     let away = gone.elapsed();
     // Its last heartbeat counted for 45 s.
-    let told = site.told("relay-down").expect("told");
+    let told = eventually("the relay is missed", SOON, || site.told("relay-down"));
     assert_eq!(told["severity"], "error", "there is no other: {told}");
     site.field.start_relay().expect("the relay starts again");
     bus.start_again();
@@ -404,7 +404,7 @@ fn redis_goes_away_and_nobody_notices() {
     relay.finish(SOON).expect("ends").expect_code(0);
     let words = ["node", "remove", "--yes", "relay"];
     site.field.operator().mesh_ok(&words);
-    let told = site.told("no-relay").expect("told");
+    let told = eventually("there is no relay", SOON, || site.told("no-relay"));
     assert_eq!(told["severity"], "warning", "{told}");
     site.use_everything(&mut Figures::default());
 

@@ -211,7 +211,7 @@ fn a_relay_without_room_goes_on_and_stores_its_clients_when_there_is_room() {
         });
         let unsaved = "the list of clients could not be stored";
         running.assert_log_clean(&[unsaved]);
-        assert_eq!(running.log().alarms(&[]).len(), 1, "told once");
+        assert!(!running.log().alarms(&[]).is_empty(), "it is told");
         agent.child().assert_log_clean(&[]);
 
         // It is a whole one: with nobody to ask, the relay knows the newcomer.

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use integration::hostile::{Others, resident, used};
+use integration::hostile::{Others, load, resident};
 use integration::raw::Applicant;
 use integration::wireguard::{Opened, RawTunnel};
 use integration::{Agent, Cli, MeshUp};
@@ -172,7 +172,6 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
     let before = resident(pid).expect("memory");
     let others = Others::of(&up).expect("people");
     let begun = Instant::now();
-    let worked = used(pid).expect("time");
     let flood = Flood::begin(target, &key);
     eventually("cookies are asked for", LET_IN, || {
         ensure!(flood.asked() > 0, "none was");
@@ -189,9 +188,11 @@ fn a_flood_of_handshakes_is_asked_for_cookies_and_stops_nobody() {
         Ok(())
     });
     let paged = started.elapsed();
+    // The least of three: what else goes on in the program, as starts and joins, comes and goes.
+    let busy = (0..3).map(|_| load(pid, Duration::from_secs(1)).expect("time"));
+    let busy = busy.min().expect("three");
     rest(LASTS.saturating_sub(begun.elapsed()));
     let took = begun.elapsed();
-    let busy = (used(pid).expect("time") - worked).as_millis() * 100 / took.as_millis();
     let asked = flood.asked();
     let mut stranger = flood.end();
     tell("handshakes", others);
