@@ -1,5 +1,7 @@
 //! The coordinator's `GatewayService`, as its client.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use mesh_api::pb;
 use mesh_api::pb::gateway_service_client::GatewayServiceClient;
 use mesh_daemon::Latch;
@@ -14,7 +16,7 @@ pub(crate) async fn routes(
     node: &Node,
     network: &NetworkName,
     table: &Table,
-    followed: &mut bool,
+    followed: &AtomicBool,
     latch: &Latch,
 ) -> String {
     let mut client = GatewayServiceClient::new(node.channel());
@@ -47,8 +49,8 @@ pub(crate) async fn routes(
                 tracing::debug!(
                     %network, full, changed = changed.len(), removed = removed.len(), "routes",
                 );
+                followed.store(true, Ordering::Relaxed);
                 table.change(|table| table.apply(network, full, changed, &removed));
-                *followed = true;
                 latch.ready();
             }
             Ok(None) => return "closed by the coordinator".to_owned(),

@@ -6,6 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_daemon::Latch;
@@ -52,16 +53,17 @@ impl Table {
 pub async fn follow(node: Node, network: NetworkName, table: Table, latch: Latch) {
     let mut netmap = node.netmap();
     let mut wait = FIRST_WAIT;
-    let mut followed = false;
+    // Both run side by side until the first answer, and look at it before each change.
+    let followed = AtomicBool::new(false);
     loop {
         tokio::select! {
-            end = grpc::routes(&node, &network, &table, &mut followed, &latch) => {
+            end = grpc::routes(&node, &network, &table, &followed, &latch) => {
                 tracing::debug!(%network, reason = %end, "route stream ended");
-                if followed {
+                if followed.load(Ordering::Relaxed) {
                     latch.degraded(&format!("{end}; the last routes stay"));
                 }
             }
-            () = stored_routes(&mut netmap, &network, &table, &latch), if !followed => {}
+            () = stored_routes(&mut netmap, &network, &table, &followed, &latch) => {}
         }
         if node.control().borrow().is_removed() {
             tracing::info!(%network, "the gateway was removed from the network");
@@ -69,7 +71,7 @@ pub async fn follow(node: Node, network: NetworkName, table: Table, latch: Latch
             latch.not_ready("removed from the network");
             return;
         }
-        if followed {
+        if followed.load(Ordering::Relaxed) {
             wait = FIRST_WAIT;
         }
         tokio::time::sleep(jittered(wait)).await;
@@ -83,14 +85,19 @@ fn jittered(wait: Duration) -> Duration {
     wait / 2 + (wait / 2) * u32::try_from(random).unwrap_or(0) / 511
 }
 
-/// Takes the routes from the stored netmap, again whenever it changes. Never ends by itself.
+/// Takes the routes from the stored netmap, again whenever it changes, until they are followed.
+/// Never ends by itself.
 async fn stored_routes(
     netmap: &mut watch::Receiver<Option<Arc<Netmap>>>,
     network: &NetworkName,
     table: &Table,
+    followed: &AtomicBool,
     latch: &Latch,
 ) {
     loop {
+        if followed.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         let routes = netmap.borrow_and_update().as_deref().map(routes_of);
         if let Some(routes) = routes {
             table.change(|table| table.apply(network, true, routes, &[]));
@@ -116,4 +123,83 @@ fn routes_of(netmap: &Netmap) -> Vec<Route> {
             state: peer.state,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mesh_types::{Cursor, NetworkId, NodeId, NodeState, OverlayAddrs, PacketFilter, SelfNode};
+
+    use super::*;
+    use crate::route_table::NetworkSlot;
+
+    /// With nobody else in the network.
+    fn netmap() -> Option<Arc<Netmap>> {
+        Some(Arc::new(Netmap {
+            cursor: Cursor::default(),
+            node: SelfNode {
+                id: NodeId::from_bytes([9; 16]),
+                network: NetworkId::from_bytes([1; 16]),
+                network_name: NetworkName::default_network(),
+                name: "gateway".parse().expect("a name"),
+                role: Role::Gateway,
+                addrs: OverlayAddrs {
+                    v4: [100, 64, 0, 9].into(),
+                    v6: [0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 9].into(),
+                },
+                console_prefix: String::new(),
+                ssh_ca: String::new(),
+            },
+            peers: BTreeMap::new(),
+            filter: PacketFilter::default(),
+            relays: Vec::new(),
+        }))
+    }
+
+    fn route() -> Route {
+        Route {
+            node: NodeId::from_bytes([1; 16]),
+            network: NetworkName::default_network(),
+            name: "worker-node-1".parse().expect("a name"),
+            addrs: OverlayAddrs {
+                v4: [100, 64, 0, 1].into(),
+                v6: [0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 1].into(),
+            },
+            services: Vec::new(),
+            state: NodeState::Online,
+        }
+    }
+
+    #[tokio::test]
+    async fn netmaps_change_no_route_once_routes_are_followed() {
+        let network = NetworkName::default_network();
+        let table = Table::default();
+        table.change(|table| table.add_network(&network, NetworkSlot(0)));
+        let (sender, mut netmaps) = watch::channel(netmap());
+        let followed = AtomicBool::new(false);
+        let latch = mesh_daemon::Handles::default()
+            .readiness
+            .latch("routes", "not received yet");
+        let stored = stored_routes(&mut netmaps, &network, &table, &followed, &latch);
+        let told = async {
+            let apply = || {
+                table.change(|table| table.apply(&network, false, vec![route()], &[]));
+            };
+            apply();
+            sender.send_replace(netmap());
+            tokio::task::yield_now().await;
+            assert_eq!(table.current().entries().len(), 0, "by the netmap so far");
+            apply();
+            followed.store(true, Ordering::Relaxed);
+            sender.send_replace(netmap());
+            tokio::task::yield_now().await;
+            assert_eq!(table.current().entries().len(), 1, "it is of the past");
+        };
+        tokio::select! {
+            biased;
+            () = stored => panic!("it ended"),
+            () = told => {}
+        }
+    }
 }
