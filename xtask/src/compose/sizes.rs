@@ -22,7 +22,8 @@ const IMAGES: &[Image] = &[
     image("deploy-manager", 88, 4),
     image("worker-agent", 26, 4),
     image("mesh", 56, 4),
-    image("worker-node", 165, 140),
+    // The day of its Debian may lie some way back, and what was mended since is in it twice.
+    image("worker-node", 190, 165),
 ];
 
 const fn image(name: &'static str, ceiling: u64, rest: u64) -> Image {
